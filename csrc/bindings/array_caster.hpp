@@ -1,0 +1,69 @@
+// numpy arrays as plait::ConstArray (any) and plait::Array (writable). bfloat16 is ml_dtypes', found by its type number.
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "core/array.hpp"
+
+namespace plait {
+
+inline int& bfloat16_number() {
+  static int number = -1;
+  return number;
+}
+
+inline bool dtype_from(const pybind11::dtype& d, DType& out) {
+  if (d.num() == bfloat16_number()) return out = DType::bfloat16, true;
+  switch (d.kind()) {
+    case 'f':
+      if (d.itemsize() == 4) return out = DType::float32, true;
+      if (d.itemsize() == 2) return out = DType::float16, true;
+      return false;
+    case 'i': case 'u': {
+      bool sign = d.kind() == 'i';
+      switch (d.itemsize()) {
+        case 1: return out = sign ? DType::int8 : DType::uint8, true;
+        case 2: return out = sign ? DType::int16 : DType::uint16, true;
+        case 4: return out = sign ? DType::int32 : DType::uint32, true;
+        default: return out = sign ? DType::int64 : DType::uint64, true;
+      }
+    }
+    default: return false;
+  }
+}
+
+inline bool load_array(pybind11::handle src, ConstArray& a, bool writable) {
+  namespace py = pybind11;
+  if (!py::isinstance<py::array>(src)) return false;
+  auto x = py::reinterpret_borrow<py::array>(src);
+  if (x.ndim() > MAX_DIMS || (writable && !x.writeable()) || !dtype_from(x.dtype(), a.dtype))
+    return false;
+  a.data = x.data();
+  a.ndim = int(x.ndim());
+  const int64_t item = size_of(a.dtype);
+  for (int i = 0; i < a.ndim; i++) {
+    a.shape[i] = x.shape(i);
+    if (x.strides(i) % item) return false;
+    a.strides[i] = x.strides(i) / item;
+  }
+  return true;
+}
+
+}  // namespace plait
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<plait::ConstArray> {
+  PYBIND11_TYPE_CASTER(plait::ConstArray, const_name("numpy.ndarray"));
+  bool load(handle src, bool) { return plait::load_array(src, value, false); }
+};
+
+template <>
+struct type_caster<plait::Array> {
+  PYBIND11_TYPE_CASTER(plait::Array, const_name("numpy.ndarray (writable)"));
+  bool load(handle src, bool) { return plait::load_array(src, value, true); }
+};
+
+}  // namespace pybind11::detail

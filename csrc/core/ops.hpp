@@ -1,0 +1,154 @@
+// The contract: every op, once. Both backends implement exactly this; outputs come last and are preallocated.
+//
+// Shapes are in comments. x, grad, out are float32 or bfloat16 storage (all the same within a call unless said);
+// sums run in float32. Parameter gradients, statistics and optimizer state are float32. "accumulate" continues
+// the chain of additions that `out` holds (beta = 1): the stored float32 is loaded first, then terms are added one
+// by one; false starts at zero. Arrays are contiguous unless a comment says strided (then the last axis has
+// stride 1). An output element's order of additions depends on no other size, tile or thread (docs/numerics.md).
+#pragma once
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/array.hpp"
+
+namespace plait {
+
+// --- matmul -------------------------------------------------------------------------------------
+// out(M, N) [+]= op(a) op(b) [+ bias(N)]; op(a) (M, K), op(b) (K, N). a, b float32 or bfloat16, out float32
+// or the type of a. Rows strided. K is cut at `leaves` = {0, ..., K}: each leaf is one fused-multiply-add chain
+// in ascending k from zero (the first from `out` if accumulate), leaves are merged by the tree (splits at the
+// largest power of two below n), then bias is added in float32, then one rounding to out's type. accumulate
+// needs a float32 out and a single leaf. K = 0 gives zeros (or bias).
+void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool transpose_b,
+            const std::vector<int64_t>& leaves, bool accumulate,
+            const std::optional<ConstArray>& bias, const Array& out);
+
+// --- sums and copies --------------------------------------------------------------------------
+// out = x0 + x1 + ... in float32, one chain in the given order, rounded once. Any equal shapes, contiguous.
+void add(const std::vector<ConstArray>& inputs, const Array& out);
+// out = tree sum of float32 parts [+ bias over the last axis] rounded to out's type. After pushing part i on a
+// stack the top two are merged merges[i] times (lower + upper); one part must remain at the end.
+void tree_sum(const std::vector<ConstArray>& parts, const std::vector<int>& merges,
+              const std::optional<ConstArray>& bias, const Array& out);
+// x(B, S, C) strided, out(C) float32: one chain over samples, then positions.
+void sum_rows(const ConstArray& x, bool accumulate, const Array& out);
+// Converts element types (float32 <-> bfloat16, round to nearest even); equal shapes; both strided.
+void convert(const ConstArray& x, const Array& out);
+// Exact, order-free sums: every chunk of 1024 elements of the flat float32 x is summed in one float32 chain
+// (of x or of x*x), and that float is added to `limbs` (int64, LIMBS long) as an integer. Limbs of ranks add by
+// integer sum. NaN and infinity set the last limb. exact_value turns limbs into the nearest double.
+constexpr int LIMBS = 20;
+void exact_sum(const ConstArray& x, bool squares, const Array& limbs);
+double exact_value(const ConstArray& limbs);
+
+// --- randomness: Philox 4x32-10 ----------------------------------------------------------------
+// out(n) float32 = mean + std * normal(seed, stream, first_index + i)  (Box-Muller on own log and cos).
+void random_normal(int64_t seed, int64_t stream, int64_t first_index, float mean, float std, const Array& out);
+// x(B, S, C) strided, out contiguous: kept elements times 1/(1-p), others 0. The key is (seed, step, layer), the counter
+// (first_sample + b, (first_position + s) * C + c). The same call on the gradient is its backward.
+void dropout(const ConstArray& x, float probability, int64_t seed, int64_t step, int64_t layer,
+             int64_t first_sample, int64_t first_position, const Array& out);
+
+// --- norms --------------------------------------------------------------------------------------
+// x, out (R, C); weight, bias (C); mean, rstd (R) float32. Weight and bias have x's type or float32.
+void layer_norm_forward(const ConstArray& x, const ConstArray& weight, const ConstArray& bias, float epsilon,
+                        const Array& out, const Array& mean, const Array& rstd);
+void layer_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstArray& weight,
+                         const ConstArray& mean, const ConstArray& rstd, const Array& grad_x);
+// grad, x (B, S, C) strided; mean, rstd (B, S) strided; grad_weight, grad_bias (C): chains over samples, positions.
+void layer_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& mean,
+                                const ConstArray& rstd, bool accumulate, const Array& grad_weight,
+                                const Array& grad_bias);
+void rms_norm_forward(const ConstArray& x, const ConstArray& weight, float epsilon, const Array& out,
+                      const Array& rstd);
+void rms_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstArray& weight,
+                       const ConstArray& rstd, const Array& grad_x);
+void rms_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& rstd,
+                              bool accumulate, const Array& grad_weight);
+
+// --- activations --------------------------------------------------------------------------------
+// Any equal shapes, strided. GELU is the tanh form of Hendrycks and Gimpel (2016), GPT-2's.
+void gelu_forward(const ConstArray& x, const Array& out);
+void gelu_backward(const ConstArray& grad, const ConstArray& x, const Array& grad_x);
+void relu_forward(const ConstArray& x, const Array& out);
+void relu_backward(const ConstArray& grad, const ConstArray& out, const Array& grad_x);
+// out = silu(gate) * up (Shazeer 2020).
+void swiglu_forward(const ConstArray& gate, const ConstArray& up, const Array& out);
+void swiglu_backward(const ConstArray& grad, const ConstArray& gate, const ConstArray& up,
+                     const Array& grad_gate, const Array& grad_up);
+// x, out (B, S, H, D) strided: rotates pairs (i, i + D/2) by (first_position + s) * base^(-2i/D); inverse for backward.
+void rope(const ConstArray& x, float base, int64_t first_position, bool inverse, const Array& out);
+
+// --- attention ----------------------------------------------------------------------------------
+// q, out (B, Sq, H, D), k, v (B, Sk, G, D), all strided; H a multiple of G; log_sum (B, H, Sq) float32. Softmax over keys of
+// scale * q.k, causal lets query i see keys up to i + Sk - Sq. No Sq x Sk matrix is stored.
+void attention_forward(const ConstArray& q, const ConstArray& k, const ConstArray& v, bool causal, float scale,
+                       const Array& out, const Array& log_sum);
+void attention_backward(const ConstArray& grad, const ConstArray& q, const ConstArray& k, const ConstArray& v,
+                        const ConstArray& out, const ConstArray& log_sum, bool causal, float scale,
+                        const Array& grad_q, const Array& grad_k, const Array& grad_v);
+
+// --- embedding ----------------------------------------------------------------------------------
+// tokens (R) int32; weight (V, C) holds rows first_row .. first_row + V; tokens outside give +0 rows. out (R, C).
+void embedding_forward(const ConstArray& tokens, const ConstArray& weight, int64_t first_row, const Array& out);
+// grad_weight (V, C) float32: per row one chain in token order.
+void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_t first_row, bool accumulate,
+                        const Array& grad_weight);
+
+// --- cross-entropy over a sharded vocabulary -----------------------------------------------------
+// logits (R, V) of columns first_column ..., columns at or beyond `vocabulary` are padding and never win.
+// peak, sum (R) float32: max and sum of exp(logit - max) over this shard, ascending. target_logit (R) float32 is written only where
+// this shard holds the target (targets (R) int32; negative: ignored).
+void cross_entropy_statistics(const ConstArray& logits, const ConstArray& targets, int64_t first_column,
+                              int64_t vocabulary, const Array& peak, const Array& sum,
+                              const Array& target_logit);
+// Tree merge of n (peak, sum) pairs, parts (n, 2, R), merges as in tree_sum: out (2, R).
+void cross_entropy_merge(const ConstArray& parts, const std::vector<int>& merges, const Array& out);
+// losses (R) = log(sum) + peak - target_logit, 0 where the target is negative.
+void cross_entropy_loss(const ConstArray& peak, const ConstArray& sum, const ConstArray& target_logit,
+                        const ConstArray& targets, const Array& losses);
+// grad_logits (R, V) = scale * (softmax - onehot), 0 for ignored rows and padding; may alias logits.
+void cross_entropy_backward(const ConstArray& logits, const ConstArray& targets, const ConstArray& peak,
+                            const ConstArray& sum, int64_t first_column, int64_t vocabulary, float scale,
+                            const Array& grad_logits);
+
+// --- convolution, NHWC ----------------------------------------------------------------------------
+// x (B, H, W, I), out (B, OH, OW, O); OH = (H + 2 padding - KH) / stride + 1. weight (O, KH, KW, I), or (I, KH, KW, O) if
+// input_first. Channels of x (input_first) are cut at `leaves`, merged by the tree, as in matmul.
+void conv2d_forward(const ConstArray& x, const ConstArray& weight, bool input_first, int64_t stride,
+                    int64_t padding, const std::vector<int64_t>& leaves, const Array& out);
+// grad (B, OH, OW, O), grad_x (B, H, W, I). Channels of grad are cut at `leaves` (weight not input_first).
+void conv2d_backward(const ConstArray& grad, const ConstArray& weight, bool input_first, int64_t stride,
+                     int64_t padding, const std::vector<int64_t>& leaves, const Array& grad_x);
+// grad_weight float32, shaped as the weight: one chain over samples, rows, columns.
+void conv2d_backward_weight(const ConstArray& grad, const ConstArray& x, bool input_first, int64_t stride,
+                            int64_t padding, bool accumulate, const Array& grad_weight);
+// x, out (R, C): mean, variance (C) float32 over the R rows (training: written; else read). Biased variance.
+void batch_norm_forward(const ConstArray& x, const ConstArray& weight, const ConstArray& bias, float epsilon,
+                        bool training, const Array& mean, const Array& variance, const Array& out);
+void batch_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstArray& weight,
+                         const ConstArray& mean, const ConstArray& variance, float epsilon, const Array& grad_x);
+void batch_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& mean,
+                                const ConstArray& variance, float epsilon, bool accumulate,
+                                const Array& grad_weight, const Array& grad_bias);
+// x (B, H, W, C), out (B, OH, OW, C), index (B, OH, OW, C) int32: place in the window, first maximum wins.
+void max_pool_forward(const ConstArray& x, int64_t size, int64_t stride, int64_t padding, const Array& out,
+                      const Array& index);
+void max_pool_backward(const ConstArray& grad, const ConstArray& index, int64_t size, int64_t stride,
+                       int64_t padding, const Array& grad_x);
+// x (B, S, C) -> out (B, C): mean over S, one chain; backward spreads grad / S.
+void mean_pool_forward(const ConstArray& x, const Array& out);
+void mean_pool_backward(const ConstArray& grad, const Array& grad_x);
+
+// --- optimizers over flat shards --------------------------------------------------------------------
+// All (n): master, first, second, grad float32; weight (n) float32 or bfloat16 = rounded master (may alias a float32
+// master). Loshchilov and Hutter (2019): gradient times grad_scale; decay multiplies the master by 1 - learning_rate * weight_decay.
+void adamw(const ConstArray& grad, float grad_scale, float learning_rate, float beta1, float beta2, float epsilon,
+           float weight_decay, int64_t step, const Array& master, const Array& first, const Array& second,
+           const Array& weight);
+// momentum (n): m = mu m + g; master -= learning_rate * (m + weight_decay * master).
+void sgd(const ConstArray& grad, float grad_scale, float learning_rate, float mu, float weight_decay,
+         const Array& master, const Array& momentum, const Array& weight);
+
+}  // namespace plait

@@ -1,0 +1,36 @@
+// Which instruction path kernels take; decided by feature flags, model numbers lie in virtual machines.
+#include "cpu/isa.hpp"
+
+#include <atomic>
+
+#include "core/error.hpp"
+
+namespace plait {
+
+Isa best_isa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return Isa::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+#endif
+  return Isa::portable;
+}
+
+static std::atomic<int> active{int(best_isa())};
+
+Isa active_isa() { return Isa(active.load(std::memory_order_relaxed)); }
+
+void set_isa(Isa isa) {
+  PLAIT_CHECK(isa <= best_isa(), "set_isa", "this processor has ", name_of(best_isa()), ", not ",
+              name_of(isa));
+  active.store(int(isa), std::memory_order_relaxed);
+}
+
+const char* name_of(Isa isa) {
+  static const char* names[] = {"portable", "avx2", "avx512"};
+  return names[int(isa)];
+}
+
+}  // namespace plait

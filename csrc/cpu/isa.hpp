@@ -1,0 +1,43 @@
+// Instruction paths. A kernel body is written once, always inlined into one wrapper per path; the path is
+// chosen at run time by set_isa, so that all ranks of a world can agree on the least of them.
+#pragma once
+#include <string>
+
+namespace plait {
+
+enum class Isa : int { portable, avx2, avx512 };
+
+Isa best_isa();                     // what this processor has
+Isa active_isa();                   // what kernels use: best_isa() until set
+void set_isa(Isa isa);              // throws ValueError beyond best_isa()
+const char* name_of(Isa isa);
+
+}  // namespace plait
+
+#define PLAIT_INLINE inline __attribute__((always_inline))
+#if defined(__x86_64__)
+#define PLAIT_TARGET_AVX512 \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2"), noinline))
+#define PLAIT_TARGET_AVX2 __attribute__((target("avx2,fma,bmi2"), noinline))
+#else
+#define PLAIT_TARGET_AVX512 __attribute__((noinline))
+#define PLAIT_TARGET_AVX2 __attribute__((noinline))
+#endif
+
+// PLAIT_KERNEL(name, body) defines name(args...) that runs body(args...) compiled for the active path.
+// body must be PLAIT_INLINE and take pointers and numbers by value; lambdas inside it would lose the path.
+#define PLAIT_KERNEL(name, body)                                                        \
+  template <class... Args>                                                              \
+  PLAIT_TARGET_AVX512 void name##_avx512(Args... args) { body(args...); }               \
+  template <class... Args>                                                              \
+  PLAIT_TARGET_AVX2 void name##_avx2(Args... args) { body(args...); }                   \
+  template <class... Args>                                                              \
+  __attribute__((noinline)) void name##_portable(Args... args) { body(args...); }       \
+  template <class... Args>                                                              \
+  void name(Args... args) {                                                             \
+    switch (::plait::active_isa()) {                                                    \
+      case ::plait::Isa::avx512: return name##_avx512(args...);                         \
+      case ::plait::Isa::avx2: return name##_avx2(args...);                             \
+      default: return name##_portable(args...);                                         \
+    }                                                                                   \
+  }

@@ -1,0 +1,14 @@
+// A pool of threads for one process: parallel_for splits [0, n) into contiguous ranges.
+// What a range computes must not depend on where it was cut.
+#pragma once
+#include <cstdint>
+#include <functional>
+
+namespace plait {
+
+void set_threads(int threads);
+int threads();
+// Runs body(begin, end) over disjoint ranges that cover [0, n); ranges hold at least `grain` items.
+void parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
+
+}  // namespace plait

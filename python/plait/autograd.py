@@ -1,0 +1,243 @@
+"""Reverse-mode differentiation over an explicit tape.
+
+A Tape records Function calls in execution order and replays them backwards once. Nodes hold keys,
+never tensors: only what a Function saves stays alive. Parameter gradients are added by the Function
+into preallocated buffers; activation gradients meet in one fan-in op. Arrays are opaque here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+from typing import Any, ClassVar, Protocol
+
+Array = Any
+
+
+class Pending(Protocol):
+    """A gradient still under way, such as a communicator's Work."""
+
+    def wait(self) -> Array: ...
+
+
+class Tensor:
+    """An activation: an array and its key on the tape."""
+
+    __slots__ = ("array", "key")
+    _next_key: ClassVar[Callable[[], int]] = count().__next__
+
+    def __init__(self, array: Array):
+        self.array, self.key = array, Tensor._next_key()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape)
+
+
+class Context:
+    """What one Function call keeps for its backward."""
+
+    __slots__ = ("_later", "needs_input_grad", "position", "saved")
+
+    def __init__(self, position: Any, needs_input_grad: tuple[bool, ...]):
+        self.saved: tuple[Any, ...] = ()
+        self.position = position
+        self.needs_input_grad = needs_input_grad
+        self._later: list[Callable[[], None]] = []
+
+    def save(self, *values: Any) -> None:
+        self.saved = values
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Runs `work` (a weight gradient) after backward returned, before its result is waited for."""
+        self._later.append(work)
+
+
+class Function:
+    """One differentiable operation: static forward(ctx, ...) and backward(ctx, *grads).
+
+    forward gets arrays for Tensors and everything else as given; it returns an array or a tuple of
+    arrays. backward gets one gradient per output (None if unused) and returns one per Tensor input:
+    an array, None, or a Pending. It never writes its arguments.
+    """
+
+    @staticmethod
+    def forward(ctx: Context, *inputs: Any) -> Any:
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Any) -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    def apply(cls, *inputs: Any, parameters: Iterable[Any] = ()) -> Any:
+        tape = Tape.current
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        if tape is not None:
+            tape._check(tensors)
+        position = tape.position if tape is not None else None
+        needs = tuple(tape is not None and x.key in tape._tracked for x in tensors)
+        ctx = Context(position, needs)
+        result = cls.forward(ctx, *(x.array if isinstance(x, Tensor) else x for x in inputs))
+        outputs = tuple(map(Tensor, result)) if isinstance(result, tuple) else (Tensor(result),)
+        if tape is not None:
+            used = (*(x for x in inputs if is_parameter(x)), *parameters)
+            tape._record(cls, ctx, tensors, needs, used, outputs)
+        return outputs if isinstance(result, tuple) else outputs[0]
+
+
+def is_parameter(x: Any) -> bool:
+    return getattr(x, "is_parameter", False)
+
+
+class Tape:
+    """with Tape(position) as tape: y = f(tape.input(x)) ... grads = tape.backward(y, grad_y)
+
+    position: who these samples are (step, first sample, count, training), handed to every Function.
+    fan_in(arrays) -> array adds the gradients of all uses of one tensor, in float32, in fixed order.
+    """
+
+    current: ClassVar[Tape | None] = None
+
+    def __init__(
+        self,
+        position: Any = None,
+        fan_in: Callable[[Sequence[Array]], Array] = sum,  # type: ignore[assignment]
+        strict: bool = False,
+    ):
+        self.position, self.fan_in, self._strict = position, fan_in, strict
+        self._nodes: list[Any] = []
+        self._uses: dict[Any, int] = {}
+        self._tracked: set[int] = set()
+        self._known: set[int] = set()
+        self._inputs: list[int] = []
+        self._outer: Tape | None = None
+
+    def __enter__(self) -> Tape:
+        self._outer, Tape.current = Tape.current, self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Tape.current = self._outer
+
+    def input(self, array: Array, grad: bool = True) -> Tensor:
+        """Enters an array. backward returns a gradient for each, None where grad is False."""
+        tensor = Tensor(array)
+        self._inputs.append(tensor.key)
+        self._known.add(tensor.key)
+        if grad:
+            self._tracked.add(tensor.key)
+        return tensor
+
+    def _check(self, tensors: list[Tensor]) -> None:
+        if self._strict:
+            for tensor in tensors:
+                if tensor.key not in self._known:
+                    raise ValueError(
+                        "a recomputed layer used a tensor it was neither given nor made: its gradient "
+                        "would be lost. Pass it to recompute(layer, ...) as an input"
+                    )
+
+    def _record(
+        self,
+        function: type[Function],
+        ctx: Context,
+        tensors: list[Tensor],
+        needs: tuple[bool, ...],
+        parameters: tuple[Any, ...],
+        outputs: tuple[Tensor, ...],
+    ) -> None:
+        self._known.update(x.key for x in outputs)
+        if not any(needs) and not parameters:
+            return
+        for p in parameters:
+            self._uses[p] = self._uses.get(p, 0) + 1
+        self._tracked.update(x.key for x in outputs)
+        keys = tuple(x.key if need else None for x, need in zip(tensors, needs, strict=True))
+        self._nodes.append((function, ctx, keys, parameters, tuple(x.key for x in outputs)))
+
+    def backward(
+        self,
+        outputs: Tensor | Sequence[Tensor],
+        grads: Array | Sequence[Array],
+        on_grad_ready: Callable[[Any], None] | None = None,
+        after_node: Callable[[], None] | None = None,
+    ) -> tuple[Array | None, ...]:
+        """Gradients of the inputs. on_grad_ready(parameter) is called once all its uses are done;
+        after_node() between nodes (to poke communication)."""
+        if isinstance(outputs, Tensor):
+            outputs, grads = (outputs,), (grads,)
+        found: dict[int, list[Array]] = {}
+        for tensor, grad in zip(outputs, grads, strict=True):
+            found.setdefault(tensor.key, []).append(grad)
+        while self._nodes:
+            function, ctx, keys, parameters, output_keys = self._nodes.pop()
+            node_grads = [self._collect(found, key) for key in output_keys]
+            if any(g is not None for g in node_grads):
+                self._step(found, function, ctx, keys, node_grads)
+            for p in parameters:
+                self._uses[p] -= 1
+                if self._uses[p] == 0 and on_grad_ready is not None:
+                    on_grad_ready(p)
+            if after_node is not None:
+                after_node()
+        return tuple(self._collect(found, key) for key in self._inputs)
+
+    def _step(
+        self, found: dict[int, list[Array]], function: Any, ctx: Context, keys: Any, grads: list[Any]
+    ) -> None:
+        result = function.backward(ctx, *grads)
+        if len(keys) == 1 and not isinstance(result, tuple):
+            result = (result,)
+        elif result is None:
+            result = (None,) * len(keys)
+        for work in ctx._later:
+            work()
+        for key, grad in zip(keys, result, strict=True):
+            if key is not None and grad is not None:
+                found.setdefault(key, []).append(grad.wait() if hasattr(grad, "wait") else grad)
+
+    def _collect(self, found: dict[int, list[Array]], key: int) -> Array | None:
+        grads = found.pop(key, None)
+        if grads is None:
+            return None
+        return grads[0] if len(grads) == 1 else self.fan_in(grads)
+
+
+class paused:
+    """with paused(): operations are not recorded."""
+
+    def __enter__(self) -> None:
+        self._outer, Tape.current = Tape.current, None
+
+    def __exit__(self, *_: object) -> None:
+        Tape.current = self._outer
+
+
+class Recompute(Function):
+    """Runs `layer` again in backward instead of keeping its activations."""
+
+    @staticmethod
+    def forward(ctx: Context, layer: Any, *arrays: Array) -> Any:
+        outer = Tape.current
+        assert outer is not None
+        ctx.save(layer, arrays, outer.fan_in)
+        with Tape(ctx.position, outer.fan_in, strict=True) as inner:
+            outputs = layer(*map(inner.input, arrays))
+        return tuple(y.array for y in outputs) if isinstance(outputs, tuple) else outputs.array
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Array) -> Any:
+        layer, arrays, fan_in = ctx.saved
+        with Tape(ctx.position, fan_in, strict=True) as inner:
+            outputs = layer(*map(inner.input, arrays))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
+        return inner.backward([y for y, _ in pairs], [g for _, g in pairs])
+
+
+def recompute(layer: Any, *inputs: Tensor) -> Any:
+    """layer(*inputs), keeping only its inputs until backward. Not recorded outside a tape."""
+    if Tape.current is None:
+        return layer(*inputs)
+    return Recompute.apply(layer, *inputs, parameters=layer.parameters())
