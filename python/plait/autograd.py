@@ -95,6 +95,7 @@ class Tape:
 
     position: who these samples are (step, first sample, count, training), handed to every Function.
     fan_in(arrays) -> array adds the gradients of all uses of one tensor, in float32, in fixed order.
+    recording=False only hands out the position, for evaluation. strict refuses foreign tensors.
     """
 
     current: ClassVar[Tape | None] = None
@@ -104,8 +105,10 @@ class Tape:
         position: Any = None,
         fan_in: Callable[[Sequence[Array]], Array] = sum,  # type: ignore[assignment]
         strict: bool = False,
+        recording: bool = True,
     ):
-        self.position, self.fan_in, self._strict = position, fan_in, strict
+        self.position, self.fan_in = position, fan_in
+        self._strict, self._recording = strict, recording
         self._nodes: list[Any] = []
         self._uses: dict[Any, int] = {}
         self._tracked: set[int] = set()
@@ -148,7 +151,7 @@ class Tape:
         outputs: tuple[Tensor, ...],
     ) -> None:
         self._known.update(x.key for x in outputs)
-        if not any(needs) and not parameters:
+        if not self._recording or not (any(needs) or parameters):
             return
         for p in parameters:
             self._uses[p] = self._uses.get(p, 0) + 1
@@ -204,16 +207,6 @@ class Tape:
         return grads[0] if len(grads) == 1 else self.fan_in(grads)
 
 
-class paused:
-    """with paused(): operations are not recorded."""
-
-    def __enter__(self) -> None:
-        self._outer, Tape.current = Tape.current, None
-
-    def __exit__(self, *_: object) -> None:
-        Tape.current = self._outer
-
-
 class Recompute(Function):
     """Runs `layer` again in backward instead of keeping its activations."""
 
@@ -222,7 +215,7 @@ class Recompute(Function):
         outer = Tape.current
         assert outer is not None
         ctx.save(layer, arrays, outer.fan_in)
-        with Tape(ctx.position, outer.fan_in, strict=True) as inner:
+        with Tape(ctx.position, outer.fan_in, strict=True, recording=False) as inner:
             outputs = layer(*map(inner.input, arrays))
         return tuple(y.array for y in outputs) if isinstance(outputs, tuple) else outputs.array
 
@@ -237,7 +230,7 @@ class Recompute(Function):
 
 
 def recompute(layer: Any, *inputs: Tensor) -> Any:
-    """layer(*inputs), keeping only its inputs until backward. Not recorded outside a tape."""
-    if Tape.current is None:
+    """layer(*inputs), keeping only its inputs until backward."""
+    if Tape.current is None or not Tape.current._recording:
         return layer(*inputs)
     return Recompute.apply(layer, *inputs, parameters=layer.parameters())
