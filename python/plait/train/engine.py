@@ -57,8 +57,13 @@ class StepResult:
 
 class Engine:
     def __init__(
-        self, specs: list[LayerSpec], mesh: Mesh, optimizer: Optimizer, settings: Settings,
-    ):  # fmt: skip
+        self,
+        specs: list[LayerSpec],
+        mesh: Mesh,
+        optimizer: Optimizer,
+        settings: Settings,
+        bucket_size: int = 1 << 20,
+    ):
         self.specs, self.mesh, self.optimizer, self.settings = specs, mesh, optimizer, settings
         self.data, self.tensor, self.pipeline = mesh.data, mesh.tensor, mesh.pipeline
         self.share = Share(settings.batch, self.data.leaves, self.data.rank, settings.microbatch)
@@ -79,8 +84,9 @@ class Engine:
         self.stage = Stage(run, self.pipeline, precision)
         self.parameters = [p for layer in self.layers for p in layer.parameters()]
         self.buckets = make_buckets(
-            self.parameters, self.data, self.tensor, self.share.slots, precision, settings.zero
-        )
+            self.parameters, self.data, self.tensor, self.share.slots, precision, settings.zero,
+            bucket_size,
+        )  # fmt: skip
         self.ties = self._ties()
         self.master: dict[int, Array] = {}
         self.state: dict[int, dict[str, Array]] = {}
