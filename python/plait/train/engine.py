@@ -15,7 +15,6 @@ import numpy as np
 from plait import ops
 from plait.autograd import Tensor
 from plait.backend import PRECISIONS, Array, float32, kernels, zeros
-from plait.comm.tree import Leaves
 from plait.mesh import Mesh
 from plait.nn import Build, LayerSpec, Recomputed
 from plait.ops.parameter import Parameter
@@ -304,16 +303,3 @@ class Engine:
 
 def _original(p: Parameter) -> str:
     return p.tied_to or p.name
-
-
-def leaves_for(data: int, tensor: int, grains: tuple[int, int]) -> tuple[Leaves, Leaves]:
-    """Data and tensor leaves of a layout; ValueError with the line to add if a grain is too few."""
-    for axis, size, count in (("data", data, grains[0]), ("tensor", tensor, grains[1])):
-        if size > count:
-            raise ValueError(
-                f"layout.{axis} = {size} is more than the {count} {axis} grains: set numerics.grains = "
-                f"{{ data = {max(grains[0], data)}, tensor = {max(grains[1], tensor)} }}"
-            )
-    return Leaves.even(grains[0], data), Leaves.even(grains[1], tensor)
-
-
