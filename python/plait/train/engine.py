@@ -20,7 +20,7 @@ from plait.nn import Build, LayerSpec, Recomputed
 from plait.ops.parameter import Parameter
 from plait.ops.position import Position, Share
 from plait.optim import Optimizer
-from plait.parallel.bucket import Bucket, Span, make_buckets
+from plait.parallel.bucket import Span, make_buckets
 from plait.parallel.partition import partition
 from plait.parallel.reduction import Reduction
 from plait.parallel.schedule import SCHEDULES
@@ -75,7 +75,8 @@ class Engine:
         ]
         run = list(self.layers)
         if settings.recompute == "layer":
-            # The last layer's activations are needed at once: running it again would only cost time.
+            # The last layer's activations are needed at once: running it again would only cost
+            # time.
             run = [
                 Recomputed(layer) if first + i < len(specs) - 1 else layer
                 for i, layer in enumerate(run)
@@ -203,7 +204,9 @@ class Engine:
         result: Tensor = ops.CrossEntropy.apply(logits, targets, vocabulary, self.tensor)
         return result
 
-    def _update(self, step: int, learning_rate: float, losses: list[Array], count: int) -> StepResult:
+    def _update(
+        self, step: int, learning_rate: float, losses: list[Array], count: int
+    ) -> StepResult:
         for tie in self.ties:
             tie.add_gradients()
         loss, norm = self._loss_and_norm(losses)
@@ -232,7 +235,8 @@ class Engine:
             )  # fmt: skip
 
     def _loss_and_norm(self, losses: list[Array]) -> tuple[float, float]:
-        """Exact sums over all ranks, in one integer all_reduce: of losses, and of squared gradients."""
+        """Exact sums over all ranks, in one integer all_reduce: of losses, and of squared
+        gradients."""
         limbs = np.zeros((2, LIMBS), np.int64)
         if self.tensor.rank == 0:
             for part in losses:
@@ -242,17 +246,20 @@ class Engine:
         for bucket in self.buckets:
             if id(bucket) in counted_twice or (bucket.replicated and self.tensor.rank != 0):
                 continue
-            for part in bucket.chunks():
-                start = part.start - bucket.own.start
-                size = part.stop - part.start
+            for where in bucket.chunks():
+                start = where.start - bucket.own.start
+                size = where.stop - where.start
                 kernels.exact_sum(bucket.gradient[start : start + size], True, limbs[1])
         limbs = self.mesh.world.all_reduce(limbs)
         return kernels.exact_value(limbs[0]), float(np.sqrt(kernels.exact_value(limbs[1])))
 
     # --- evaluation ---
 
-    def evaluate(self, position: Position, inputs: Array, targets: Array) -> tuple[Array, Array] | None:
-        """Losses and whether the largest logit is the target, per target; None but on the last stage."""
+    def evaluate(
+        self, position: Position, inputs: Array, targets: Array
+    ) -> tuple[Array, Array] | None:
+        """Losses and whether the largest logit is the target, per target; None but on the last
+        stage."""
         tape, y, _ = self.stage.forward(position, inputs, recording=False)
         self.stage.drain()
         if not self.stage.last:
@@ -289,7 +296,8 @@ class Engine:
         width = y.array.shape[-1] // len(self.tensor.leaves.run(self.tensor.rank))
         bounds = [leaf * width for leaf in self.tensor.leaves.bounds]
         whole = self.tensor.all_gather(y.array, axis=y.array.ndim - 1, bounds=bounds)
-        return whole[..., :vocabulary].astype(np.float32)
+        result: Array = whole[..., :vocabulary].astype(np.float32)
+        return result
 
     # --- sizes ---
 

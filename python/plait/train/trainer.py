@@ -26,8 +26,9 @@ from plait.train.grains import auto_grains
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did. loss is the mean over the batch's targets; times in seconds; memory is the peak
-    resident size of this process in bytes; `unit` says what `rate` counts: tokens or samples a second."""
+    """What one step did. loss is the mean over the batch's targets; times in seconds; memory is
+    the peak resident size of this process in bytes; `unit` says what `rate` counts: tokens or
+    samples a second."""
 
     index: int
     loss: float
@@ -72,10 +73,10 @@ class Evaluation:
 class Trainer:
     """Trains `layers` on `dataset` over `mesh`.
 
-    batch: samples a step over all replicas; microbatch: samples a replica passes at once. grains: the
-    leaves of canonical sums, "auto" (a function of the model and the batch), "layout", or (data, tensor).
-    run: a folder; a checkpoint in it is resumed from. steps_total: the length the schedule runs over,
-    by default what steps() is asked for.
+    batch: samples a step over all replicas; microbatch: samples a replica passes at once. grains:
+    the leaves of canonical sums, "auto" (a function of the model and the batch), "layout", or
+    (data, tensor). run: a folder; a checkpoint in it is resumed from. steps_total: the length the
+    schedule runs over, by default what steps() is asked for.
     """
 
     def __init__(
@@ -163,8 +164,9 @@ class Trainer:
         result = self.engine.step(index, float(np.float32(rate[0])), inputs, targets)
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             raise ValueError(
-                f"step {index}: loss {result.loss}, gradient norm {result.grad_norm}; no weight was "
-                "changed. Lower optimizer.learning_rate, set optimizer.clip, or look for NaN in the data"
+                f"step {index}: loss {result.loss}, gradient norm {result.grad_norm}; no weight "
+                "was changed. Lower optimizer.learning_rate, set optimizer.clip, or look for NaN in "
+                "the data"
             )
         seconds = time.perf_counter() - begin
         unit: Literal["tokens", "samples"] = (
@@ -221,19 +223,15 @@ class Trainer:
     def load(self, path: Path) -> None:
         """Takes all state from a checkpoint written at any layout."""
         reader = checkpoint.Reader(path)
-        reader.require(
-            {
-                p.tied_to or p.name: true_shape(p)
-                for p in self.engine.parameters
-            }
-        )
+        reader.require({p.tied_to or p.name: true_shape(p) for p in self.engine.parameters})
         self.engine.load(lambda kind, name, start, stop: reader.read(name, kind, start, stop))
         self.next_step = reader.step
 
     # --- evaluation ---
 
     def evaluate(self, dataset: Dataset | None = None, *, batches: int | None = None) -> Evaluation:
-        """Loss and accuracy over `dataset` (default: the held-out part), at most `batches` batches of it."""
+        """Loss and accuracy over `dataset` (default: the held-out part), at most `batches` batches
+        of it."""
         dataset = dataset if dataset is not None else self.dataset.held_out
         if dataset is None:
             raise ValueError("the data set has no held-out part: give evaluate() one")
