@@ -41,7 +41,8 @@ class Corpus:
 
     def spans(self) -> tuple[list[Span], list[Span]]:
         """(training, held out): by file from 20 files on, by position in each file below."""
-        training, held_out = [], []
+        training: list[Span] = []
+        held_out: list[Span] = []
         by_file = len(self.files) >= HELD_OUT_EVERY
         for number, path in enumerate(self.paths()):
             size = os.path.getsize(path)

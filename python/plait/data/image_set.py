@@ -111,5 +111,6 @@ class ImageSource:
 
 
 def _map(path: Path) -> Array:
-    mode = "r" if path.stat().st_size > _UNMAPPED_BYTES else None
-    return np.load(path, mmap_mode=mode, allow_pickle=False)  # type: ignore[no-any-return]
+    small = path.stat().st_size <= _UNMAPPED_BYTES
+    array: Array = np.load(path, mmap_mode=None if small else "r", allow_pickle=False)
+    return array

@@ -1,7 +1,7 @@
 """Made-up data that a model can learn, from (seed, sample number) alone: tests and benchmarks.
 
 Tokens count up from a random start by a random stride of 1 to 4. Other inputs are the pattern of
-their class and as much noise.
+their class and as much noise, both cut out of pools that are drawn once.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from .mixing import Words, mix, mix_array
 
 _STRIDES = 4
 _OFFSETS = 1 << 14  # places in the pool of noise where a sample's noise may begin
+_SHIFT = 97  # elements between the starts of two classes' patterns in their pool
 
 
 class SyntheticDataset(Dataset):
@@ -103,7 +104,8 @@ class SyntheticClasses(SyntheticDataset):
         self.kind = "images" if len(input_shape) == 3 else "arrays"
         self._shape, self._classes = input_shape, classes
         self._elements = math.prod(input_shape)
-        self._noise = _uniform(self._elements + _OFFSETS, mix(4 * seed + 2))
+        self._patterns = _uniform(self._elements + _SHIFT * classes, mix(4 * seed + 2))
+        self._noise = _uniform(self._elements + _OFFSETS, mix(4 * seed + 3))
 
     @property
     def classes(self) -> int:
@@ -121,8 +123,8 @@ class SyntheticClasses(SyntheticDataset):
         labels = (self._random(indices, 0) % np.uint64(self._classes)).astype(np.int32)
         offsets = (self._random(indices, 1) % np.uint64(_OFFSETS)).astype(np.int64)
         x = np.empty((len(labels), self._elements), np.float32)
-        for row, label, offset in zip(x, labels, offsets):
-            pattern = _uniform(self._elements, mix(4 * self._seed + 3) + (int(label) << 40))
+        for row, start, offset in zip(x, labels * _SHIFT, offsets):
+            pattern = self._patterns[start : start + self._elements]
             np.add(pattern, self._noise[offset : offset + self._elements], out=row)
         return x.reshape(-1, *self._shape), labels
 

@@ -36,7 +36,7 @@ class Text(TokenDataset):
 
     @property
     def trigram_bits_per_byte(self) -> float:
-        """What a byte-trigram model of the training text costs on the held-out text; nan if none."""
+        """What a byte-trigram model of the training text costs on the held-out text, or nan."""
         value = self._source.ready.bundle.meta["trigram_bits_per_byte"]
         return float("nan") if value is None else float(value)
 

@@ -111,6 +111,7 @@ def _open(path: Path, dtype: str | None) -> Tokens:
     if dtype is not None:
         return map_tokens(path, np.dtype(dtype))
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        tokens: Tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"tokens {str(path)!r} are no whole .npy file: {error}") from error
+    return tokens

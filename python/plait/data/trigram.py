@@ -7,6 +7,8 @@ t_ab the number of different bytes seen after ab. A document starts after two ze
 
 from collections.abc import Iterable, Iterator
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -50,9 +52,7 @@ class Trigram:
         return bits / total if total else float("nan")
 
 
-def _mix(
-    counts: npt.ArrayLike, seen: npt.ArrayLike, kinds: npt.ArrayLike, lower: object
-) -> _Values:
+def _mix(counts: npt.ArrayLike, seen: npt.ArrayLike, kinds: npt.ArrayLike, lower: Any) -> _Values:
     """(counts + kinds lower) / (seen + kinds); lower where nothing was seen in the context."""
     counts, seen, kinds = np.asarray(counts), np.asarray(seen), np.asarray(kinds)
     lower_part = np.asarray(lower, np.float64)
