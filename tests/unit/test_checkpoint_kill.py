@@ -5,6 +5,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -76,7 +77,7 @@ def test_killed_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before
     for point in np.linspace(1, total, POINTS).astype(int):
         folder = tmp_path / str(point)
         save_step(folder, before)
-        status = in_child(lambda: traced(lambda: save_step(folder, 100), point))
+        status = in_child(partial(traced, partial(save_step, folder, 100), point))
         assert os.WIFSIGNALED(status)
         checkpoint.clean(folder)
         path = latest(folder)

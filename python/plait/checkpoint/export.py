@@ -4,8 +4,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from plait.report.text import bytes_text
+
 from .manifest import Array
-from .piece import CheckpointError, bytes_of, bytes_text
+from .piece import CheckpointError, bytes_of
 from .reader import Reader
 from .shard import CHUNK, Tensor, write_file
 

@@ -12,7 +12,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .piece import DTYPES, CheckpointError, bytes_text
+from plait.report.text import bytes_text
+
+from .piece import DTYPES, CheckpointError
 
 FORMAT = 1
 FILE_NAME = "manifest.json"

@@ -99,12 +99,3 @@ def bytes_of(array: npt.NDArray[Any]) -> memoryview:
 
 def where(comm: Comm) -> str:
     return f"rank {comm.rank} on host {socket.gethostname()}"
-
-
-def bytes_text(count: float) -> str:
-    """1234567 -> 1.2 MB."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

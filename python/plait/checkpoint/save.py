@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import plait
+from plait.report.text import bytes_text
 
 from .manifest import FILE_NAME, FORMAT, Array, Manifest, Stored
-from .piece import CheckpointError, Comm, Piece, bytes_text, where
+from .piece import CheckpointError, Comm, Piece, where
 from .reader import latest, step_folders
 from .shard import write_pieces
 
