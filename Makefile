@@ -14,6 +14,9 @@ PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install -q
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 # a module system's Python packages and MPI must not get into .venv
 unexport PYTHONPATH PYTHONHOME MPI4PY_LIBMPI MPI4PY_MPIABI
+space := $(subst ,, )
+export LD_LIBRARY_PATH := $(subst $(space),:,$(strip $(foreach folder,$(subst :, ,$(LD_LIBRARY_PATH)),\
+  $(if $(wildcard $(folder)/libmpi*.so* $(folder)/libucp.so* $(folder)/libfabric.so*),,$(folder)))))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cluster test-long test-python lint package build clean

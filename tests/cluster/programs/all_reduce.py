@@ -1,4 +1,4 @@
-"""Sums arrays of several sizes over the world and compares the bits with the tree, added by numpy."""
+"""Sums arrays over the world and compares the bits with the tree of additions, done by numpy."""
 
 import sys
 
