@@ -67,6 +67,7 @@ def llama(
             lambda build: nn.VocabEmbedding(build.at("tokens"), v, c),
             parameters=v * c,
             activation=s * c,
+            output=s * c,
         )
     ]
     specs += [
@@ -76,6 +77,7 @@ def llama(
             parameters=weights + 2 * c,
             flops=2 * s * weights + 2 * s * s * c,
             activation=s * (10 * c + 3 * m),
+            output=s * c,
             tensor_units=kv,
         )
         for index in range(layers)
@@ -87,6 +89,7 @@ def llama(
             parameters=c + v * c,
             flops=2 * s * v * c,
             activation=s * (2 * c + v),
+            output=s * c,
         )
     )
     return specs

@@ -65,6 +65,7 @@ def mlp(
             parameters=inputs * c + c * c + 2 * c,
             flops=2 * (inputs * c + c * c),
             activation=inputs + 3 * c,
+            output=c,
         )
     ]
     specs += [
@@ -74,6 +75,7 @@ def mlp(
             parameters=2 * c * c + 4 * c,
             flops=4 * c * c,
             activation=5 * c,
+            output=c,
         )
         for index in range(1, layers)
     ]
@@ -84,6 +86,7 @@ def mlp(
             parameters=c * classes,
             flops=2 * c * classes,
             activation=c + classes,
+            output=c,
         )
     )
     return specs

@@ -86,7 +86,7 @@ class LayerSpec:
     """One entry of a model: how to build it, and what it costs (global counts, per sample forward).
 
     name: the prefix of its parameters' names. parameters: elements. flops: multiply-adds times 2.
-    activation: elements kept for backward. split: whether tensor ranks divide its parameters.
+    activation: elements kept for backward; output: elements passed on.
     tensor_units: what the tensor grains must divide, such as heads (0: anything).
     """
 
@@ -95,6 +95,7 @@ class LayerSpec:
     parameters: int = 0
     flops: int = 0
     activation: int = 0
+    output: int = 0
     tensor_units: int = 0
 
 

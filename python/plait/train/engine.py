@@ -15,7 +15,6 @@ import numpy as np
 from plait import ops
 from plait.autograd import Tensor
 from plait.backend import PRECISIONS, Array, float32, kernels, zeros
-from plait.comm.tree import Leaves
 from plait.mesh import Mesh
 from plait.nn import Build, LayerSpec, Recomputed
 from plait.ops.parameter import Parameter
@@ -57,8 +56,13 @@ class StepResult:
 
 class Engine:
     def __init__(
-        self, specs: list[LayerSpec], mesh: Mesh, optimizer: Optimizer, settings: Settings,
-    ):  # fmt: skip
+        self,
+        specs: list[LayerSpec],
+        mesh: Mesh,
+        optimizer: Optimizer,
+        settings: Settings,
+        bucket_size: int = 1 << 20,
+    ):
         self.specs, self.mesh, self.optimizer, self.settings = specs, mesh, optimizer, settings
         self.data, self.tensor, self.pipeline = mesh.data, mesh.tensor, mesh.pipeline
         self.share = Share(settings.batch, self.data.leaves, self.data.rank, settings.microbatch)
@@ -79,8 +83,9 @@ class Engine:
         self.stage = Stage(run, self.pipeline, precision)
         self.parameters = [p for layer in self.layers for p in layer.parameters()]
         self.buckets = make_buckets(
-            self.parameters, self.data, self.tensor, self.share.slots, precision, settings.zero
-        )
+            self.parameters, self.data, self.tensor, self.share.slots, precision, settings.zero,
+            bucket_size,
+        )  # fmt: skip
         self.ties = self._ties()
         self.master: dict[int, Array] = {}
         self.state: dict[int, dict[str, Array]] = {}
@@ -298,16 +303,3 @@ class Engine:
 
 def _original(p: Parameter) -> str:
     return p.tied_to or p.name
-
-
-def leaves_for(data: int, tensor: int, grains: tuple[int, int]) -> tuple[Leaves, Leaves]:
-    """Data and tensor leaves of a layout; ValueError with the line to add if a grain is too few."""
-    for axis, size, count in (("data", data, grains[0]), ("tensor", tensor, grains[1])):
-        if size > count:
-            raise ValueError(
-                f"layout.{axis} = {size} is more than the {count} {axis} grains: set numerics.grains = "
-                f"{{ data = {max(grains[0], data)}, tensor = {max(grains[1], tensor)} }}"
-            )
-    return Leaves.even(grains[0], data), Leaves.even(grains[1], tensor)
-
-
