@@ -22,11 +22,20 @@ PYBIND11_MODULE(_cpu, m) {
   });
 
   // matmul
-  // m.def("matmul", &matmul, nogil);
+  m.def("matmul", &matmul, nogil);
 
   // sums and copies
+  m.def("add", &add, nogil);
+  m.def("tree_sum", &tree_sum, nogil);
+  m.def("sum_rows", &sum_rows, nogil);
+  m.def("convert", &convert, nogil);
+  m.def("exact_sum", &exact_sum, nogil);
+  m.def("exact_value", &exact_value, nogil);
+  m.attr("LIMBS") = LIMBS;
 
   // randomness
+  m.def("random_normal", &random_normal, nogil);
+  m.def("dropout", &dropout, nogil);
 
   // norms
 
@@ -41,4 +50,6 @@ PYBIND11_MODULE(_cpu, m) {
   // convolution
 
   // optimizers
+  m.def("adamw", &adamw, nogil);
+  m.def("sgd", &sgd, nogil);
 }
