@@ -5,6 +5,7 @@ Tensor ranks are neighbours, then pipeline stages, then replicas: what talks mos
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from plait.comm import Communicator, Leaves
 from plait.comm.alone import Alone
 from plait.comm.choose import communicator
-from plait.launch.world import Launched, launcher
+from plait.comm.launcher import Launched, launcher
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -95,6 +96,14 @@ class Mesh:
         self.data = self._axis(at.tensor * pipeline + at.pipeline, at.data, leaves["data"])
         self.tensor = self._axis(at.data * pipeline + at.pipeline, at.tensor, leaves["tensor"])
         self.pipeline = self._axis(at.data * tensor + at.tensor, at.pipeline, leaves["pipeline"])
+
+    def with_grains(self, data: int, tensor: int) -> Mesh:
+        """This mesh with other grains; the communicators are the same ones."""
+        other = copy.copy(self)
+        other.grains = _checked_grains(self.layout, {"data": data, "tensor": tensor})
+        other.data = self.data.with_leaves(Leaves.even(data, self.data.size))
+        other.tensor = self.tensor.with_leaves(Leaves.even(tensor, self.tensor.size))
+        return other
 
     def _axis(self, color: int, key: int, leaves: Leaves) -> Communicator:
         found = self.world.split(color, key)

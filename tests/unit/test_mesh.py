@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from plait.comm.alone import Alone
-from plait.launch.world import Launched, launcher
+from plait.comm.launcher import Launched, launcher
 from plait.mesh import Coordinates, Layout, Mesh, _silent_worlds
 
 LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_NRANKS", "SLURM_STEP_NUM_TASKS")
