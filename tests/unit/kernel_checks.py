@@ -1,4 +1,4 @@
-"""What kernel tests share: error bounds against float64, equal bits on every path and thread count."""
+"""What kernel tests share: error bounds against float64, and bits equal on every path."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Attention against float64: ragged blocks, grouped heads, views of a fused buffer, bits of a row."""
+"""Attention against float64: ragged blocks, grouped heads, fused buffers, bits of a row."""
 
 import numpy as np
 import pytest

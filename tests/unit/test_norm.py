@@ -104,7 +104,7 @@ def test_a_row_depends_on_no_other_row():
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("channels", [1, 50, 130])
 def test_weight_gradients_continue_their_chain(channels, dtype):
-    """One call over all samples, pieces with accumulate, a float32 chain in numpy: the same bits."""
+    """One call, pieces with accumulate, and a float32 chain in numpy: the same bits."""
     x, grad = random((5, 7, channels), dtype), random((5, 7, channels), dtype, seed=1)
     mean, rstd = random((5, 7), seed=2), random((5, 7), seed=3)
     whole = np.empty((2, channels), np.float32)
