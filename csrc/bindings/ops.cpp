@@ -22,7 +22,7 @@ PYBIND11_MODULE(_cpu, m) {
   });
 
   // matmul
-  // m.def("matmul", &matmul, nogil);
+  m.def("matmul", &matmul, nogil);
 
   // sums and copies
 

@@ -1,0 +1,218 @@
+// Blocking: K is cut into chunks at leaves and at what the caches hold; b is packed once per chunk and block of columns,
+// a per few tiles of rows. Between chunks the float32 chains of all tiles wait in scratch, one slot per open tree node.
+#include "cpu/gemm.hpp"
+
+#include <algorithm>
+
+#include "core/tree.hpp"
+#include "cpu/gemm_tile.hpp"
+#include "cpu/scratch.hpp"
+#include "cpu/threads.hpp"
+
+namespace plait {
+namespace {
+
+constexpr int64_t CHUNK = 256;            // k of a packed panel
+constexpr int64_t BLOCK_ROWS = 1024;      // rows and columns of out whose chains wait in scratch
+constexpr int64_t BLOCK_COLUMNS = 1024;
+constexpr int64_t PACKED_ROWS = 168;      // rows of a packed at once: with CHUNK they fill a part of L2
+constexpr double WORTH_A_THREAD = 1 << 20;  // multiply-adds
+
+constexpr int ZERO = -1, OUT = -2;  // instead of a slot
+
+// A run of k. Tiles start from slot `init` (or ZERO, or OUT), merge with the slots lower, lower - 1, ... and go to `target`.
+struct Chunk {
+  int64_t begin, end;
+  int init, lower, merges, target;
+};
+
+struct Plan {
+  std::vector<Chunk> chunks;
+  int slots = 0;
+};
+
+Plan make_plan(const Gemm& g) {
+  Plan plan;
+  static const std::vector<int64_t> none;
+  std::vector<int64_t> leaves = g.leaves.size() > 1 ? g.leaves : std::vector<int64_t>{0, g.depth};
+  const int64_t count = int64_t(leaves.size()) - 1;
+  const std::vector<int> merges = tree_merges(count);
+  int open = 0;  // slots in use
+  for (int64_t leaf = 0; leaf < count; leaf++) {
+    const int64_t begin = leaves[leaf], length = leaves[leaf + 1] - begin;
+    const int64_t pieces = std::max<int64_t>(1, (length + CHUNK - 1) / CHUNK);
+    for (int64_t p = 0; p < pieces; p++) {
+      Chunk c{begin + length * p / pieces, begin + length * (p + 1) / pieces, open, open - 1, 0, open};
+      if (p == 0) c.init = g.accumulate ? OUT : ZERO;
+      if (p == pieces - 1) {
+        c.merges = merges[leaf];
+        c.target = open - c.merges;
+        if (leaf == count - 1) c.target = OUT;
+      }
+      plan.slots = std::max(plan.slots, c.target + 1);
+      plan.chunks.push_back(c);
+    }
+    open += 1 - merges[leaf];
+  }
+  return plan;
+}
+
+void pack(const Operand& x, bool columns, int64_t first_wide, int64_t first_k, int64_t wide, int64_t depth, int panel,
+          float* out) {
+  const int64_t wide_stride = columns ? x.column_stride : x.row_stride;
+  const int64_t depth_stride = columns ? x.row_stride : x.column_stride;
+  const int64_t offset = first_wide * wide_stride + first_k * depth_stride;
+  if (x.dtype == DType::float32)
+    pack_panels(static_cast<const float*>(x.data) + offset, wide_stride, depth_stride, wide, depth, panel, out);
+  else
+    pack_panels(static_cast<const bfloat16*>(x.data) + offset, wide_stride, depth_stride, wide, depth, panel, out);
+}
+
+template <class B, class T>
+PLAIT_INLINE void finish_body(const float* tile, int64_t stride, int rows, int columns, const B* bias, T* out,
+                              int64_t out_stride) {
+  for (int i = 0; i < rows; i++) {
+    if (bias)
+      for (int j = 0; j < columns; j++)
+        out[i * out_stride + j] = from_float<T>(tile[i * stride + j] + to_float(bias[j]));
+    else
+      for (int j = 0; j < columns; j++) out[i * out_stride + j] = from_float<T>(tile[i * stride + j]);
+  }
+}
+
+PLAIT_KERNEL(finish, finish_body)
+
+// Bias and the one rounding: float32 tile to out at (row, column).
+void finish_tile(const Gemm& g, const float* tile, int64_t stride, int64_t row, int64_t column, int rows, int columns) {
+  const int64_t offset = row * g.out_stride + column;
+  auto to = [&](auto* out) {
+    if (g.bias_dtype == DType::bfloat16)
+      finish(tile, stride, rows, columns, g.bias ? static_cast<const bfloat16*>(g.bias) + column : nullptr, out,
+             g.out_stride);
+    else
+      finish(tile, stride, rows, columns, g.bias ? static_cast<const float*>(g.bias) + column : nullptr, out,
+             g.out_stride);
+  };
+  if (g.out_dtype == DType::float32)
+    to(static_cast<float*>(g.out) + offset);
+  else
+    to(static_cast<bfloat16*>(g.out) + offset);
+}
+
+struct Region {
+  int64_t row, column, rows, columns;
+};
+
+thread_local Scratch packed_a, packed_b, slot_memory;
+
+void run_block(const Gemm& g, const Plan& plan, const TileKernel& kernel, const Region& r) {
+  const int64_t tile_size = int64_t(kernel.rows) * kernel.columns;
+  const int64_t tiles_down = (r.rows + kernel.rows - 1) / kernel.rows;
+  const int64_t tiles_across = (r.columns + kernel.columns - 1) / kernel.columns;
+  const int64_t slot_size = tiles_down * tiles_across * tile_size;
+  const int64_t rows_at_once = std::max<int64_t>(1, PACKED_ROWS / kernel.rows) * kernel.rows;
+  float* slots = slot_memory.get<float>(slot_size * plan.slots);
+  alignas(64) float local[MAX_TILE];
+
+  for (const Chunk& c : plan.chunks) {
+    const int64_t depth = c.end - c.begin;
+    float* b = packed_b.get<float>(depth * tiles_across * kernel.columns);
+    float* a = packed_a.get<float>(depth * std::min(rows_at_once, tiles_down * kernel.rows));
+    pack(g.b, true, r.column, c.begin, r.columns, depth, kernel.columns, b);
+    for (int64_t first = 0; first < r.rows; first += rows_at_once) {
+      const int64_t rows_here = std::min(rows_at_once, r.rows - first);
+      pack(g.a, false, r.row + first, c.begin, rows_here, depth, kernel.rows, a);
+      for (int64_t across = 0; across < tiles_across; across++) {
+        const int64_t column = r.column + across * kernel.columns;
+        const int columns = int(std::min<int64_t>(kernel.columns, r.column + r.columns - column));
+        for (int64_t i = 0; i < rows_here; i += kernel.rows) {
+          const int64_t row = r.row + first + i;
+          const int rows = int(std::min<int64_t>(kernel.rows, rows_here - i));
+          float* slot = slots + ((first + i) / kernel.rows * tiles_across + across) * tile_size;
+          float* out32 = static_cast<float*>(g.out) + row * g.out_stride + column;
+          const float* lower[64];
+          for (int m = 0; m < c.merges; m++) lower[m] = slot + (c.lower - m) * slot_size;
+
+          Tile t{a + i * depth, b + across * kernel.columns * depth, depth, nullptr, kernel.columns, lower, c.merges,
+                 local, kernel.columns};
+          if (c.init >= 0) t.init = slot + c.init * slot_size;
+          if (c.init == OUT) {
+            t.init = out32, t.init_stride = g.out_stride;
+            if (columns < kernel.columns) {
+              for (int y = 0; y < rows; y++)
+                for (int x = 0; x < kernel.columns; x++)
+                  local[y * kernel.columns + x] = x < columns ? out32[y * g.out_stride + x] : 0.0f;
+              t.init = local, t.init_stride = kernel.columns;
+            }
+          }
+          const bool direct =
+              c.target == OUT && g.out_dtype == DType::float32 && !g.bias && columns == kernel.columns;
+          if (c.target >= 0) t.out = slot + c.target * slot_size;
+          if (direct) t.out = out32, t.out_stride = g.out_stride;
+          kernel.run(t, rows);
+          if (c.target == OUT && !direct) finish_tile(g, local, kernel.columns, row, column, rows, columns);
+        }
+      }
+    }
+  }
+}
+
+// Even cuts of a length in multiples of a tile side.
+int64_t cut(int64_t length, int64_t tile, int64_t i, int64_t n) {
+  return std::min(length, (length + tile - 1) / tile * i / n * tile);
+}
+
+void run_region(const Gemm& g, const Plan& plan, const TileKernel& kernel, const Region& r) {
+  const int64_t down = (r.rows + BLOCK_ROWS - 1) / BLOCK_ROWS, across = (r.columns + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
+  for (int64_t y = 0; y < down; y++) {
+    const int64_t top = cut(r.rows, kernel.rows, y, down), bottom = cut(r.rows, kernel.rows, y + 1, down);
+    for (int64_t x = 0; x < across; x++) {
+      const int64_t left = cut(r.columns, kernel.columns, x, across);
+      const int64_t right = cut(r.columns, kernel.columns, x + 1, across);
+      if (top < bottom && left < right)
+        run_block(g, plan, kernel, {r.row + top, r.column + left, bottom - top, right - left});
+    }
+  }
+}
+
+// How many parts of rows: the grid of `threads` regions with the least work and packing in its largest region.
+int64_t parts_of_rows(const Gemm& g, const TileKernel& kernel, int64_t threads) {
+  constexpr int64_t PACKING = 16;  // packing an element costs about as much as 16 multiply-adds
+  int64_t best = 1, best_cost = INT64_MAX;
+  for (int64_t parts = 1; parts <= threads; parts++) {
+    if (threads % parts) continue;
+    auto largest = [](int64_t length, int64_t tile, int64_t n) { return ((length + tile - 1) / tile + n - 1) / n * tile; };
+    const int64_t rows = largest(g.rows, kernel.rows, parts);
+    const int64_t columns = largest(g.columns, kernel.columns, threads / parts);
+    const int64_t cost = rows * columns + PACKING * (rows + columns);
+    if (cost < best_cost) best = parts, best_cost = cost;
+  }
+  return best;
+}
+
+}  // namespace
+
+void gemm(const Gemm& g) {
+  if (g.rows > 0 && g.columns > 0)
+    run_region(g, make_plan(g), tile_kernel(active_isa()), {0, 0, g.rows, g.columns});
+}
+
+void gemm_parallel(const Gemm& g) {
+  const double work = double(g.rows) * double(g.columns) * double(g.depth);
+  const int64_t n = std::min<int64_t>(threads(), 1 + int64_t(work / WORTH_A_THREAD));
+  if (n <= 1) return gemm(g);
+  const Plan plan = make_plan(g);
+  const TileKernel& kernel = tile_kernel(active_isa());
+  const int64_t down = parts_of_rows(g, kernel, n), across = n / down;
+  parallel_for(n, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t y = i / across, x = i % across;
+      const int64_t top = cut(g.rows, kernel.rows, y, down), left = cut(g.columns, kernel.columns, x, across);
+      run_region(g, plan, kernel,
+                 {top, left, cut(g.rows, kernel.rows, y + 1, down) - top,
+                  cut(g.columns, kernel.columns, x + 1, across) - left});
+    }
+  });
+}
+
+}  // namespace plait
