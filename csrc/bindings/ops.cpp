@@ -25,18 +25,48 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("matmul", &matmul, nogil);
 
   // sums and copies
+  m.def("add", &add, nogil);
+  m.def("tree_sum", &tree_sum, nogil);
+  m.def("sum_rows", &sum_rows, nogil);
+  m.def("convert", &convert, nogil);
+  m.def("exact_sum", &exact_sum, nogil);
+  m.def("exact_value", &exact_value, nogil);
+  m.attr("LIMBS") = LIMBS;
 
   // randomness
+  m.def("random_normal", &random_normal, nogil);
+  m.def("dropout", &dropout, nogil);
 
   // norms
+  m.def("layer_norm_forward", &layer_norm_forward, nogil);
+  m.def("layer_norm_backward", &layer_norm_backward, nogil);
+  m.def("layer_norm_backward_weight", &layer_norm_backward_weight, nogil);
+  m.def("rms_norm_forward", &rms_norm_forward, nogil);
+  m.def("rms_norm_backward", &rms_norm_backward, nogil);
+  m.def("rms_norm_backward_weight", &rms_norm_backward_weight, nogil);
 
   // activations
+  m.def("gelu_forward", &gelu_forward, nogil);
+  m.def("gelu_backward", &gelu_backward, nogil);
+  m.def("relu_forward", &relu_forward, nogil);
+  m.def("relu_backward", &relu_backward, nogil);
+  m.def("swiglu_forward", &swiglu_forward, nogil);
+  m.def("swiglu_backward", &swiglu_backward, nogil);
+  m.def("rope", &rope, nogil);
 
   // attention
+  m.def("attention_forward", &attention_forward, nogil);
+  m.def("attention_backward", &attention_backward, nogil);
 
   // embedding
+  m.def("embedding_forward", &embedding_forward, nogil);
+  m.def("embedding_backward", &embedding_backward, nogil);
 
   // cross-entropy
+  m.def("cross_entropy_statistics", &cross_entropy_statistics, nogil);
+  m.def("cross_entropy_merge", &cross_entropy_merge, nogil);
+  m.def("cross_entropy_loss", &cross_entropy_loss, nogil);
+  m.def("cross_entropy_backward", &cross_entropy_backward, nogil);
 
   // convolution
   m.def("conv2d_forward", &conv2d_forward, nogil);
@@ -51,4 +81,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("mean_pool_backward", &mean_pool_backward, nogil);
 
   // optimizers
+  m.def("adamw", &adamw, nogil);
+  m.def("sgd", &sgd, nogil);
 }

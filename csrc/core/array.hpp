@@ -21,7 +21,7 @@ struct ConstArray {
     for (int i = 0; i < ndim; i++) n *= shape[i];
     return n;
   }
-  // C order without gaps; axes of length 0 or 1 may have any stride.
+  // C order without gaps; axes of length 1, and all axes of an empty array, may have any stride.
   bool contiguous() const {
     if (size() == 0) return true;
     int64_t expected = 1;

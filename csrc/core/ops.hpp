@@ -35,18 +35,21 @@ void tree_sum(const std::vector<ConstArray>& parts, const std::vector<int>& merg
 void sum_rows(const ConstArray& x, bool accumulate, const Array& out);
 // Converts element types (float32 <-> bfloat16, round to nearest even); equal shapes; both strided.
 void convert(const ConstArray& x, const Array& out);
-// Exact, order-free sums: every chunk of 1024 elements of the flat float32 x is summed in one float32 chain
-// (of x or of x*x), and that float is added to `limbs` (int64, LIMBS long) as an integer. Limbs of ranks add by
-// integer sum. NaN and infinity set the last limb. exact_value turns limbs into the nearest double.
+// Exact, order-free sums: every chunk of 1024 elements of the flat float32 x is summed in float32 (x, or x*x rounded):
+// lane l of 16 adds elements l, l + 16, ...; then lanes fold in halves, l + (l + 8), l + (l + 4), l + (l + 2), l + (l + 1).
+// That float is added to `limbs` (int64, LIMBS long) as an integer: limb i counts multiples of 2^(32 i - 149), so
+// 2^31 chunks fit. Limbs of ranks add by integer sum. NaN and infinity set the last limb (and any overflow of a chunk);
+// exact_value turns limbs into the nearest double, NaN if the last limb is set.
 constexpr int LIMBS = 20;
 void exact_sum(const ConstArray& x, bool squares, const Array& limbs);
 double exact_value(const ConstArray& limbs);
 
 // --- randomness: Philox 4x32-10 ----------------------------------------------------------------
-// out(n) float32 = mean + std * normal(seed, stream, first_index + i)  (Box-Muller on own log and cos).
+// How keys and counters are made: core/philox.hpp. Any element can be computed alone.
+// out(n) float32 = mean + std * normal(seed, stream, first_index + i)  (Box-Muller in double on own log, sine and cosine).
 void random_normal(int64_t seed, int64_t stream, int64_t first_index, float mean, float std, const Array& out);
-// x(B, S, C) strided, out contiguous: kept elements times 1/(1-p), others 0. The key is (seed, step, layer), the counter
-// (first_sample + b, (first_position + s) * C + c). The same call on the gradient is its backward.
+// x(B, S, C) strided, out contiguous: kept elements times 1/(1-p), others +0. The key is (seed, step, layer), the number of an
+// element (first_sample + b, (first_position + s) * C + c). The same call on the gradient is its backward.
 void dropout(const ConstArray& x, float probability, int64_t seed, int64_t step, int64_t layer,
              int64_t first_sample, int64_t first_position, const Array& out);
 

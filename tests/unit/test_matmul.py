@@ -1,4 +1,4 @@
-"""matmul against float64, and the bits its contract fixes: chains, leaves, threads, instruction paths."""
+"""matmul against float64, and the bits its contract fixes: chains, leaves, threads, paths."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -29,7 +29,9 @@ def randoms(*shape, dtype=float32, seed=0):
     return x.astype(np.float32).astype(dtype)
 
 
-def run(a, b, ta=False, tb=False, *, leaves=None, out=None, accumulate=False, bias=None, dtype=float32):
+def run(
+    a, b, ta=False, tb=False, *, leaves=None, out=None, accumulate=False, bias=None, dtype=float32
+):
     rows, depth = a.shape[::-1] if ta else a.shape
     columns = b.shape[0] if tb else b.shape[1]
     if out is None:
@@ -77,7 +79,10 @@ def test_close_to_float64(isa, ta, tb):
             a, b = randoms(m, k, dtype=dtype), randoms(k, n, dtype=dtype, seed=1)
             exact = a.astype(np.float64) @ b.astype(np.float64)
             scale = np.abs(a.astype(np.float64)) @ np.abs(b.astype(np.float64))
-            a, b = (np.ascontiguousarray(a.T) if ta else a), (np.ascontiguousarray(b.T) if tb else b)
+            a, b = (
+                (np.ascontiguousarray(a.T) if ta else a),
+                (np.ascontiguousarray(b.T) if tb else b),
+            )
             out = run(strided(a, 3), strided(b, 5), ta, tb, dtype=out_dtype).astype(np.float64)
             bound = k * 2.0**-24 * scale + (2.0**-8 * np.abs(exact) if out_dtype == bfloat16 else 0)
             assert (np.abs(out - exact) <= bound).all(), (m, k, n, dtype, out_dtype)
@@ -86,7 +91,11 @@ def test_close_to_float64(isa, ta, tb):
 def nearest_float32(x):
     """x rounded once to float32, ties to even."""
     guess = np.float32(float(x))
-    near = [np.nextafter(guess, np.float32(-np.inf)), guess, np.nextafter(guess, np.float32(np.inf))]
+    near = [
+        np.nextafter(guess, np.float32(-np.inf)),
+        guess,
+        np.nextafter(guess, np.float32(np.inf)),
+    ]
     return min(near, key=lambda f: (abs(Fraction(float(f)) - x), int(f.view(np.uint32)) & 1))
 
 
@@ -152,7 +161,10 @@ def test_bfloat16_out_is_rounded_once():
         exact = run(a, b, bias=bias)
         same_bits(run(a, b, bias=bias, dtype=bfloat16), exact.astype(bfloat16))
     whole = run(a, b)
-    same_bits(run(a, b, bias=randoms(70, dtype=bfloat16)), whole + randoms(70, dtype=bfloat16).astype(float32))
+    same_bits(
+        run(a, b, bias=randoms(70, dtype=bfloat16)),
+        whole + randoms(70, dtype=bfloat16).astype(float32),
+    )
 
 
 def test_bits_depend_on_neither_threads_nor_path_nor_transposes():
@@ -203,7 +215,7 @@ def test_nan_and_infinity_reach_their_row_and_column_only(isa):
     np.testing.assert_array_equal(run(huge, huge, False, True), np.inf)
 
 
-@pytest.mark.parametrize("m,k,n", [(0, 3, 4), (3, 3, 0), (0, 0, 0), (3, 0, 4)])
+@pytest.mark.parametrize(("m", "k", "n"), [(0, 3, 4), (3, 3, 0), (0, 0, 0), (3, 0, 4)])
 def test_empty_sizes(m, k, n):
     a, b, bias = randoms(m, k), randoms(k, n), randoms(n)
     same_bits(run(a, b), np.zeros((m, n), np.float32))
@@ -233,8 +245,8 @@ def test_errors_name_both_shapes():
             _cpu.matmul(a, b, False, False, leaves, False, None, out)
     with pytest.raises(ValueError, match="single leaf"):
         _cpu.matmul(a, b, False, False, [0, 2, 3], True, None, out)
+    short = a.astype(bfloat16), b.astype(bfloat16), out.astype(bfloat16)
     with pytest.raises(ValueError, match="single leaf"):
-        short = a.astype(bfloat16), b.astype(bfloat16), out.astype(bfloat16)
         _cpu.matmul(short[0], short[1], False, False, [0, 3], True, None, short[2])
     with pytest.raises(ValueError, match=r"bias is \(4,\) float32"):
         _cpu.matmul(a, b, False, False, [0, 3], False, randoms(4), out)

@@ -8,9 +8,7 @@ from plait.nn import Build, LayerSpec
 
 
 class Embed(nn.Layer):
-    def __init__(
-        self, build: Build, vocabulary: int, size: int, length: int, dropout: float
-    ):
+    def __init__(self, build: Build, vocabulary: int, size: int, length: int, dropout: float):
         self.tokens = nn.VocabEmbedding(build.at("tokens"), vocabulary, size)
         self.positions = nn.PositionEmbedding(build.at("positions"), length, size)
         self.dropout = nn.Dropout(build, dropout, 0)
@@ -77,6 +75,7 @@ def gpt(
             lambda build: Embed(build, v, c, s, dropout),
             parameters=(v + s) * c,
             activation=s * c,
+            output=s * c,
         )
     ]
     specs += [
@@ -86,6 +85,7 @@ def gpt(
             parameters=block,
             flops=2 * s * (4 * c * c + 2 * c * m) + 2 * s * s * c,
             activation=s * (10 * c + 2 * m),
+            output=s * c,
             tensor_units=heads,
         )
         for index in range(layers)
@@ -97,6 +97,7 @@ def gpt(
             parameters=2 * c + v * c,
             flops=2 * s * v * c,
             activation=s * (2 * c + v),
+            output=s * c,
         )
     )
     return specs

@@ -56,7 +56,8 @@ def llama(
     mlp_dim: int | None = None,
     rope_base: float = 10000.0,
 ) -> list[LayerSpec]:
-    """A Llama of `layers` blocks; mlp_dim defaults to 8/3 x hidden_dim, to the next multiple of 32."""
+    """A Llama of `layers` blocks; mlp_dim defaults to 8/3 x hidden_dim, to the next multiple of
+    32."""
     c, s, v, kv = hidden_dim, sequence_length, vocabulary, kv_heads or heads
     m = mlp_dim or -(-8 * c // 96) * 32
     std_out = 0.02 / (2 * max(layers, 1)) ** 0.5
@@ -67,6 +68,7 @@ def llama(
             lambda build: nn.VocabEmbedding(build.at("tokens"), v, c),
             parameters=v * c,
             activation=s * c,
+            output=s * c,
         )
     ]
     specs += [
@@ -76,6 +78,7 @@ def llama(
             parameters=weights + 2 * c,
             flops=2 * s * weights + 2 * s * s * c,
             activation=s * (10 * c + 3 * m),
+            output=s * c,
             tensor_units=kv,
         )
         for index in range(layers)
@@ -87,6 +90,7 @@ def llama(
             parameters=c + v * c,
             flops=2 * s * v * c,
             activation=s * (2 * c + v),
+            output=s * c,
         )
     )
     return specs

@@ -1,4 +1,5 @@
-"""A multi-layer perceptron over flattened inputs: pairs of column and row parallel layers with residuals."""
+"""A multi-layer perceptron over flattened inputs: pairs of column and row parallel layers with
+residuals."""
 
 from __future__ import annotations
 
@@ -65,6 +66,7 @@ def mlp(
             parameters=inputs * c + c * c + 2 * c,
             flops=2 * (inputs * c + c * c),
             activation=inputs + 3 * c,
+            output=c,
         )
     ]
     specs += [
@@ -74,6 +76,7 @@ def mlp(
             parameters=2 * c * c + 4 * c,
             flops=4 * c * c,
             activation=5 * c,
+            output=c,
         )
         for index in range(1, layers)
     ]
@@ -84,6 +87,7 @@ def mlp(
             parameters=c * classes,
             flops=2 * c * classes,
             activation=c + classes,
+            output=c,
         )
     )
     return specs

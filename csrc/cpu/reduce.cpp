@@ -1,0 +1,197 @@
+// Sums of whole arrays in a fixed order, and conversions. A block of elements stays in cache while all parts pass over it.
+#include <algorithm>
+
+#include "core/ops.hpp"
+#include "cpu/isa.hpp"
+#include "cpu/scratch.hpp"
+#include "cpu/threads.hpp"
+
+namespace plait {
+namespace {
+
+constexpr int64_t BLOCK = 1024;            // floats: 4 KB of L1 for every open node of the tree
+constexpr int64_t WORTH_A_THREAD = 32768;  // elements
+
+template <class X, class Y>
+PLAIT_INLINE void convert_body(const X* x, Y* out, int64_t n) {
+  for (int64_t i = 0; i < n; i++) out[i] = from_float<Y>(to_float(x[i]));
+}
+template <class X>
+PLAIT_INLINE void add_body(const float* lower, const X* upper, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; i++) out[i] = lower[i] + to_float(upper[i]);
+}
+template <class B, class Y>
+PLAIT_INLINE void finish_body(const float* x, const B* bias, Y* out, int64_t n) {
+  for (int64_t i = 0; i < n; i++) out[i] = from_float<Y>(x[i] + to_float(bias[i]));
+}
+// x (samples, positions, n): out[i] continues its chain over samples, then positions.
+template <class X>
+PLAIT_INLINE void sum_rows_body(const X* x, int64_t samples, int64_t positions, int64_t sample_stride,
+                                int64_t position_stride, float* out, int64_t n) {
+  for (int64_t b = 0; b < samples; b++)
+    for (int64_t s = 0; s < positions; s++) {
+      const X* row = x + b * sample_stride + s * position_stride;
+      for (int64_t i = 0; i < n; i++) out[i] += to_float(row[i]);
+    }
+}
+
+PLAIT_KERNEL(convert_run, convert_body)
+PLAIT_KERNEL(add_run, add_body)
+PLAIT_KERNEL(finish_run, finish_body)
+PLAIT_KERNEL(sum_rows_run, sum_rows_body)
+
+void check_flat(const char* call, const char* name, const ConstArray& x, const ConstArray& out) {
+  bool equal = x.ndim == out.ndim && std::equal(x.shape, x.shape + x.ndim, out.shape);
+  PLAIT_CHECK(equal, call, name, " is ", shape_text(x), " and out is ", shape_text(out), ": shapes must be equal");
+  PLAIT_CHECK(x.contiguous(), call, name, " ", shape_text(x), " must be contiguous");
+}
+
+void copy_run(const void* x, DType from, void* out, DType to, int64_t x_offset, int64_t out_offset, int64_t n) {
+  PLAIT_FLOATS(from, "convert", [&](auto a) {
+    PLAIT_FLOATS(to, "convert", [&](auto b) {
+      convert_run(static_cast<const decltype(a)*>(x) + x_offset, static_cast<decltype(b)*>(out) + out_offset, n);
+    });
+  });
+}
+
+// Adds the bias of the last axis (length `columns`) to block [first, first + n) of flat elements, rounds and stores.
+template <class Y>
+void finish_block(const float* sum, const std::optional<ConstArray>& bias, int64_t columns, int64_t first, int64_t n,
+                  Y* out) {
+  if (!bias) return convert_run(sum, out, n);
+  for (int64_t i = 0; i < n;) {
+    const int64_t column = (first + i) % columns, here = std::min(n - i, columns - column);
+    PLAIT_FLOATS(bias->dtype, "tree_sum", [&](auto zero) {
+      finish_run(sum + i, static_cast<const decltype(zero)*>(bias->data) + column, out + i, here);
+    });
+    i += here;
+  }
+}
+
+}  // namespace
+
+void add(const std::vector<ConstArray>& inputs, const Array& out) {
+  PLAIT_CHECK(!inputs.empty(), "add", "needs at least one input");
+  for (const ConstArray& x : inputs) {
+    check_flat("add", "an input", x, out);
+    PLAIT_CHECK(x.dtype == inputs[0].dtype, "add", "inputs differ in type: ", shape_text(x), " and ",
+                shape_text(inputs[0]));
+  }
+  PLAIT_CHECK(out.contiguous(), "add", "out ", shape_text(out), " must be contiguous");
+  PLAIT_FLOATS(inputs[0].dtype, "add", [&](auto x) {
+    PLAIT_FLOATS(out.dtype, "add", [&](auto y) {
+      using X = decltype(x);
+      using Y = decltype(y);
+      parallel_for(out.size(), WORTH_A_THREAD, [&](int64_t begin, int64_t end) {
+        alignas(64) float sum[BLOCK];
+        for (int64_t first = begin; first < end; first += BLOCK) {
+          const int64_t n = std::min(BLOCK, end - first);
+          convert_run(inputs[0].as<X>() + first, static_cast<float*>(sum), n);
+          for (size_t i = 1; i < inputs.size(); i++)
+            add_run(static_cast<const float*>(sum), inputs[i].as<X>() + first, static_cast<float*>(sum), n);
+          convert_run(static_cast<const float*>(sum), out.as<Y>() + first, n);
+        }
+      });
+    });
+  });
+}
+
+void tree_sum(const std::vector<ConstArray>& parts, const std::vector<int>& merges,
+              const std::optional<ConstArray>& bias, const Array& out) {
+  PLAIT_CHECK(!parts.empty() && parts.size() == merges.size(), "tree_sum", "needs parts and as many merges, got ",
+              parts.size(), " and ", merges.size());
+  int64_t open = 0, most = 0;
+  for (size_t i = 0; i < parts.size(); i++) {
+    check_flat("tree_sum", "a part", parts[i], out);
+    PLAIT_CHECK(parts[i].dtype == DType::float32, "tree_sum", "parts must be float32, got ", shape_text(parts[i]));
+    most = std::max(most, ++open);
+    PLAIT_CHECK(merges[i] >= 0 && merges[i] < open, "tree_sum", "merges[", i, "] = ", merges[i], " with ", open,
+                " parts on the stack");
+    open -= merges[i];
+  }
+  PLAIT_CHECK(open == 1, "tree_sum", "the merges leave ", open, " parts, must leave 1");
+  PLAIT_CHECK(out.contiguous(), "tree_sum", "out ", shape_text(out), " must be contiguous");
+  const int64_t columns = out.ndim ? out.shape[out.ndim - 1] : 1;
+  if (bias)
+    PLAIT_CHECK(bias->ndim == 1 && bias->shape[0] == columns && bias->contiguous(), "tree_sum", "bias is ",
+                shape_text(*bias), ", must be a contiguous (", columns, ",) for out ", shape_text(out));
+
+  PLAIT_FLOATS(out.dtype, "tree_sum", [&](auto zero) {
+    using Y = decltype(zero);
+    parallel_for(out.size(), WORTH_A_THREAD, [&](int64_t begin, int64_t end) {
+      thread_local Scratch memory;
+      float* blocks = memory.get<float>(most * BLOCK);
+      std::vector<const float*> stack(size_t(most), nullptr);
+      for (int64_t first = begin; first < end; first += BLOCK) {
+        const int64_t n = std::min(BLOCK, end - first);
+        int64_t top = 0;  // a part enters as a pointer to its own memory, a sum lies in the block of its depth
+        for (size_t i = 0; i < parts.size(); i++) {
+          stack[size_t(top++)] = static_cast<const float*>(parts[i].data) + first;
+          for (int m = 0; m < merges[i]; m++) {
+            top--;
+            float* sum = blocks + (top - 1) * BLOCK;
+            add_run(stack[size_t(top - 1)], stack[size_t(top)], sum, n);
+            stack[size_t(top - 1)] = sum;
+          }
+        }
+        finish_block(stack[0], bias, columns, first, n, out.as<Y>() + first);
+      }
+    });
+  });
+}
+
+void sum_rows(const ConstArray& x, bool accumulate, const Array& out) {
+  PLAIT_CHECK(x.ndim == 3 && out.ndim == 1 && out.shape[0] == x.shape[2] && out.contiguous(), "sum_rows", "x is ",
+              shape_text(x), " and out is ", shape_text(out), ", must be (B, S, C) and a contiguous (C,)");
+  PLAIT_CHECK(x.size() == 0 || x.shape[2] == 1 || x.strides[2] == 1, "sum_rows",
+              "the last axis of x must have stride 1, got ", x.strides[2], " in ", shape_text(x));
+  float* sums = out.as<float>();
+  PLAIT_FLOATS(x.dtype, "sum_rows", [&](auto zero) {
+    const auto* data = static_cast<const decltype(zero)*>(x.data);
+    const int64_t rows = x.shape[0] * x.shape[1];
+    const int64_t grain = std::max<int64_t>(64, WORTH_A_THREAD / std::max<int64_t>(rows, 1));
+    parallel_for(x.shape[2], grain, [&](int64_t begin, int64_t end) {
+      if (!accumulate) std::fill(sums + begin, sums + end, 0.0f);
+      for (int64_t first = begin; first < end; first += BLOCK)
+        sum_rows_run(data + first, x.shape[0], x.shape[1], x.strides[0], x.strides[1], sums + first,
+                     std::min(BLOCK, end - first));
+    });
+  });
+}
+
+void convert(const ConstArray& x, const Array& out) {
+  bool equal = x.ndim == out.ndim && std::equal(x.shape, x.shape + x.ndim, out.shape);
+  PLAIT_CHECK(equal, "convert", "x is ", shape_text(x), " and out is ", shape_text(out), ": shapes must be equal");
+  if (out.size() == 0) return copy_run(x.data, x.dtype, const_cast<void*>(out.data), out.dtype, 0, 0, 0);
+  // Rows as long as both arrays allow: axes that lie without gaps in both become one.
+  int64_t shape[MAX_DIMS + 1] = {1}, x_stride[MAX_DIMS + 1] = {1}, out_stride[MAX_DIMS + 1] = {1};
+  int axes = 1;  // axis 0 is the fastest
+  for (int i = x.ndim - 1; i >= 0; i--) {
+    if (x.shape[i] == 1) continue;
+    const int top = axes - 1;
+    if (x.strides[i] == x_stride[top] * shape[top] && out.strides[i] == out_stride[top] * shape[top]) {
+      shape[top] *= x.shape[i];
+      continue;
+    }
+    PLAIT_CHECK(shape[0] > 1 || x.shape[x.ndim - 1] == 1, "convert", "the last axis must have stride 1: x ", shape_text(x), " has ", x.strides[i],
+                ", out has ", out.strides[i]);
+    shape[axes] = x.shape[i], x_stride[axes] = x.strides[i], out_stride[axes] = out.strides[i];
+    axes++;
+  }
+  const int64_t pieces = (shape[0] + WORTH_A_THREAD - 1) / WORTH_A_THREAD, rows = out.size() / shape[0];
+  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD * pieces / shape[0]);
+  parallel_for(rows * pieces, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      int64_t row = i / pieces, x_offset = i % pieces * WORTH_A_THREAD, out_offset = x_offset;
+      const int64_t n = std::min(WORTH_A_THREAD, shape[0] - x_offset);
+      for (int axis = 1; axis < axes; axis++) {
+        x_offset += row % shape[axis] * x_stride[axis];
+        out_offset += row % shape[axis] * out_stride[axis];
+        row /= shape[axis];
+      }
+      copy_run(x.data, x.dtype, const_cast<void*>(out.data), out.dtype, x_offset, out_offset, n);
+    }
+  });
+}
+
+}  // namespace plait
