@@ -16,22 +16,22 @@ namespace {
 constexpr int BLOCK = 64;               // channels whose sums stay in the first cache
 constexpr int64_t THREAD_WORK = 1 << 14;  // elements worth a thread
 
-// Fixed for one call: channels [c, c + n) of rows (R, C), n <= BLOCK.
+// Channels [c, c + n) of rows that lie `pitch` elements apart, n <= BLOCK.
 struct Columns {
-  int64_t rows, channels, c, n;
+  int64_t rows, pitch, c, n;
 };
 
 template <class T>
 PLAIT_INLINE void statistics_body(Columns b, const T* x, float* mean, float* variance) {
   float sum[BLOCK] = {}, center[BLOCK];
   for (int64_t r = 0; r < b.rows; r++) {
-    const T* row = x + r * b.channels + b.c;
+    const T* row = x + r * b.pitch + b.c;
     for (int64_t i = 0; i < b.n; i++) sum[i] += to_float(row[i]);
   }
   const float count = float(b.rows);
   for (int64_t i = 0; i < b.n; i++) center[i] = mean[b.c + i] = sum[i] / count, sum[i] = 0;
   for (int64_t r = 0; r < b.rows; r++) {
-    const T* row = x + r * b.channels + b.c;
+    const T* row = x + r * b.pitch + b.c;
     for (int64_t i = 0; i < b.n; i++) {
       const float d = to_float(row[i]) - center[i];
       sum[i] = fused(d, d, sum[i]);
@@ -50,8 +50,8 @@ PLAIT_INLINE void normalize_body(Columns b, const T* x, const float* mean, const
     w[i] = to_float(weight[b.c + i]), shift[i] = to_float(bias[b.c + i]);
   }
   for (int64_t r = 0; r < b.rows; r++) {
-    const T* row = x + r * b.channels + b.c;
-    T* to = out + r * b.channels + b.c;
+    const T* row = x + r * b.pitch + b.c;
+    T* to = out + r * b.pitch + b.c;
     for (int64_t i = 0; i < b.n; i++)
       to[i] = from_float<T>(fused((to_float(row[i]) - center[i]) * scale[i], w[i], shift[i]));
   }
@@ -60,14 +60,14 @@ PLAIT_KERNEL(normalize, normalize_body)
 
 // Continues the chains of sum(grad) and sum(grad * xhat) that n floats of each buffer hold.
 template <class T>
-PLAIT_INLINE void grad_sums_body(Columns b, const T* grad, const T* x, const float* mean, const float* rstd,
+PLAIT_INLINE void grad_sums_body(Columns b, const T* grad, int64_t grad_pitch, const T* x, const float* mean, const float* rstd,
                                  float* sum_grad, float* sum_product) {
   float center[BLOCK], scale[BLOCK], plain[BLOCK], product[BLOCK];
   for (int64_t i = 0; i < b.n; i++) {
     center[i] = mean[b.c + i], scale[i] = rstd[i], plain[i] = sum_grad[i], product[i] = sum_product[i];
   }
   for (int64_t r = 0; r < b.rows; r++) {
-    const T *g = grad + r * b.channels + b.c, *row = x + r * b.channels + b.c;
+    const T *g = grad + r * grad_pitch + b.c, *row = x + r * b.pitch + b.c;
     for (int64_t i = 0; i < b.n; i++) {
       const float xhat = (to_float(row[i]) - center[i]) * scale[i];
       plain[i] += to_float(g[i]);
@@ -88,8 +88,8 @@ PLAIT_INLINE void backward_body(Columns b, const T* grad, const T* x, const W* w
     plain[i] = mean_grad[i], product[i] = mean_product[i];
   }
   for (int64_t r = 0; r < b.rows; r++) {
-    const T *g = grad + r * b.channels + b.c, *row = x + r * b.channels + b.c;
-    T* to = grad_x + r * b.channels + b.c;
+    const T *g = grad + r * b.pitch + b.c, *row = x + r * b.pitch + b.c;
+    T* to = grad_x + r * b.pitch + b.c;
     for (int64_t i = 0; i < b.n; i++) {
       const float xhat = (to_float(row[i]) - center[i]) * scale[i];
       to[i] = from_float<T>(factor[i] * fused(-xhat, product[i], to_float(g[i]) - plain[i]));
@@ -121,8 +121,17 @@ void check(const char* call, const ConstArray& x, const ConstArray& other) {
               shape_text(other));
 }
 
+void check_strided(const char* call, const ConstArray& x, const ConstArray& grad) {
+  bool good = x.ndim == 3 && grad.ndim == 3 && x.dtype == grad.dtype;
+  for (int i = 0; good && i < 3; i++) good = x.shape[i] == grad.shape[i];
+  for (const ConstArray* a : {&x, &grad})
+    good = good && (a->size() == 0 || a->shape[2] == 1 || a->strides[2] == 1);
+  PLAIT_CHECK(good, call, "needs (B, S, C) arrays of one shape and type with adjacent channels, got ",
+              shape_text(x), " and ", shape_text(grad));
+}
+
 void check_channels(const char* call, const ConstArray& x, const ConstArray& v) {
-  PLAIT_CHECK(v.ndim == 1 && v.shape[0] == x.shape[1] && v.contiguous(), call, "per-channel array ",
+  PLAIT_CHECK(v.ndim == 1 && v.shape[0] == x.shape[x.ndim - 1] && v.contiguous(), call, "per-channel array ",
               shape_text(v), " does not fit rows ", shape_text(x));
 }
 
@@ -155,7 +164,7 @@ void backward_with(const ConstArray& grad, const ConstArray& x, const W* weight,
       float rstd[BLOCK], plain[BLOCK] = {}, product[BLOCK] = {};
       load_rstd(b, variance, epsilon, rstd);
       const float* scale = rstd;
-      grad_sums(b, g, from, mean, scale, static_cast<float*>(plain), static_cast<float*>(product));
+      grad_sums(b, g, b.pitch, from, mean, scale, static_cast<float*>(plain), static_cast<float*>(product));
       for (int64_t i = 0; i < b.n; i++) plain[i] /= rows, product[i] /= rows;
       backward(b, g, from, weight, mean, scale, static_cast<const float*>(plain),
                static_cast<const float*>(product), to);
@@ -196,7 +205,7 @@ void batch_norm_backward_weight(const ConstArray& grad, const ConstArray& x, con
                                 const ConstArray& variance, float epsilon, bool accumulate,
                                 const Array& grad_weight, const Array& grad_bias) {
   const char* call = "batch_norm_backward_weight";
-  check(call, x, grad);
+  check_strided(call, x, grad);
   for (const ConstArray* v : {&mean, &variance, static_cast<const ConstArray*>(&grad_weight),
                               static_cast<const ConstArray*>(&grad_bias)})
     check_channels(call, x, *v);
@@ -205,14 +214,17 @@ void batch_norm_backward_weight(const ConstArray& grad, const ConstArray& x, con
   PLAIT_FLOATS(x.dtype, call, [&](auto zero) {
     using T = decltype(zero);
     const T *g = grad.as<T>(), *from = x.as<T>();
-    blocks_of_channels(x.shape[0], x.shape[1], [&](const Columns& b) {
+    blocks_of_channels(x.shape[0] * x.shape[1], x.shape[2], [&](Columns b) {
+      b.rows = x.shape[1], b.pitch = x.strides[1];
       float rstd[BLOCK];
       load_rstd(b, v, epsilon, rstd);
       if (!accumulate) {
         std::fill(plain + b.c, plain + b.c + b.n, 0.0f);
         std::fill(product + b.c, product + b.c + b.n, 0.0f);
       }
-      grad_sums(b, g, from, m, static_cast<const float*>(rstd), plain + b.c, product + b.c);
+      for (int64_t s = 0; s < x.shape[0]; s++)
+        grad_sums(b, g + s * grad.strides[0], grad.strides[1], from + s * x.strides[0], m,
+                  static_cast<const float*>(rstd), plain + b.c, product + b.c);
     });
   });
 }

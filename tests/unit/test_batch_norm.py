@@ -55,7 +55,9 @@ def backward(grad, x, weight, mean, variance):
 
 
 def backward_weight(grad, x, mean, variance, sums=None):
-    out = sums or tuple(np.full(x.shape[1], 7, float32) for _ in range(2))
+    out = sums or tuple(np.full(x.shape[-1], 7, float32) for _ in range(2))
+    if x.ndim == 2:
+        x, grad = x[None], grad[None]
     _cpu.batch_norm_backward_weight(grad, x, mean, variance, EPSILON, sums is not None, *out)
     return out
 
@@ -129,6 +131,20 @@ def test_grad_weight_continues_the_chain():
     parts = backward_weight(grad[31:31], x[31:31], mean, variance, parts)
     parts = backward_weight(grad[31:], x[31:], mean, variance, parts)
     for a, b in zip(whole, parts, strict=True):
+        same_bits(a, b)
+
+
+def test_grad_weight_of_some_positions_of_some_samples():
+    x, grad, weight, bias = operands(6 * 10, 21, float32, float32)
+    _, mean, variance = forward(x, weight, bias)
+    x, grad = x.reshape(6, 10, 21), grad.reshape(6, 10, 21)
+    where = slice(1, 5), slice(3, 8)
+    part = [np.ascontiguousarray(a[where]).reshape(-1, 21) for a in (grad, x)]
+    for a, b in zip(
+        backward_weight(grad[where], x[where], mean, variance),
+        backward_weight(*part, mean, variance),
+        strict=True,
+    ):
         same_bits(a, b)
 
 
