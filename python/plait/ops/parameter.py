@@ -70,8 +70,15 @@ class Parameter:
             yield segment, self.grads[segment.slot]
             top = segment.slot
             for _ in range(segment.merges):
-                kernels.add([self.grads[top - 1], self.grads[top]], self.grads[top - 1])
+                self._merge(top - 1, top)
                 top -= 1
+
+    def _merge(self, low: int, high: int) -> None:
+        chains = zip(self.grads[low], self.grads[high], strict=True) if self.replicated else [
+            (self.grads[low], self.grads[high])
+        ]
+        for left, right in chains:
+            kernels.add([left, right], left)
 
     def skip(self, position: Position) -> None:
         """Adds zero where no op of this microbatch used the parameter."""

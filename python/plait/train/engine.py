@@ -207,9 +207,19 @@ class Engine:
         reduction.finish()
         return self._update(step, learning_rate, losses, count)
 
+    @property
+    def _vocabulary(self) -> int:
+        """Columns of the logits without padding, which the last layer tells."""
+        found = getattr(self.layers[-1], "vocabulary", None)
+        if not isinstance(found, int):
+            raise ValueError(
+                f"the last layer ({self.specs[-1].name}) must give logits split over the tensor axis "
+                "and say how many there are: end with nn.Head, or set its attribute `vocabulary`"
+            )
+        return found
+
     def _loss(self, logits: Tensor, targets: Array) -> Tensor:
-        vocabulary = self.layers[-1].vocabulary if hasattr(self.layers[-1], "vocabulary") else 0
-        result: Tensor = ops.CrossEntropy.apply(logits, targets, vocabulary, self.tensor)
+        result: Tensor = ops.CrossEntropy.apply(logits, targets, self._vocabulary, self.tensor)
         return result
 
     def _update(
@@ -288,7 +298,7 @@ class Engine:
 
     def predict(self, logits: Array) -> Array:
         """The column of the largest logit over the whole vocabulary; the first among equals."""
-        vocabulary = self.layers[-1].vocabulary  # type: ignore[attr-defined]
+        vocabulary = self._vocabulary
         first = self.tensor.leaves.bounds[self.tensor.rank] * (
             logits.shape[-1] // len(self.tensor.leaves.run(self.tensor.rank))
         )
@@ -310,7 +320,7 @@ class Engine:
         self.stage.drain()
         if not self.stage.last:
             return None
-        vocabulary = self.layers[-1].vocabulary  # type: ignore[attr-defined]
+        vocabulary = self._vocabulary
         width = y.array.shape[-1] // len(self.tensor.leaves.run(self.tensor.rank))
         bounds = [leaf * width for leaf in self.tensor.leaves.bounds]
         whole = self.tensor.all_gather(y.array, axis=y.array.ndim - 1, bounds=bounds)
