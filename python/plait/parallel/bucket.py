@@ -36,7 +36,8 @@ class Span:
 
 
 class Bucket:
-    """Parameters of one kind: all split over tensor leaves, or all replicated."""
+    """Parameters of one kind: all split over tensor leaves, or all replicated; all trained, or all
+    running statistics."""
 
     def __init__(
         self, parameters: list[Parameter], data: Communicator, tensor: Communicator, slots: int,
@@ -44,7 +45,8 @@ class Bucket:
     ):  # fmt: skip
         self.parameters, self.data, self.tensor = parameters, data, tensor
         self.replicated = parameters[0].replicated
-        assert all(p.replicated == self.replicated for p in parameters)
+        self.statistic = parameters[0].statistic
+        assert all(_kind(p) == _kind(parameters[0]) for p in parameters)
         self.offsets: list[int] = []
         size = 0
         for p in parameters:
@@ -55,7 +57,7 @@ class Bucket:
         self.bounds = self._cut(data.size)
         self.cut = slice(self.bounds[data.rank], self.bounds[data.rank + 1])
         self.own = self.cut if zero else slice(0, size)
-        self.weights = empty(size, precision)
+        self.weights = empty(size, float32 if self.statistic else precision)
         self.weights.fill(0)
         leaves = (len(tensor.leaves.run(tensor.rank)),) if self.replicated else ()
         self.grads = empty((slots, *leaves, size), float32)
@@ -139,6 +141,10 @@ class Bucket:
         return found
 
 
+def _kind(p: Parameter) -> tuple[bool, bool]:
+    return p.replicated, p.statistic
+
+
 def make_buckets(
     parameters: list[Parameter],
     data: Communicator,
@@ -153,10 +159,10 @@ def make_buckets(
     named in `alone` (tied ones) get buckets of their own, so that their cuts agree on every stage.
     """
     groups: list[list[Parameter]] = []
-    for replicated in (False, True):
+    for kind in itertools.product((False, True), (False, True)):
         group: list[Parameter] = []
         for p in reversed(parameters):
-            if p.replicated != replicated:
+            if _kind(p) != kind:
                 continue
             if p.name in alone:
                 groups.append([p])

@@ -20,7 +20,7 @@ from plait.nn import Build, LayerSpec, Recomputed
 from plait.ops.parameter import Parameter
 from plait.ops.position import Position, Share
 from plait.optim import Optimizer
-from plait.parallel.bucket import Span, make_buckets
+from plait.parallel.bucket import Bucket, Span, make_buckets
 from plait.parallel.partition import partition
 from plait.parallel.reduction import Reduction
 from plait.parallel.schedule import SCHEDULES
@@ -52,6 +52,11 @@ class StepResult:
     loss: float
     grad_norm: float
     targets: int
+
+
+def _kind(bucket: Bucket) -> str:
+    """What a checkpoint calls a bucket's values."""
+    return "buffer" if bucket.statistic else "master"
 
 
 class Engine:
@@ -98,7 +103,8 @@ class Engine:
             self.master[index] = (
                 weights if weights.dtype == float32 else zeros(len(weights), float32)
             )
-            self.state[index] = {name: zeros(len(weights), float32) for name in optimizer.state}
+            names = () if bucket.statistic else optimizer.state
+            self.state[index] = {name: zeros(len(weights), float32) for name in names}
         self.log: list[tuple[str, Any]] | None = None  # of Reduction, for tests and traces
         self.initialize()
 
@@ -151,7 +157,7 @@ class Engine:
                 continue
             for span in bucket.spans(bucket.cut):
                 where = slice(span.start - bucket.own.start, span.stop - bucket.own.start)
-                found.append(("master", span, self.master[index][where]))
+                found.append((_kind(bucket), span, self.master[index][where]))
                 found += [(kind, span, x[where]) for kind, x in self.state[index].items()]
         return found
 
@@ -162,7 +168,7 @@ class Engine:
         wholes = [zeros(bucket.size, float32) for bucket in self.buckets]
         for index, (bucket, whole) in enumerate(zip(self.buckets, wholes, strict=True)):
             for span in bucket.spans(slice(0, bucket.size)):
-                wanted.append(("master", span, whole[span.start : span.stop]))
+                wanted.append((_kind(bucket), span, whole[span.start : span.stop]))
             for kind, state in self.state[index].items():
                 for span in bucket.spans(bucket.own):
                     start = span.start - bucket.own.start
@@ -241,10 +247,18 @@ class Engine:
             if low >= high:
                 continue
             where = slice(low - bucket.own.start, high - bucket.own.start)
+            if p.momentum is not None:
+                self._average(self.master[index][where], bucket.gradient[where], p.momentum)
+                continue
             self.optimizer.update(
                 bucket.gradient[where], scale, learning_rate, len(p.shape) > 1, step,
                 self.master[index][where], {k: x[where] for k, x in state.items()}, weights[where],
             )  # fmt: skip
+
+    def _average(self, running: Array, total: Array, momentum: float) -> None:
+        """Moves a running statistic towards this step's mean over samples."""
+        mean = total / np.float32(self.settings.batch)
+        running += np.float32(momentum) * (mean - running)
 
     def _loss_and_norm(self, losses: list[Array]) -> tuple[float, float]:
         """Exact sums over all ranks, in one integer all_reduce: of losses, and of squared
@@ -256,7 +270,9 @@ class Engine:
                     kernels.exact_sum(sample, False, limbs[0])
         counted_twice = {id(tie.copy) for tie in self.ties}
         for bucket in self.buckets:
-            if id(bucket) in counted_twice or (bucket.replicated and self.tensor.rank != 0):
+            if id(bucket) in counted_twice or bucket.statistic:
+                continue
+            if bucket.replicated and self.tensor.rank != 0:
                 continue
             for where in bucket.chunks():
                 start = where.start - bucket.own.start
@@ -315,7 +331,6 @@ class Engine:
 
     @property
     def parameter_count(self) -> int:
-        """Elements of this rank's parameters, padding left out."""
-        return sum(
-            span.stop - span.start for b in self.buckets for span in b.spans(slice(0, b.size))
-        )
+        """Elements of this rank's trained parameters, padding left out."""
+        trained = [b for b in self.buckets if not b.statistic]
+        return sum(s.stop - s.start for b in trained for s in b.spans(slice(0, b.size)))
