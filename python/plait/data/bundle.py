@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_BLOCKS = 256  # read of each file, spread from its first byte to its last
+_BLOCKS = 1024  # read of each file, spread from its first byte to its last
 _BLOCK_BYTES = 4096
 
 
