@@ -24,6 +24,7 @@ LAYERS = [
     {"comm"},
     {"backend"},
     {"_cpu"},
+    {"errors"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
