@@ -49,7 +49,8 @@ class Context:
         self.saved = values
 
     def later(self, work: Callable[[], None]) -> None:
-        """Runs `work` (a weight gradient) after backward returned, before its result is waited for."""
+        """Runs `work` (a weight gradient) after backward returned, before its result is waited
+        for."""
         self._later.append(work)
 
 
@@ -94,8 +95,9 @@ class Tape:
     """with Tape(position) as tape: y = f(tape.input(x)) ... grads = tape.backward(y, grad_y)
 
     position: who these samples are (step, first sample, count, training), handed to every Function.
-    fan_in(arrays) -> array adds the gradients of all uses of one tensor, in float32, in fixed order.
-    recording=False only hands out the position, for evaluation. strict refuses foreign tensors.
+    fan_in(arrays) -> array adds the gradients of all uses of one tensor, in float32, in fixed
+    order. recording=False only hands out the position, for evaluation. strict refuses foreign
+    tensors.
     """
 
     current: ClassVar[Tape | None] = None
@@ -137,8 +139,8 @@ class Tape:
             for tensor in tensors:
                 if tensor.key not in self._known:
                     raise ValueError(
-                        "a recomputed layer used a tensor it was neither given nor made: its gradient "
-                        "would be lost. Pass it to recompute(layer, ...) as an input"
+                        "a recomputed layer used a tensor it was neither given nor made: "
+                        "its gradient would be lost. Pass it to recompute(layer, ...) as an input"
                     )
 
     def _record(
@@ -187,7 +189,7 @@ class Tape:
         return tuple(self._collect(found, key) for key in self._inputs)
 
     def _step(
-        self, found: dict[int, list[Array]], function: Any, ctx: Context, keys: Any, grads: list[Any]
+        self, found: dict[int, list[Array]], function: Any, ctx: Context, keys: Any, grads: Any
     ) -> None:
         result = function.backward(ctx, *grads)
         if len(keys) == 1 and not isinstance(result, tuple):

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from harness import case
-from reference import BFLOAT16, Array, assert_same, nodes_of, tree, values
+from reference import BFLOAT16, Array, assert_same, tree, values
 
-from plait.comm import Communicator, Leaves
+from plait.comm import Communicator
 
 SIZES = (0, 1, 7, 1000, 100003)
 FLOATS = (np.dtype(np.float32), BFLOAT16, np.dtype(np.float16))

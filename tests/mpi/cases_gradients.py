@@ -1,4 +1,5 @@
-"""Gradients at every layout against one rank: the same bits for every parameter, and the stated bound."""
+"""Gradients at every layout against one rank: the same bits for every parameter, and the stated
+bound."""
 
 from __future__ import annotations
 
@@ -96,5 +97,5 @@ def llama_gradients(world: Communicator) -> None:
 def mlp_gradients(world: Communicator) -> None:
     specs = models.mlp(input_shape=(5, 7), classes=10, hidden_dim=24, layers=7)
     variants = [v for v in VARIANTS if not v.get("sequence_parallel")]
-    layouts = [layout for layout in factorisations(world.size)]
+    layouts = list(factorisations(world.size))
     compare_layouts(world, specs, image_batch(BATCH, (5, 7), 10), variants, layouts, GRAINS)

@@ -37,19 +37,19 @@ def random_values(name: str, shape: tuple[int, ...]) -> Array:
 
 
 def randomize(engine: Engine) -> None:
-    shapes = {(p.tied_to or p.name): p for p in engine.parameters}
-
-    def read(kind: str, name: str, start: int, stop: int) -> Array:
-        p = shapes[name]
+    wanted, finish = engine.to_load()
+    for kind, span, array in wanted:
+        p = span.parameter
         rows = p.true_rows if p.true_rows is not None else p.shape[0]
-        whole = random_values(name, (rows, *p.shape[1:])).ravel()
-        return whole[start:stop] if kind == "master" else np.zeros(stop - start, np.float32)
-
-    engine.load(read)
+        whole = random_values(p.tied_to or p.name, (rows, *p.shape[1:])).ravel()
+        if kind == "master":
+            array[:] = whole[span.global_start : span.global_start + len(array)]
+    finish()
 
 
 def gradients(engine: Engine, world: Communicator) -> dict[str, Array] | None:
-    """Every parameter's whole gradient by name, on rank 0; each element from one rank that owns it."""
+    """Every parameter's whole gradient by name, on rank 0; each element from one rank that owns
+    it."""
     mine = []
     for bucket in engine.buckets:
         for span in bucket.spans(bucket.cut):
@@ -80,7 +80,8 @@ def gpt(**changes: Any) -> list[LayerSpec]:
 
 
 def gpt_batch(batch: int, length: int = 13, vocabulary: int = 101) -> tuple[Array, Array]:
-    """Tokens and targets; sample i has i masked targets more than sample 0, so shares are unequal."""
+    """Tokens and targets; sample i has i masked targets more than sample 0, so shares are
+    unequal."""
     random = np.random.default_rng(7)
     tokens = random.integers(0, vocabulary, (batch, length + 1)).astype(np.int32)
     targets = tokens[:, 1:].copy()
@@ -104,9 +105,7 @@ def run(
     if randomized:
         randomize(engine)
     where = slice(engine.share.start, engine.share.stop)
-    results = [
-        engine.step(step, 1e-3, batch[0][where], batch[1][where]) for step in range(steps)
-    ]
+    results = [engine.step(step, 1e-3, batch[0][where], batch[1][where]) for step in range(steps)]
     return engine, results
 
 

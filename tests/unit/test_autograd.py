@@ -1,6 +1,7 @@
 """The tape alone, on plain numbers: fan-in, several outputs, readiness, recompute, strictness."""
 
 import pytest
+
 from plait.autograd import Function, Tape, Tensor, recompute
 
 

@@ -1,14 +1,17 @@
-"""Shares and segments: every sample in one leaf, chains that restart at leaves, the stack that merges them."""
+"""Shares and segments: every sample in one leaf, chains that restart at leaves, the stack that
+merges them."""
 
 from itertools import product
 
 import pytest
+
 from plait.comm.tree import Leaves, maximal_nodes
 from plait.ops.position import Share
 
 
 def run_stack(share):
-    """Plays the segments on sets of samples; returns the nodes left, as lists of samples in order."""
+    """Plays the segments on sets of samples; returns the nodes left, as lists of samples in
+    order."""
     slots = {}
     for position in share.microbatches(0, 0):
         for segment in position.segments:

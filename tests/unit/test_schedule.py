@@ -1,6 +1,8 @@
-"""Schedules and partitions are pure: every action once, gradients in sample order, no stage waits for ever."""
+"""Schedules and partitions are pure: every action once, gradients in sample order, no stage waits
+for ever."""
 
 import pytest
+
 from plait.parallel.partition import partition
 from plait.parallel.schedule import SCHEDULES, Action, validate
 
@@ -53,5 +55,5 @@ def test_partition_balances_and_never_leaves_a_stage_empty():
     assert partition([5, 1, 1, 1], 2) == [0, 1, 4]
     bounds = partition([0.0] * 5, 5)
     assert bounds == [0, 1, 2, 3, 4, 5]
-    with pytest.raises(ValueError, match="pipeline = 3 .* the model has 2"):
+    with pytest.raises(ValueError, match=r"pipeline = 3 .* the model has 2"):
         partition([1, 1], 3)

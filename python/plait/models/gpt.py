@@ -8,9 +8,7 @@ from plait.nn import Build, LayerSpec
 
 
 class Embed(nn.Layer):
-    def __init__(
-        self, build: Build, vocabulary: int, size: int, length: int, dropout: float
-    ):
+    def __init__(self, build: Build, vocabulary: int, size: int, length: int, dropout: float):
         self.tokens = nn.VocabEmbedding(build.at("tokens"), vocabulary, size)
         self.positions = nn.PositionEmbedding(build.at("positions"), length, size)
         self.dropout = nn.Dropout(build, dropout, 0)

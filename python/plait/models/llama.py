@@ -56,7 +56,8 @@ def llama(
     mlp_dim: int | None = None,
     rope_base: float = 10000.0,
 ) -> list[LayerSpec]:
-    """A Llama of `layers` blocks; mlp_dim defaults to 8/3 x hidden_dim, to the next multiple of 32."""
+    """A Llama of `layers` blocks; mlp_dim defaults to 8/3 x hidden_dim, to the next multiple of
+    32."""
     c, s, v, kv = hidden_dim, sequence_length, vocabulary, kv_heads or heads
     m = mlp_dim or -(-8 * c // 96) * 32
     std_out = 0.02 / (2 * max(layers, 1)) ** 0.5

@@ -1,4 +1,5 @@
-"""A multi-layer perceptron over flattened inputs: pairs of column and row parallel layers with residuals."""
+"""A multi-layer perceptron over flattened inputs: pairs of column and row parallel layers with
+residuals."""
 
 from __future__ import annotations
 

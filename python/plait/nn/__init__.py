@@ -8,6 +8,7 @@ from plait.nn.norm import LayerNorm, RMSNorm
 from plait.ops.parameter import Init, Parameter
 
 __all__ = [
-    "Build", "ColumnLinear", "Dropout", "Head", "Init", "Layer", "LayerNorm", "LayerSpec", "Parameter",
-    "PositionEmbedding", "RMSNorm", "Recomputed", "RowLinear", "SelfAttention", "VocabEmbedding",
+    "Build", "ColumnLinear", "Dropout", "Head", "Init", "Layer", "LayerNorm", "LayerSpec",
+    "Parameter", "PositionEmbedding", "RMSNorm", "Recomputed", "RowLinear", "SelfAttention",
+    "VocabEmbedding",
 ]  # fmt: skip

@@ -9,8 +9,9 @@ from plait.nn.linear import ColumnLinear, RowLinear
 
 
 class SelfAttention(Layer):
-    """(B, S, size) -> (B, S, size). kv_heads < heads shares keys and values between queries (Ainslie 2023).
-    rope: base of rotary angles, None for none. std_out: initial std of the output projection."""
+    """(B, S, size) -> (B, S, size). kv_heads < heads shares keys and values between queries
+    (Ainslie 2023). rope: base of rotary angles, None for none. std_out: initial std of the output
+    projection."""
 
     def __init__(
         self, build: Build, size: int, heads: int, *, kv_heads: int | None = None,
@@ -26,8 +27,8 @@ class SelfAttention(Layer):
         if kv_heads % leaves.count:
             raise ValueError(
                 f"{leaves.count} tensor grains do not divide {kv_heads} "
-                f"{'heads' if kv_heads == heads else 'key-value heads'}: set numerics.grains.tensor "
-                "(and layout.tensor) to a divisor"
+                f"{'heads' if kv_heads == heads else 'key-value heads'}: set "
+                "numerics.grains.tensor (and layout.tensor) to a divisor"
             )
         head = size // heads
         self.causal, self.rope = causal, rope

@@ -1,5 +1,6 @@
-"""Layers: objects that hold parameters and call ops. They know the tensor communicator and nothing of
-the data and pipeline axes. A model is a list of LayerSpec; a pipeline stage builds its slice of it."""
+"""Layers: objects that hold parameters and call ops. They know the tensor communicator and nothing
+of the data and pipeline axes. A model is a list of LayerSpec; a pipeline stage builds its slice of
+it."""
 
 from __future__ import annotations
 
@@ -14,28 +15,33 @@ from plait.ops.parameter import Init, Parameter
 
 @dataclass(frozen=True)
 class Build:
-    """What a layer needs to build itself: its name's prefix, the tensor axis, its number in the model."""
+    """What a layer needs to build itself: its name's prefix, the tensor axis, its number in the
+    model."""
 
     comm: Communicator
     prefix: str = ""
     index: int = 0
 
     def at(self, name: str) -> Build:
-        """The same for a part of this layer: at("attention").name("qkv") is "blocks.0.attention.qkv"."""
+        """The same for a part of this layer: at("attention").name("qkv") is
+        "blocks.0.attention.qkv"."""
         return replace(self, prefix=self.name(name))
 
     def name(self, name: str) -> str:
         return f"{self.prefix}.{name}" if self.prefix else name
 
-    def split(self, name: str, shape: tuple[int, ...], parts: int = 1, **keywords: Any) -> Parameter:
-        """A parameter cut along axis 0 over tensor leaves; axis 0 is `parts` fused pieces of equal length
-        (gate, up), each cut by itself and stored leaf by leaf."""
+    def split(
+        self, name: str, shape: tuple[int, ...], parts: int = 1, **keywords: Any
+    ) -> Parameter:
+        """A parameter cut along axis 0 over tensor leaves; axis 0 is `parts` fused pieces of equal
+        length (gate, up), each cut by itself and stored leaf by leaf."""
         return self.split_parts(name, shape, [shape[0] // parts] * parts, **keywords)
 
     def split_parts(
         self, name: str, shape: tuple[int, ...], parts: list[int], unit: int = 1, **keywords: Any
     ) -> Parameter:
-        """Likewise for pieces of any lengths (q, k, v); each is cut at multiples of `unit` (head size)."""
+        """Likewise for pieces of any lengths (q, k, v); each is cut at multiples of `unit` (head
+        size)."""
         assert sum(parts) == shape[0]
         rows: list[tuple[int, int]] = []
         leaf_rows = [0]
@@ -62,7 +68,8 @@ class Build:
 
 
 class Layer:
-    """Base of layers: parameters are found in attributes, in the order they were set, lists included."""
+    """Base of layers: parameters are found in attributes, in the order they were set, lists
+    included."""
 
     def parameters(self) -> list[Parameter]:
         return list(_parameters(self.__dict__.values()))

@@ -1,4 +1,5 @@
-"""Linear layers split over the tensor axis, and the classifier whose columns are split as a vocabulary."""
+"""Linear layers split over the tensor axis, and the classifier whose columns are split as a
+vocabulary."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from plait.ops.parameter import Init
 
 
 class ColumnLinear(Layer):
-    """(B, S, in) -> (B, S, this rank's outputs). outputs: one number, or the lengths of fused pieces,
-    each cut by itself at multiples of `unit`."""
+    """(B, S, in) -> (B, S, this rank's outputs). outputs: one number, or the lengths of fused
+    pieces, each cut by itself at multiples of `unit`."""
 
     def __init__(
         self, build: Build, inputs: int, outputs: int | list[int], *, bias: bool = True,
@@ -28,7 +29,8 @@ class ColumnLinear(Layer):
 
 
 class RowLinear(Layer):
-    """(B, S, this rank's inputs) -> (B, S, out), summed over tensor leaves; the bias is added once."""
+    """(B, S, this rank's inputs) -> (B, S, out), summed over tensor leaves; the bias is added
+    once."""
 
     def __init__(
         self, build: Build, inputs: int, outputs: int, *, bias: bool = True, std: float = 0.02,
@@ -44,7 +46,8 @@ class RowLinear(Layer):
 
 
 class Head(Layer):
-    """(B, S, C) -> logits (B, S, local columns) of a vocabulary (or of classes), padded to equal leaves.
+    """(B, S, C) -> logits (B, S, local columns) of a vocabulary (or of classes), padded to equal
+    leaves.
 
     tied_to: the embedding's weight this one equals at all times, wherever it lives."""
 

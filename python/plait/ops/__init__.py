@@ -12,6 +12,6 @@ from plait.ops.sums import fan_in
 
 __all__ = [
     "GELU", "Add", "Attention", "ColumnLinear", "CrossEntropy", "Dropout", "Init", "LayerNorm",
-    "Parameter", "Position", "PositionEmbedding", "RMSNorm", "ReLU", "RowLinear", "Segment", "Share",
-    "SwiGLU", "VocabEmbedding", "dropout", "fan_in",
+    "Parameter", "Position", "PositionEmbedding", "RMSNorm", "ReLU", "RowLinear", "Segment",
+    "Share", "SwiGLU", "VocabEmbedding", "dropout", "fan_in",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from plait.autograd import Context, Function, Tensor
@@ -70,14 +71,15 @@ class SwiGLU(Function):
 
 def _halves(leaf_rows: tuple[int, ...]) -> list[tuple[slice, slice, slice]]:
     parts = []
-    for start, stop in zip(leaf_rows[:-1], leaf_rows[1:], strict=True):
+    for start, stop in itertools.pairwise(leaf_rows):
         middle = (start + stop) // 2
         parts.append((slice(start, middle), slice(middle, stop), slice(start // 2, stop // 2)))
     return parts
 
 
 class Dropout(Function):
-    """Each element is kept with probability 1 - p, a function of (seed, step, layer, global index)."""
+    """Each element is kept with probability 1 - p, a function of (seed, step, layer, global
+    index)."""
 
     @staticmethod
     def forward(
@@ -101,7 +103,9 @@ def _dropout(x: Array, position: Any, probability: float, layer: int, first: int
     return out
 
 
-def dropout(x: Tensor, probability: float, layer: int, comm: Communicator, training: bool) -> Tensor:
+def dropout(
+    x: Tensor, probability: float, layer: int, comm: Communicator, training: bool
+) -> Tensor:
     """x itself in evaluation or at probability 0. `layer` names the dropout in the model."""
     if not training or probability == 0.0:
         return x

@@ -1,4 +1,5 @@
-"""Attention over this rank's heads, and rotary positions; the fused q, k, v are stored tensor leaf by leaf."""
+"""Attention over this rank's heads, and rotary positions; the fused q, k, v are stored tensor leaf
+by leaf."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from plait.backend import Array, empty, kernels
 class Attention(Function):
     """softmax(q k^T / sqrt(D)) v without a T x T matrix (Dao 2022).
 
-    x (B, S, leaves * (heads + 2 kv_heads) * D): per tensor leaf [q, k, v] of its heads; out (B, S, leaves *
-    heads * D). heads, kv_heads: per leaf. rope: base of the rotary angles (Su 2021), or None.
+    x (B, S, leaves * (heads + 2 kv_heads) * D): per tensor leaf [q, k, v] of its heads;
+    out (B, S, leaves * heads * D). heads, kv_heads: per leaf. rope: base of the rotary angles
+    (Su 2021), or None.
     """
 
     @staticmethod
@@ -30,9 +32,7 @@ class Attention(Function):
         out = empty((batch, length, leaves, heads, size), x.dtype)
         log_sum = empty((leaves, batch, heads, length))
         for leaf, (q, k, v) in enumerate(_split(x, leaves, heads, kv_heads)):
-            kernels.attention_forward(
-                q, k, v, causal, size**-0.5, out[:, :, leaf], log_sum[leaf]
-            )
+            kernels.attention_forward(q, k, v, causal, size**-0.5, out[:, :, leaf], log_sum[leaf])
         ctx.save(x, out, log_sum, leaves, heads, kv_heads, causal, rope)
         return out.reshape(batch, length, -1)
 
@@ -64,9 +64,7 @@ def _split(x: Array, leaves: int, heads: int, kv_heads: int) -> list[tuple[Array
     ]
 
 
-def _rotate(
-    x: Array, leaves: int, heads: int, kv_heads: int, base: float, inverse: bool
-) -> Array:
+def _rotate(x: Array, leaves: int, heads: int, kv_heads: int, base: float, inverse: bool) -> Array:
     out = x.copy()
     for (q, k, _), (out_q, out_k, _) in zip(
         _split(x, leaves, heads, kv_heads), _split(out, leaves, heads, kv_heads), strict=True

@@ -1,4 +1,5 @@
-"""Cross-entropy over logits that stay sharded by columns: only a maximum and a sum per row cross ranks."""
+"""Cross-entropy over logits that stay sharded by columns: only a maximum and a sum per row cross
+ranks."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from plait.comm.tree import merges
 class CrossEntropy(Function):
     """logits (..., local columns) -> float32 losses (...), 0 where the target is negative.
 
-    Columns are global columns first_column ... of a vocabulary padded to equal tensor leaves; `vocabulary`
-    is its true size. backward takes a number: the factor of every loss (1 / unmasked tokens of the step).
+    Columns are global columns first_column ... of a vocabulary padded to equal tensor leaves;
+    `vocabulary` is its true size. backward takes a number: the factor of every loss (1 / unmasked
+    tokens of the step).
     """
 
     @staticmethod
@@ -38,14 +40,15 @@ class CrossEntropy(Function):
         kernels.cross_entropy_backward(
             rows, targets, *statistics, first, vocabulary, float(scale), rows
         )
-        return rows.reshape(shape)
+        grad: Array = rows.reshape(shape)
+        return grad
 
 
 def row_statistics(
     rows: Array, targets: Array, vocabulary: int, comm: Communicator
 ) -> tuple[Array, Array, int]:
-    """(2, R) maximum and sum of exp(logit - maximum) over the vocabulary, the target's logit (R), and
-    this rank's first global column."""
+    """(2, R) maximum and sum of exp(logit - maximum) over the vocabulary, the target's logit (R),
+    and this rank's first global column."""
     leaves = comm.leaves
     run = leaves.run(comm.rank)
     width = rows.shape[1] // len(run)  # vocabulary leaves are equal

@@ -1,4 +1,5 @@
-"""Token and position embeddings. Each token's row is on one tensor rank: it is selected, never summed."""
+"""Token and position embeddings. Each token's row is on one tensor rank: it is selected, never
+summed."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from plait.ops.sums import fan_in, gather_sequence, position_chunks, sequence_bo
 
 
 class VocabEmbedding(Function):
-    """tokens (B, S) int32, weight (local vocabulary, C) -> (B, S, C), or this rank's positions of it."""
+    """tokens (B, S) int32, weight (local vocabulary, C) -> (B, S, C), or this rank's positions of
+    it."""
 
     @staticmethod
     def forward(ctx: Context, tokens: Array, weight: Parameter, comm: Communicator) -> Array:

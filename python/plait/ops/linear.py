@@ -1,4 +1,5 @@
-"""Matrix products split over the tensor axis: by outputs (column parallel) or by inputs (row parallel).
+"""Matrix products split over the tensor axis: by outputs (column parallel) or by inputs (row
+parallel).
 
 x is (B, S, K). A column-parallel weight is (local N, K), a row-parallel one (local K, N): sharding
 is along axis 0 in both, so each tensor leaf is one contiguous block of rows.
@@ -25,9 +26,7 @@ def flat(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def add_weight_grad(
-    weight: Parameter, position: Any, rows: Array, columns: Array
-) -> None:
+def add_weight_grad(weight: Parameter, position: Any, rows: Array, columns: Array) -> None:
     """weight.grad += rows^T columns, one chain over samples and positions; both (B, S, ...)."""
     for segment, grad in weight.segments(position):
         a, b = flat(rows[segment.samples]), flat(columns[segment.samples])
@@ -35,7 +34,8 @@ def add_weight_grad(
 
 
 class ColumnLinear(Function):
-    """y = x W^T + b for this rank's columns of y; the gradient of x is summed over tensor leaves."""
+    """y = x W^T + b for this rank's columns of y; the gradient of x is summed over tensor
+    leaves."""
 
     @staticmethod
     def forward(

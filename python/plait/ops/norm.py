@@ -1,4 +1,5 @@
-"""Layer norm (Ba et al. 2016) and RMS norm (Zhang and Sennrich 2019) over the last axis; replicated weights."""
+"""Layer norm (Ba et al. 2016) and RMS norm (Zhang and Sennrich 2019) over the last axis;
+replicated weights."""
 
 from __future__ import annotations
 

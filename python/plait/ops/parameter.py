@@ -16,7 +16,8 @@ from plait.ops.position import Position, Segment
 
 @dataclass(frozen=True)
 class Init:
-    """Initial values: normal(mean, std) as a function of (seed, name, global index); std 0: constant."""
+    """Initial values: normal(mean, std) as a function of (seed, name, global index); std 0:
+    constant."""
 
     std: float = 0.0
     mean: float = 0.0
@@ -49,12 +50,13 @@ class Parameter:
         return (sum(stop - start for start, stop in self.rows), *self.shape[1:])
 
     def segments(self, position: Position) -> Iterator[tuple[Segment, Array]]:
-        """(segment, gradient buffer) for each data leaf in this microbatch, in order. The caller adds
-        its sum over segment.samples, starting at zero if segment.begins; leaves are merged here."""
+        """(segment, gradient buffer) for each data leaf in this microbatch, in order. The caller
+        adds its sum over segment.samples, starting at zero if segment.begins; leaves are merged
+        here."""
         if self._position is position:
             raise ValueError(
-                f"parameter {self.name} was used twice in one microbatch: give each use a parameter of "
-                "its own and tie them (Parameter.tied_to)"
+                f"parameter {self.name} was used twice in one microbatch: give each use a "
+                "parameter of its own and tie them (Parameter.tied_to)"
             )
         self._position = position
         for segment in position.segments:

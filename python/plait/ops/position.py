@@ -68,7 +68,8 @@ class Share:
 
     @cached_property
     def slots(self) -> int:
-        """How many partial gradients are open at once: the memory is slots x 4 bytes a parameter."""
+        """How many partial gradients are open at once: the memory is slots x 4 bytes a
+        parameter."""
         return max(segment.slot for parts in self._segments for segment in parts) + 1
 
     @property

@@ -1,7 +1,9 @@
-"""Sums over a dimension that is cut into tensor leaves, and chains over positions for replicated parameters."""
+"""Sums over a dimension that is cut into tensor leaves, and chains over positions for replicated
+parameters."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,9 +34,10 @@ def sum_over_leaves(
 ) -> Any:
     """The canonical sum over tensor leaves of a sharded dimension: a Work whose result has `shape`.
 
-    bounds: this rank's leaves in its own indices. part(start, stop, leaves, bias, out) writes the sum
-    of [start, stop), cut at `leaves` (relative to start), for one complete tree node. sequence: its
-    length, to give each rank its own positions (axis 1) of the sum instead of the whole.
+    bounds: this rank's leaves in its own indices. part(start, stop, leaves, bias, out) writes the
+    sum of [start, stop), cut at `leaves` (relative to start), for one complete tree node.
+    sequence: its length, to give each rank its own positions (axis 1) of the sum instead of the
+    whole.
     """
     first = comm.leaves.bounds[comm.rank]
     nodes = comm.leaves.nodes(comm.rank)
@@ -74,7 +77,7 @@ def position_chunks(comm: Communicator, position: Position, length: int) -> list
     says that sequences are cut over tensor ranks."""
     cut = comm.leaves.cut(position.sequence or length, comm.rank)
     first = cut[0] if position.sequence else 0
-    return [slice(a - first, b - first) for a, b in zip(cut[:-1], cut[1:], strict=True)]
+    return [slice(a - first, b - first) for a, b in itertools.pairwise(cut)]
 
 
 def sequence_bounds(comm: Communicator, length: int) -> list[int]:

@@ -39,7 +39,8 @@ class AdamW:
         """One step over flat arrays; step counts from 1. weight gets the rounded master."""
         kernels.adamw(
             grad, scale, learning_rate, *self.betas, self.epsilon,
-            self.weight_decay if decay else 0.0, step, master, state["first"], state["second"], weight,
+            self.weight_decay if decay else 0.0, step, master, state["first"], state["second"],
+            weight,
         )  # fmt: skip
 
 

@@ -1,12 +1,14 @@
-"""Flat buffers: the weights and gradients of some parameters end to end, reduced and updated as one.
+"""Flat buffers: the weights and gradients of some parameters end to end, reduced and updated as
+one.
 
 Over the data axis a bucket is cut at multiples of 1024 elements inside one (parameter, tensor leaf)
-slice, so that sums over those chunks never depend on the layout. Each data rank reduces its cut, and
-with ZeRO also keeps the optimizer's state for its cut only.
+slice, so that sums over those chunks never depend on the layout. Each data rank reduces its cut,
+and with ZeRO also keeps the optimizer's state for its cut only.
 """
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from dataclasses import dataclass
 from math import prod
@@ -23,7 +25,8 @@ ALIGN = 16  # elements between parameters
 
 @dataclass(frozen=True)
 class Span:
-    """A contiguous piece of a bucket and where it lies in the flat global array of its parameter."""
+    """A contiguous piece of a bucket and where it lies in the flat global array of its
+    parameter."""
 
     parameter: Parameter
     start: int  # in the bucket
@@ -69,7 +72,7 @@ class Bucket:
         for p, offset in zip(self.parameters, self.offsets, strict=True):
             row = prod(p.shape[1:])
             rows = p.leaf_rows or (0, p.local_shape[0])
-            for first, last in zip(rows[:-1], rows[1:], strict=True):
+            for first, last in itertools.pairwise(rows):
                 if first < last:
                     yield p, offset + first * row, offset + last * row
 
@@ -81,7 +84,8 @@ class Bucket:
         return [0, *inner, self.size]
 
     def start(self, nodes: int) -> None:
-        """Starts the sum over data leaves; slots 0 .. nodes hold this rank's complete tree nodes."""
+        """Starts the sum over data leaves; slots 0 .. nodes hold this rank's complete tree
+        nodes."""
         axis = 1 if self.replicated else 0
         self._work = self.data.reduce_scatter_nodes(
             self.grads[:nodes], axis=axis, bounds=self.bounds, blocking=False
@@ -115,9 +119,7 @@ class Bucket:
 
     def chunks(self) -> list[slice]:
         """The parts of this data rank's cut, none crossing a (parameter, tensor leaf) slice."""
-        parts = [
-            slice(max(a, self.cut.start), min(b, self.cut.stop)) for _, a, b in self.slices
-        ]
+        parts = [slice(max(a, self.cut.start), min(b, self.cut.stop)) for _, a, b in self.slices]
         return [part for part in parts if part.start < part.stop]
 
     def spans(self, where: slice) -> list[Span]:
@@ -137,11 +139,17 @@ class Bucket:
 
 
 def make_buckets(
-    parameters: list[Parameter], data: Communicator, tensor: Communicator, slots: int,
-    precision: Any, zero: int, target: int = 1 << 20,
+    parameters: list[Parameter],
+    data: Communicator,
+    tensor: Communicator,
+    slots: int,
+    precision: Any,
+    zero: int,
+    target: int = 1 << 20,
 ) -> list[Bucket]:
-    """Buckets of about `target` elements in the order in which backward finishes them. A tied parameter
-    and the one it is tied to get buckets of their own, so that their cuts agree on every stage."""
+    """Buckets of about `target` elements in the order in which backward finishes them. A tied
+    parameter and the one it is tied to get buckets of their own, so that their cuts agree on every
+    stage."""
     tied = {p.tied_to for p in parameters if p.tied_to} | {p.name for p in parameters if p.tied_to}
     groups: list[list[Parameter]] = []
     for replicated in (False, True):

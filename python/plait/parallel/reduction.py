@@ -1,4 +1,5 @@
-"""Starts the sum of each bucket over the data axis while the last microbatch's backward still runs."""
+"""Starts the sum of each bucket over the data axis while the last microbatch's backward still
+runs."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from plait.parallel.bucket import Bucket
 
 
 class Reduction:
-    """One step's gradient reduction. Buckets start in one fixed order on every rank; one that is ready
-    early waits for its turn. `log` gets ("ready", parameter name) and ("start", bucket number)."""
+    """One step's gradient reduction. Buckets start in one fixed order on every rank; one that is
+    ready early waits for its turn. `log` gets ("ready", parameter name) and ("start", bucket
+    number)."""
 
     def __init__(self, buckets: list[Bucket], nodes: int, log: list[tuple[str, Any]] | None = None):
         self._buckets, self._nodes, self._log = buckets, nodes, log

@@ -35,8 +35,8 @@ SCHEDULES = {"gpipe": gpipe, "one_f_one_b": one_f_one_b}
 
 
 def validate(actions: tuple[Action, ...], microbatches: int) -> None:
-    """Every microbatch once forward, then once backward; backwards in ascending order, so that every
-    parameter adds its gradients in sample order. ValueError names what is wrong."""
+    """Every microbatch once forward, then once backward; backwards in ascending order, so that
+    every parameter adds its gradients in sample order. ValueError names what is wrong."""
     forward: list[int] = []
     backward: list[int] = []
     for action in actions:

@@ -56,8 +56,8 @@ class Stage:
     ) -> list[Array]:
         """All actions of one step; the last stage returns the losses of each microbatch.
 
-        loss(logits, microbatch) is called on the last stage under the microbatch's tape; `scale` is its
-        gradient. reduction hears of every parameter's gradient as it becomes ready.
+        loss(logits, microbatch) is called on the last stage under the microbatch's tape; `scale`
+        is its gradient. reduction hears of every parameter's gradient as it becomes ready.
         """
         tapes: dict[int, tuple[Tape, Tensor]] = {}
         losses: list[Array] = []
@@ -78,7 +78,7 @@ class Stage:
                     grad = self._receive(self.pipeline.rank + 1, position)
                 reduction.begin(position, last=index == len(positions) - 1)
                 (grad_x,) = tape.backward(y, grad, reduction.ready, reduction.progress)
-                if not self.first:
+                if grad_x is not None:
                     self._send(grad_x, self.pipeline.rank - 1, position)
                 reduction.end()
         self.drain()

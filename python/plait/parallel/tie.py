@@ -1,4 +1,5 @@
-"""Tied parameters: equal at all times, though each has gradient chains of its own, perhaps on two stages.
+"""Tied parameters: equal at all times, though each has gradient chains of its own, perhaps on two
+stages.
 
 Each reduces its own gradient over data; the two are then added once, the original's first. Both
 holders make the same update from the same sum, so their bits stay equal.
@@ -12,8 +13,8 @@ from plait.parallel.bucket import Bucket
 
 
 class Tie:
-    """One pair. `original` and `copy` are the buckets that hold only these parameters, None where the
-    stage does not have them; stages: where they live."""
+    """One pair. `original` and `copy` are the buckets that hold only these parameters, None where
+    the stage does not have them; stages: where they live."""
 
     def __init__(
         self, original: Bucket | None, copy: Bucket | None, stages: tuple[int, int],

@@ -1,14 +1,16 @@
 """Bytes per rank, from the layers' costs and the layout.
 
 For P elements of parameters on a rank (its stage's, divided by the tensor size):
-weights P w, gradients 4 P s, masters 4 P / z (bfloat16 only), optimizer state 4 P m / z, where w = 2 or 4 bytes, s =
-open gradient chains (Share.slots), m = arrays of optimizer state, z = data size with ZeRO, else 1; one more
-4 P / data for the reduced gradient (4 P without ZeRO). Activations: A bytes a sample and stage,
-times microbatch, times microbatches in flight; with recompute only each layer's input, and one layer's A.
+weights P w, gradients 4 P s, masters 4 P / z (bfloat16 only), optimizer state 4 P m / z, where w =
+2 or 4 bytes, s = open gradient chains (Share.slots), m = arrays of optimizer state, z = data size
+with ZeRO, else 1; one more 4 P / data for the reduced gradient (4 P without ZeRO). Activations: A
+bytes a sample and stage, times microbatch, times microbatches in flight; with recompute only each
+layer's input, and one layer's A.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -76,7 +78,7 @@ def memory(specs: Sequence[Spec], request: Request) -> Memory:
     bounds = partition([spec.flops + 1.0 for spec in specs], request.pipeline)
     stages = [
         _stage(specs[a:b], request, stage)
-        for stage, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+        for stage, (a, b) in enumerate(itertools.pairwise(bounds))
     ]
     return max(stages, key=lambda m: m.total)
 
@@ -111,7 +113,8 @@ def fits(specs: Sequence[Spec], request: Request, limit: int) -> bool:
 
 
 def smallest_change(specs: Sequence[Spec], request: Request, limit: int) -> str | None:
-    """The first of a list of changes, cheapest first, after which a rank needs at most `limit` bytes."""
+    """The first of a list of changes, cheapest first, after which a rank needs at most `limit`
+    bytes."""
     for text, changed in _changes(request, len(specs)):
         try:
             if fits(specs, changed, limit):

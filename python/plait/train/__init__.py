@@ -1,4 +1,5 @@
-"""Training: the Trainer, and what the command line calls. Loaded on use, so that configs need no MPI."""
+"""Training: the Trainer, and what the command line calls. Loaded on use, so that configs need no
+MPI."""
 
 from typing import Any
 

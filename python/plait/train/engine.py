@@ -20,7 +20,7 @@ from plait.nn import Build, LayerSpec, Recomputed
 from plait.ops.parameter import Parameter
 from plait.ops.position import Position, Share
 from plait.optim import Optimizer
-from plait.parallel.bucket import Bucket, Span, make_buckets
+from plait.parallel.bucket import Span, make_buckets
 from plait.parallel.partition import partition
 from plait.parallel.reduction import Reduction
 from plait.parallel.schedule import SCHEDULES
@@ -75,7 +75,8 @@ class Engine:
         ]
         run = list(self.layers)
         if settings.recompute == "layer":
-            # The last layer's activations are needed at once: running it again would only cost time.
+            # The last layer's activations are needed at once: running it again would only cost
+            # time.
             run = [
                 Recomputed(layer) if first + i < len(specs) - 1 else layer
                 for i, layer in enumerate(run)
@@ -154,22 +155,24 @@ class Engine:
                 found += [(kind, span, x[where]) for kind, x in self.state[index].items()]
         return found
 
-    def load(self, read: Callable[[str, str, int, int], Array]) -> None:
-        """Sets all state from read(kind, parameter name, start, stop) over flat global arrays."""
-        for index, bucket in enumerate(self.buckets):
-            whole = zeros(bucket.size, float32)
+    def to_load(self) -> tuple[list[tuple[str, Span, Array]], Callable[[], None]]:
+        """(kind, span, array) of everything this rank needs from a checkpoint, to be filled in place,
+        and what to call once that is done."""
+        wanted: list[tuple[str, Span, Array]] = []
+        wholes = [zeros(bucket.size, float32) for bucket in self.buckets]
+        for index, (bucket, whole) in enumerate(zip(self.buckets, wholes, strict=True)):
             for span in bucket.spans(slice(0, bucket.size)):
-                name, size = _original(span.parameter), span.stop - span.start
-                whole[span.start : span.stop] = read(
-                    "master", name, span.global_start, span.global_start + size
-                )
-            self.set_weights(index, whole)
+                wanted.append(("master", span, whole[span.start : span.stop]))
             for kind, state in self.state[index].items():
                 for span in bucket.spans(bucket.own):
-                    size, start = span.stop - span.start, span.start - bucket.own.start
-                    state[start : start + size] = read(
-                        kind, _original(span.parameter), span.global_start, span.global_start + size
-                    )
+                    start = span.start - bucket.own.start
+                    wanted.append((kind, span, state[start : start + span.stop - span.start]))
+
+        def finish() -> None:
+            for index, whole in enumerate(wholes):
+                self.set_weights(index, whole)
+
+        return wanted, finish
 
     # --- one step ---
 
@@ -203,7 +206,9 @@ class Engine:
         result: Tensor = ops.CrossEntropy.apply(logits, targets, vocabulary, self.tensor)
         return result
 
-    def _update(self, step: int, learning_rate: float, losses: list[Array], count: int) -> StepResult:
+    def _update(
+        self, step: int, learning_rate: float, losses: list[Array], count: int
+    ) -> StepResult:
         for tie in self.ties:
             tie.add_gradients()
         loss, norm = self._loss_and_norm(losses)
@@ -232,7 +237,8 @@ class Engine:
             )  # fmt: skip
 
     def _loss_and_norm(self, losses: list[Array]) -> tuple[float, float]:
-        """Exact sums over all ranks, in one integer all_reduce: of losses, and of squared gradients."""
+        """Exact sums over all ranks, in one integer all_reduce: of losses, and of squared
+        gradients."""
         limbs = np.zeros((2, LIMBS), np.int64)
         if self.tensor.rank == 0:
             for part in losses:
@@ -242,17 +248,20 @@ class Engine:
         for bucket in self.buckets:
             if id(bucket) in counted_twice or (bucket.replicated and self.tensor.rank != 0):
                 continue
-            for part in bucket.chunks():
-                start = part.start - bucket.own.start
-                size = part.stop - part.start
+            for where in bucket.chunks():
+                start = where.start - bucket.own.start
+                size = where.stop - where.start
                 kernels.exact_sum(bucket.gradient[start : start + size], True, limbs[1])
         limbs = self.mesh.world.all_reduce(limbs)
         return kernels.exact_value(limbs[0]), float(np.sqrt(kernels.exact_value(limbs[1])))
 
     # --- evaluation ---
 
-    def evaluate(self, position: Position, inputs: Array, targets: Array) -> tuple[Array, Array] | None:
-        """Losses and whether the largest logit is the target, per target; None but on the last stage."""
+    def evaluate(
+        self, position: Position, inputs: Array, targets: Array
+    ) -> tuple[Array, Array] | None:
+        """Losses and whether the largest logit is the target, per target; None but on the last
+        stage."""
         tape, y, _ = self.stage.forward(position, inputs, recording=False)
         self.stage.drain()
         if not self.stage.last:
@@ -289,7 +298,8 @@ class Engine:
         width = y.array.shape[-1] // len(self.tensor.leaves.run(self.tensor.rank))
         bounds = [leaf * width for leaf in self.tensor.leaves.bounds]
         whole = self.tensor.all_gather(y.array, axis=y.array.ndim - 1, bounds=bounds)
-        return whole[..., :vocabulary].astype(np.float32)
+        result: Array = whole[..., :vocabulary].astype(np.float32)
+        return result
 
     # --- sizes ---
 
@@ -299,7 +309,3 @@ class Engine:
         return sum(
             span.stop - span.start for b in self.buckets for span in b.spans(slice(0, b.size))
         )
-
-
-def _original(p: Parameter) -> str:
-    return p.tied_to or p.name

@@ -13,12 +13,13 @@ from typing import Any, Literal
 import numpy as np
 
 from plait import checkpoint
-from plait.backend import kernels
+from plait.backend import Array, kernels
 from plait.data import Dataset, Sampler
 from plait.mesh import Mesh
 from plait.nn import LayerSpec
 from plait.ops.position import Position
 from plait.optim import Optimizer, Schedule, constant
+from plait.parallel.bucket import Span
 from plait.report import RunFolder
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
@@ -26,8 +27,9 @@ from plait.train.grains import auto_grains
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did. loss is the mean over the batch's targets; times in seconds; memory is the peak
-    resident size of this process in bytes; `unit` says what `rate` counts: tokens or samples a second."""
+    """What one step did. loss is the mean over the batch's targets; times in seconds; memory is
+    the peak resident size of this process in bytes; `unit` says what `rate` counts: tokens or
+    samples a second."""
 
     index: int
     loss: float
@@ -72,10 +74,10 @@ class Evaluation:
 class Trainer:
     """Trains `layers` on `dataset` over `mesh`.
 
-    batch: samples a step over all replicas; microbatch: samples a replica passes at once. grains: the
-    leaves of canonical sums, "auto" (a function of the model and the batch), "layout", or (data, tensor).
-    run: a folder; a checkpoint in it is resumed from. steps_total: the length the schedule runs over,
-    by default what steps() is asked for.
+    batch: samples a step over all replicas; microbatch: samples a replica passes at once. grains:
+    the leaves of canonical sums, "auto" (a function of the model and the batch), "layout", or
+    (data, tensor). run: a folder; a checkpoint in it is resumed from. steps_total: the length the
+    schedule runs over, by default what steps() is asked for.
     """
 
     def __init__(
@@ -163,8 +165,9 @@ class Trainer:
         result = self.engine.step(index, float(np.float32(rate[0])), inputs, targets)
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             raise ValueError(
-                f"step {index}: loss {result.loss}, gradient norm {result.grad_norm}; no weight was "
-                "changed. Lower optimizer.learning_rate, set optimizer.clip, or look for NaN in the data"
+                f"step {index}: loss {result.loss}, gradient norm {result.grad_norm}; no weight "
+                "was changed. Lower optimizer.learning_rate, set optimizer.clip, or look for NaN "
+                "in the data"
             )
         seconds = time.perf_counter() - begin
         unit: Literal["tokens", "samples"] = (
@@ -186,16 +189,7 @@ class Trainer:
         """Writes a checkpoint of the state before step `next_step`. Needs run=."""
         if self.folder is None:
             raise ValueError("this Trainer has no run folder: give it run=")
-        pieces = [
-            checkpoint.Piece(
-                name=span.parameter.name,
-                kind=kind,
-                shape=true_shape(span.parameter),
-                start=span.global_start,
-                array=np.ascontiguousarray(array),
-            )
-            for kind, span, array in self.engine.owned()
-        ]
+        pieces = [_piece(*entry) for entry in self.engine.owned()]
         path = checkpoint.save(
             self.folder / "checkpoints",
             self.next_step,
@@ -220,20 +214,16 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Takes all state from a checkpoint written at any layout."""
-        reader = checkpoint.Reader(path)
-        reader.require(
-            {
-                p.tied_to or p.name: true_shape(p)
-                for p in self.engine.parameters
-            }
-        )
-        self.engine.load(lambda kind, name, start, stop: reader.read(name, kind, start, stop))
-        self.next_step = reader.step
+        wanted, finish = self.engine.to_load()
+        manifest = checkpoint.load(path, [_piece(*entry) for entry in wanted], self.mesh.world)
+        finish()
+        self.next_step = manifest.step
 
     # --- evaluation ---
 
     def evaluate(self, dataset: Dataset | None = None, *, batches: int | None = None) -> Evaluation:
-        """Loss and accuracy over `dataset` (default: the held-out part), at most `batches` batches of it."""
+        """Loss and accuracy over `dataset` (default: the held-out part), at most `batches` batches
+        of it."""
         dataset = dataset if dataset is not None else self.dataset.held_out
         if dataset is None:
             raise ValueError("the data set has no held-out part: give evaluate() one")
@@ -272,9 +262,13 @@ class Trainer:
         return Evaluation(total / targets_seen, int(counts[1]) / targets_seen, samples, per_byte)
 
 
-def true_shape(p: Any) -> tuple[int, ...]:
-    """The shape of a parameter without its padding: what checkpoints hold."""
-    return (p.true_rows if p.true_rows is not None else p.shape[0], *p.shape[1:])
+def _piece(kind: str, span: Span, array: Array) -> checkpoint.Piece:
+    """A checkpoint's view of a span: true shape, no padding; a tied parameter is its original."""
+    p = span.parameter
+    rows = p.true_rows if p.true_rows is not None else p.shape[0]
+    return checkpoint.Piece(
+        p.tied_to or p.name, kind, (rows, *p.shape[1:]), span.global_start, array
+    )
 
 
 def peak_memory() -> int:

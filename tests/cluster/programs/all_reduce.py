@@ -1,4 +1,5 @@
-"""Sums arrays over the world and compares the bits with the tree of additions, done by numpy."""
+"""Sums arrays of several sizes over the world and compares the bits with the tree, added by
+numpy."""
 
 import sys
 
