@@ -182,9 +182,9 @@ def _converted(hint: Any, value: Any) -> Any:
 
 
 def _in_range(value: Any, metadata: Mapping[str, Any]) -> bool:
-    low, above, below = metadata["low"], metadata["above"], metadata["below"]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return True
+    low, above, below = metadata["low"], metadata["above"], metadata["below"]
     return (
         (low is None or value >= low)
         and (above is None or value > above)
