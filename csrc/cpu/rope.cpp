@@ -47,20 +47,20 @@ PLAIT_INLINE void angles_body(const double* frequency, double position, int64_t 
 PLAIT_KERNEL(angles, angles_body)
 
 // All heads of one token.
-template <class T>
+template <class V, class T>
 PLAIT_INLINE void rotate_body(const T* x, int64_t x_stride, int64_t heads, int64_t pairs, const float* cosine,
                               const float* sine, T* out, int64_t out_stride) {
   for (int64_t h = 0; h < heads; h++, x += x_stride, out += out_stride) {
-    for (int64_t i = 0; i < pairs; i += LANES) {
+    for (int64_t i = 0; i < pairs; i += WIDTH<V>) {
       const int64_t count = pairs - i;
-      const Lanes a = load(x + i, count), b = load(x + pairs + i, count);
-      const Lanes c = load(cosine + i, count), s = load(sine + i, count);
+      const V a = load<V>(x + i, count), b = load<V>(x + pairs + i, count);
+      const V c = load<V>(cosine + i, count), s = load<V>(sine + i, count);
       store(out + i, fma(a, c, -(b * s)), count);
       store(out + pairs + i, fma(b, c, a * s), count);
     }
   }
 }
-PLAIT_KERNEL(rotate, rotate_body)
+PLAIT_VECTOR_KERNEL(rotate, rotate_body)
 
 }  // namespace
 
