@@ -56,83 +56,54 @@ PLAIT_INLINE void tile_column(const Product& p, int64_t column) {
 
 template <class V>
 PLAIT_INLINE void multiply_body(const Product* p) {
-  constexpr int N = WIDTH<V> == 16 ? 4 : 2, M = WIDTH<V> > 4 ? 6 : 4;  // 32, 16 and 16 registers
+  constexpr int N = WIDTH<V> == 16 ? 4 : 2, M = WIDTH<V> > 4 ? 6 : 4;  // of 32, 16 and 16 registers
   int64_t column = 0;
   for (; column + N * WIDTH<V> <= p->columns; column += N * WIDTH<V>) tile_column<V, M, N>(*p, column);
-  for (; column < p->columns; column += WIDTH<V>) tile_column<V, M, 1>(*p, column);
+  for (; column < p->columns; column += WIDTH<V>) tile_column<V, 2 * M, 1>(*p, column);
 }
 PLAIT_VECTOR_KERNEL(multiply_kernel, multiply_body)
 
 // --- softmax -----------------------------------------------------------------------------------------
 
-// One vector of queries: all keys of the block. Key k is seen where k <= first_last + query.
-template <bool MASKED, class V>
-PLAIT_INLINE void softmax_queries(float* scores, int64_t keys, float scale, float first_last, float* peak, float* sum,
-                                  float* factor) {
-  constexpr int N = 2;  // vectors side by side hide the latency of the sum
-  V top[N], last[N];
-#pragma GCC unroll 2
-  for (int n = 0; n < N; n++) {
-    top[n] = load<V>(peak + n * WIDTH<V>);
-    last[n] = lane_numbers<V>() + (first_last + float(n * WIDTH<V>));
-  }
-  for (int64_t k = 0; k < keys; k++) {
-#pragma GCC unroll 2
-    for (int n = 0; n < N; n++) {
-      float* at = scores + k * QUERIES + n * WIDTH<V>;
-      V x = load<V>(at) * scale;
-      if (MASKED) x = last[n] < float(k) ? all<V>(-math::INF) : x;
-      top[n] = max(x, top[n]);  // skips NaN, which the exponentials bring into the sum
+template <class V>
+PLAIT_INLINE void softmax_step_body(float* scores, int64_t keys, int64_t queries, float scale, float last, float* peak,
+                                    float* sum, float* factor) {
+  for (int64_t q = 0; q < queries; q += WIDTH<V>) {
+    const V before = load<V>(peak + q), seen = lane_numbers<V>() + (last + float(q));
+    V top = before;
+    for (int64_t k = 0; k < keys; k++) {
+      float* at = scores + k * QUERIES + q;
+      const V score = load<V>(at) * scale;
+      const V x = seen < float(k) ? all<V>(-math::INF) : score;
+      top = max(x, top);  // skips NaN, which the exponentials bring into the sum
       store(at, x);
     }
-  }
-  V base[N], total[N];
-#pragma GCC unroll 2
-  for (int n = 0; n < N; n++) {
-    base[n] = top[n] == -math::INF ? all<V>(0.0f) : top[n];
-    total[n] = all<V>(0.0f);
-  }
-  for (int64_t k = 0; k < keys; k++) {
-#pragma GCC unroll 2
-    for (int n = 0; n < N; n++) {
-      float* at = scores + k * QUERIES + n * WIDTH<V>;
-      const V p = math::exp(load<V>(at) - base[n]);
-      total[n] += p;
+    const V base = top == -math::INF ? all<V>(0.0f) : top;
+    V total = all<V>(0.0f);
+    for (int64_t k = 0; k < keys; k++) {
+      float* at = scores + k * QUERIES + q;
+      const V p = math::exp(load<V>(at) - base);
+      total += p;
       store(at, p);
     }
-  }
-#pragma GCC unroll 2
-  for (int n = 0; n < N; n++) {
-    const V f = math::exp(load<V>(peak + n * WIDTH<V>) - base[n]);
-    store(factor + n * WIDTH<V>, f);
-    store(sum + n * WIDTH<V>, fma(load<V>(sum + n * WIDTH<V>), f, total[n]));
-    store(peak + n * WIDTH<V>, top[n]);
-  }
-}
-
-template <class V>
-PLAIT_INLINE void softmax_step_body(float* scores, int64_t keys, float scale, Mask mask, float* peak, float* sum,
-                                    float* factor) {
-  for (int64_t q = 0; q < QUERIES; q += 2 * WIDTH<V>) {
-    const float first_last = float(mask.first_last + q);
-    if (mask.any)
-      softmax_queries<true, V>(scores + q, keys, scale, first_last, peak + q, sum + q, factor + q);
-    else
-      softmax_queries<false, V>(scores + q, keys, scale, first_last, peak + q, sum + q, factor + q);
+    const V f = math::exp(before - base);
+    store(factor + q, f);
+    store(sum + q, fma(load<V>(sum + q), f, total));
+    store(peak + q, top);
   }
 }
 PLAIT_VECTOR_KERNEL(softmax_step_kernel, softmax_step_body)
 
 template <class V>
-PLAIT_INLINE void softmax_backward_body(float* scores, float* grads, int64_t keys, float scale, Mask mask,
-                                        const float* log_sum, const float* delta) {
-  for (int64_t q = 0; q < QUERIES; q += WIDTH<V>) {
+PLAIT_INLINE void softmax_backward_body(float* scores, float* grads, int64_t keys, int64_t queries, float scale,
+                                        float last, const float* log_sum, const float* delta) {
+  for (int64_t q = 0; q < queries; q += WIDTH<V>) {
     const V logs = load<V>(log_sum + q), deltas = load<V>(delta + q);
-    const V last = lane_numbers<V>() + (mask.any ? float(mask.first_last + q) : math::INF);
+    const V seen = lane_numbers<V>() + (last + float(q));
     for (int64_t k = 0; k < keys; k++) {
       const int64_t at = k * QUERIES + q;
       const V e = math::exp(load<V>(scores + at) * scale - logs);
-      const V p = last < float(k) ? all<V>(0.0f) : e;
+      const V p = seen < float(k) ? all<V>(0.0f) : e;
       store(scores + at, p);
       store(grads + at, p * (load<V>(grads + at) - deltas) * scale);
     }
@@ -141,14 +112,15 @@ PLAIT_INLINE void softmax_backward_body(float* scores, float* grads, int64_t key
 PLAIT_VECTOR_KERNEL(softmax_backward_kernel, softmax_backward_body)
 
 template <class V>
-PLAIT_INLINE void divide_body(float* x, int64_t rows, const float* by) {
+PLAIT_INLINE void softmax_end_body(float* out, int64_t size, const float* peak, const float* sum, float* log_sum) {
   for (int64_t q = 0; q < QUERIES; q += WIDTH<V>) {
-    const V divisor = load<V>(by + q);
-    const V inverse = divisor == 0.0f ? all<V>(0.0f) : 1.0f / divisor;
-    for (int64_t r = 0; r < rows; r++) store(x + r * QUERIES + q, load<V>(x + r * QUERIES + q) * inverse);
+    const V total = load<V>(sum + q);
+    const V inverse = total == 0.0f ? all<V>(0.0f) : 1.0f / total;
+    for (int64_t r = 0; r < size; r++) store(out + r * QUERIES + q, load<V>(out + r * QUERIES + q) * inverse);
   }
+  for (int64_t q = 0; q < QUERIES; q++) log_sum[q] = peak[q] + math::log(sum[q]);
 }
-PLAIT_VECTOR_KERNEL(divide_kernel, divide_body)
+PLAIT_VECTOR_KERNEL(softmax_end_kernel, softmax_end_body)
 
 // --- moving rows ---------------------------------------------------------------------------------------
 
@@ -162,11 +134,17 @@ PLAIT_INLINE void copy_body(const T* x, int64_t stride, int64_t rows, int64_t si
 }
 PLAIT_VECTOR_KERNEL(copy_kernel, copy_body)
 
+// A row's vector at a time: rows may lie so far apart that they share few places of the cache.
 template <class V, class T>
 PLAIT_INLINE void turn_body(const T* x, int64_t stride, int64_t rows, int64_t size, float* out) {
-  for (int64_t i = 0; i < size; i++) {
-    for (int64_t r = 0; r < rows; r++) out[i * QUERIES + r] = to_float(x[r * stride + i]);
-    for (int64_t r = rows; r < QUERIES; r++) out[i * QUERIES + r] = 0.0f;
+  if (rows < QUERIES) std::fill_n(out, size * QUERIES, 0.0f);
+  for (int64_t i = 0; i < size; i += WIDTH<V>) {
+    const int64_t count = std::min(WIDTH<V>, size - i);
+    for (int64_t r = 0; r < rows; r++) {
+      float part[WIDTH<V>];
+      store(part, load<V>(x + r * stride + i, count));
+      for (int64_t l = 0; l < count; l++) out[(i + l) * QUERIES + r] = part[l];
+    }
   }
 }
 PLAIT_VECTOR_KERNEL(turn_kernel, turn_body)
@@ -205,16 +183,19 @@ PLAIT_VECTOR_KERNEL(dot_kernel, dot_body)
 
 void multiply(const Product& p) { multiply_kernel(&p); }
 
-void softmax_step(float* scores, int64_t keys, float scale, Mask mask, float* peak, float* sum, float* factor) {
-  softmax_step_kernel(scores, keys, scale, mask, peak, sum, factor);
+void softmax_step(float* scores, int64_t keys, int64_t queries, float scale, float last, float* peak, float* sum,
+                  float* factor) {
+  softmax_step_kernel(scores, keys, queries, scale, last, peak, sum, factor);
 }
 
-void softmax_backward(float* scores, float* grads, int64_t keys, float scale, Mask mask, const float* log_sum,
-                      const float* delta) {
-  softmax_backward_kernel(scores, grads, keys, scale, mask, log_sum, delta);
+void softmax_backward(float* scores, float* grads, int64_t keys, int64_t queries, float scale, float last,
+                      const float* log_sum, const float* delta) {
+  softmax_backward_kernel(scores, grads, keys, queries, scale, last, log_sum, delta);
 }
 
-void divide(float* x, int64_t rows, const float* by) { divide_kernel(x, rows, by); }
+void softmax_end(float* out, int64_t size, const float* peak, const float* sum, float* log_sum) {
+  softmax_end_kernel(out, size, peak, sum, log_sum);
+}
 
 template <class T>
 void copy_rows(const T* x, int64_t stride, int64_t rows, int64_t size, float* out) {
