@@ -90,7 +90,7 @@ class Reference:
         return result
 
     def logits(self, x: Array) -> Array:
-        x = self.norm(self.conv(x, "stem.first.conv", 1, False), "stem.first.norm")
+        x = self.norm(self.conv(x, "stem.conv", 1, False), "stem.norm")
         x = np.maximum(x, 0)
         for group, stride in ((0, 1), (1, 2)):
             name = f"groups.{group}.0"
@@ -101,7 +101,7 @@ class Reference:
                 x = self.conv(x, f"{name}.shortcut.conv", stride, False)
                 x = self.norm(x, f"{name}.shortcut.norm")
             x = np.maximum(x + y, 0)
-        result: Array = x.mean((1, 2)) @ self.weights["output.head.weight"].T
+        result: Array = x.mean((1, 2)) @ self.weights["output.weight"].T
         return result
 
     def losses(self, x: Array, targets: Array) -> Array:
@@ -184,10 +184,10 @@ def test_evaluation_uses_running_statistics_and_changes_nothing() -> None:
 def test_statistics_are_buffers_and_have_no_part_in_the_norm() -> None:
     engine = make(optimizer=optim.AdamW())
     kinds = {(kind, span.parameter.name) for kind, span, _ in engine.owned()}
-    assert ("buffer", "stem.first.norm.running_mean") in kinds
-    assert ("master", "stem.first.norm.running_mean") not in kinds
-    assert ("first", "stem.first.norm.running_mean") not in kinds
-    assert ("first", "stem.first.norm.weight") in kinds
+    assert ("buffer", "stem.norm.running_mean") in kinds
+    assert ("master", "stem.norm.running_mean") not in kinds
+    assert ("first", "stem.norm.running_mean") not in kinds
+    assert ("first", "stem.norm.weight") in kinds
     specs = models.resnet(input_shape=SHAPE, classes=CLASSES, blocks=(1, 1), width=6)
     assert engine.parameter_count == sum(spec.parameters for spec in specs)
     inputs, targets = batch()
