@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
+from collections.abc import Container
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -151,19 +152,19 @@ def make_buckets(
     slots: int,
     precision: Any,
     zero: int,
-    target: int = 1 << 20,
+    target: int,
+    alone: Container[str] = (),
 ) -> list[Bucket]:
-    """Buckets of about `target` elements in the order in which backward finishes them. A tied
-    parameter and the one it is tied to get buckets of their own, so that their cuts agree on every
-    stage."""
-    tied = {p.tied_to for p in parameters if p.tied_to} | {p.name for p in parameters if p.tied_to}
+    """Buckets of about `target` elements in the order in which backward finishes them. Parameters
+    named in `alone` (tied ones) get buckets of their own, so that their cuts agree on every stage.
+    """
     groups: list[list[Parameter]] = []
     for kind in itertools.product((False, True), (False, True)):
         group: list[Parameter] = []
         for p in reversed(parameters):
             if _kind(p) != kind:
                 continue
-            if p.name in tied:
+            if p.name in alone:
                 groups.append([p])
                 continue
             group.append(p)

@@ -62,21 +62,20 @@ class Progress:
             f"{time_text(self._seconds_left(done))} left",
         ]
         if self._bar:
-            self._bar.update(self._task, completed=done, text="  ".join(parts), refresh=True)
+            with self._screen.tolerant():
+                self._bar.update(self._task, completed=done, text="  ".join(parts), refresh=True)
         else:
             self._screen.say("  ".join(parts))
 
     def note(self, text: str) -> None:
         """A line of its own, above the bar."""
-        if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            self._screen.say(text)
+        self._screen.say(text)
 
     def close(self) -> None:
         """Leaves the bar as it stands; later output goes below it."""
         if self._bar:
-            self._bar.stop()
+            with self._screen.tolerant():
+                self._bar.stop()
             self._bar = None
 
     def __enter__(self) -> "Progress":

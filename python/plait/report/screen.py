@@ -1,6 +1,7 @@
 """What is said to people: lines on standard error, from rank 0 only."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -20,8 +21,17 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Prints text as it is; lines are not broken."""
-        if self.console is not None:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with self.tolerant():
+            if self.console is not None:
+                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def tolerant(self) -> Iterator[None]:
+        """Goes silent where the terminal is gone: a run outlives its window."""
+        try:
+            yield
+        except OSError:
+            self.console = None
 
     def header(self, facts: Mapping[str, object]) -> None:
         """The first lines of a run: what -> value, in columns."""
@@ -33,4 +43,8 @@ class Screen:
 def _console(file: TextIO | None) -> "rich.console.Console":
     from rich.console import Console  # a tenth of a second that other ranks can save
 
-    return Console(file=file, stderr=file is None)
+    class Lasting(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process
+
+    return Lasting(file=file, stderr=file is None)

@@ -88,11 +88,14 @@ class Engine:
             ]
         self.stage = Stage(run, self.pipeline, precision)
         self.parameters = [p for layer in self.layers for p in layer.parameters()]
+        mine = {p.name: p.tied_to for p in self.parameters}
+        everywhere = self.pipeline.broadcast_object(self.pipeline.gather_object(mine))
+        tied = {x for names in everywhere for pair in names.items() if pair[1] for x in pair}
         self.buckets = make_buckets(
             self.parameters, self.data, self.tensor, self.share.slots, precision, settings.zero,
-            bucket_size,
+            bucket_size, alone=tied,
         )  # fmt: skip
-        self.ties = self._ties()
+        self.ties = self._ties(everywhere)
         self.master: dict[int, Array] = {}
         self.state: dict[int, dict[str, Array]] = {}
         for index, bucket in enumerate(self.buckets):
@@ -107,16 +110,13 @@ class Engine:
 
     # --- parameters ---
 
-    def _ties(self) -> list[Tie]:
+    def _ties(self, everywhere: list[dict[str, str | None]]) -> list[Tie]:
         """Pairs of tied parameters over all stages, in the same order on every stage."""
-        mine = [(p.name, p.tied_to) for p in self.parameters]
-        everywhere = self.pipeline.gather_object(mine)
-        everywhere = self.pipeline.broadcast_object(everywhere)
-        stage_of = {name: stage for stage, names in enumerate(everywhere) for name, _ in names}
+        stage_of = {name: stage for stage, names in enumerate(everywhere) for name in names}
         holders = {b.parameters[0].name: b for b in self.buckets if len(b.parameters) == 1}
         ties = []
         for stage, names in enumerate(everywhere):
-            for name, original in names:
+            for name, original in names.items():
                 if original is None:
                     continue
                 if original not in stage_of:
