@@ -1,15 +1,17 @@
 """A ResNet's gradients against finite differences of a float64 numpy copy; running statistics."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from plait import models, optim
+from plait import checkpoint, models, optim
 from plait.comm.alone import Alone
 from plait.mesh import Mesh
 from plait.ops.position import Position
 from plait.train.engine import Engine, Settings
+from plait.train.trainer import _piece
 
 Array = np.ndarray[Any, Any]
 SHAPE, CLASSES, BATCH = (7, 6, 3), 5, 6
@@ -211,3 +213,19 @@ def test_what_does_not_fit_is_named() -> None:
     engine = make(sequence_parallel=True)
     with pytest.raises(ValueError, match="sequence_parallel cuts sequences"):
         engine.step(0, 0.0, *batch())
+
+
+def test_a_checkpoint_holds_running_statistics(tmp_path: Path) -> None:
+    inputs, targets = batch()
+    engine, other = (make(optimizer=optim.AdamW(), precision="bfloat16") for _ in range(2))
+    engine.step(0, 1e-2, inputs, targets)
+    comm = Alone()
+    pieces = [_piece(*entry) for entry in engine.owned()]
+    folder = checkpoint.save(tmp_path, 1, pieces, comm, metadata={}, keep=1)
+    wanted, finish = other.to_load()
+    checkpoint.load(folder, [_piece(*entry) for entry in wanted], comm)
+    finish()
+    for name, x in values(engine).items():
+        np.testing.assert_array_equal(values(other)[name], x, err_msg=name)
+    results = [e.step(1, 1e-2, inputs, targets) for e in (engine, other)]
+    assert results[0] == results[1]
