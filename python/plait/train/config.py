@@ -48,29 +48,6 @@ class Config:
     checkpoint: sections.Checkpoint = option("what is saved", sections.Checkpoint())
     evaluate: sections.Evaluate = option("held-out data", sections.Evaluate())
 
-    @property
-    def ranks(self) -> int | None:
-        """How many ranks the layout asks for; None where its data size is left out."""
-        data = self.layout.data
-        return None if data is None else data * self.layout.tensor * self.layout.pipeline
-
-    def layout_on(self, ranks: int) -> sections.Layout:
-        """The layout with its data size filled in. ConfigError if it does not fit the ranks."""
-        tensor, pipeline = self.layout.tensor, self.layout.pipeline
-        if self.ranks is None and ranks % (tensor * pipeline) == 0:
-            return dataclasses.replace(self.layout, data=ranks // (tensor * pipeline))
-        if self.ranks is None:
-            raise ConfigError(
-                f"layout: tensor x pipeline = {tensor} x {pipeline} does not divide {ranks} ranks: "
-                f"start a multiple of {tensor * pipeline} ranks, or change layout"
-            )
-        if self.ranks != ranks:
-            raise ConfigError(
-                f'layout = "{self.layout.data}x{tensor}x{pipeline}" needs {self.ranks} ranks, '
-                f"there are {ranks}: start {self.ranks}, change layout, or leave layout.data out"
-            )
-        return self.layout
-
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """The config in a TOML file, with overrides such as "train.steps=100" or "layout=2x2x1".
