@@ -96,7 +96,7 @@ void expect_rows(const char* call, const ConstArray& logits, const ConstArray& t
                  const ConstArray& sum) {
   expect_ndim(call, "logits", logits, 2);
   const int64_t rows = logits.shape[0];
-  expect_contiguous(call, "logits", logits);
+  expect_unit_last(call, "logits", logits);
   expect_array(call, "targets", targets, DType::int32, {rows});
   expect_array(call, "peak", peak, DType::float32, {rows});
   expect_array(call, "sum", sum, DType::float32, {rows});
@@ -108,7 +108,7 @@ void cross_entropy_statistics(const ConstArray& logits, const ConstArray& target
                               int64_t vocabulary, const Array& peak, const Array& sum, const Array& target_logit) {
   const char* call = "cross_entropy_statistics";
   expect_rows(call, logits, targets, peak, sum);
-  const int64_t rows = logits.shape[0], columns = logits.shape[1];
+  const int64_t rows = logits.shape[0], columns = logits.shape[1], stride = logits.strides[0];
   expect_array(call, "target_logit", target_logit, DType::float32, {rows});
   const int64_t real = real_columns(first_column, columns, vocabulary);
   const int32_t* target = targets.as<int32_t>();
@@ -120,10 +120,10 @@ void cross_entropy_statistics(const ConstArray& logits, const ConstArray& target
     using T = decltype(zero);
     const T* x = logits.as<T>();
     parallel_for(rows, grain_of(columns), [=](int64_t begin, int64_t end) {
-      statistics_rows(x + begin * columns, end - begin, columns, real, peak_data + begin, sum_data + begin);
+      statistics_rows(x + begin * stride, end - begin, stride, real, peak_data + begin, sum_data + begin);
       for (int64_t r = begin; r < end; r++) {
         const int64_t column = target[r] - first_column;
-        if (target[r] >= 0 && column >= 0 && column < real) picked[r] = to_float(x[r * columns + column]);
+        if (target[r] >= 0 && column >= 0 && column < real) picked[r] = to_float(x[r * stride + column]);
       }
     });
   });
@@ -173,6 +173,7 @@ void cross_entropy_backward(const ConstArray& logits, const ConstArray& targets,
   const char* call = "cross_entropy_backward";
   expect_rows(call, logits, targets, peak, sum);
   const int64_t rows = logits.shape[0], columns = logits.shape[1];
+  expect_contiguous(call, "logits", logits);
   expect_array(call, "grad_logits", grad_logits, logits.dtype, {rows, columns});
   const int64_t real = real_columns(first_column, columns, vocabulary);
   const int32_t* target = targets.as<int32_t>();

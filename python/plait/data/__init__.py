@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .array_set import ArrayDataset
+from .bpe import Tokenizer
 from .dataset import Comm, Dataset
 from .image_set import ImageDataset, ImageSource
 from .sampler import Sampler
@@ -23,6 +24,7 @@ __all__ = [
     "Comm",
     "Dataset",
     "Sampler",
+    "Tokenizer",
     "arrays",
     "images",
     "synthetic",

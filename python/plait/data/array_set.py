@@ -94,27 +94,31 @@ class ArrayDataset(Dataset):
             raise ValueError(f"{self._name} is empty: x has no rows")
         for part, array in zip(("x", "y", "held-out x", "held-out y"), self._all()):
             for start, rows in _blocks(array):
-                if array.dtype.kind == "f" and not np.isfinite(rows).all():
-                    flat = np.isfinite(rows).reshape(len(rows), -1).all(1)
-                    bad = start + int(np.flatnonzero(~flat)[0])
-                    raise ValueError(f"{self._name}: row {bad} of {part} is not finite")
-                if array.dtype.kind in "iu" and rows.size:
-                    low, high = int(rows.min()), int(rows.max())
-                    if low < -(1 << 31) or high >= 1 << 31:
-                        wrong = low if low < 0 else high
-                        raise ValueError(f"{self._name}: {part} holds {wrong}, beyond 32 bits")
-        labels = [array for array in self._all()[1::2] if array.ndim == 1]
+                _check_values(rows, start, f"{self._name}: {part}")
         if self._y.dtype.kind not in "iu" or self._y.ndim != 1:
             return 0
         classes = int(self._y.max()) + 1
-        for array in labels:
-            if array.size and not (array.min() >= 0 and array.max() < classes):
-                wrong = array.min() if array.min() < 0 else array.max()
+        for y in self._all()[1::2]:
+            if y.size and not (y.min() >= 0 and y.max() < classes):
+                wrong = y.min() if y.min() < 0 else y.max()
                 raise ValueError(
                     f"{self._name}: label {wrong} is outside the {classes} classes "
                     "(0 to the largest training label)"
                 )
         return classes
+
+
+def _check_values(rows: Array, start: int, name: str) -> None:
+    if rows.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(rows.astype(np.float32)).reshape(len(rows), -1).all(1)
+        if not finite.all():
+            bad = start + int(np.flatnonzero(~finite)[0])
+            raise ValueError(f"{name}: row {bad} is not finite in float32")
+    elif rows.dtype.kind in "iu" and rows.size:
+        low, high = int(rows.min()), int(rows.max())
+        if low < -(1 << 31) or high >= 1 << 31:
+            raise ValueError(f"{name} holds {low if low < 0 else high}, beyond 32 bits")
 
 
 def _dtype(array: Array) -> np.dtype[Any]:

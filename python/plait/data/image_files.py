@@ -149,7 +149,7 @@ def _find_pictures(root: str, image_size: int) -> Found:
 
 def _read_npz(path: str) -> Parts:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is damaged, cut short or no .npz file: {error}") from error

@@ -32,17 +32,17 @@ def build_once(comm: Comm | None, build: Callable[[], Bundle]) -> Bundle:
     bundle = _agree(comm, build)
     host = socket.gethostname()
     for one_per_host in (True, False):  # ranks of a host name may yet differ in what they see
-        waiting = _all(comm, None if bundle.visible() else host)
+        waiting = comm.all_gather_object(None if bundle.visible() else host)
         writers = _writers(waiting, one_per_host)
         if not writers:
             return bundle
         copy = _send(comm, bundle, writing=comm.rank in writers)
-        for writer in writers:
-            offer = comm.broadcast_object(copy if comm.rank == writer else None, root=writer)
-            if waiting[comm.rank] is not None and not bundle.visible() and offer.visible():
-                bundle = offer
-    waiting = _all(comm, None if bundle.visible() else host)
-    missing = {host for host in waiting if host is not None}
+        offers = comm.all_gather_object(copy)
+        if waiting[comm.rank] is not None:
+            seen = [offer for offer in offers if offer is not None and offer.visible()]
+            bundle = seen[0] if seen else bundle
+    waiting = comm.all_gather_object(None if bundle.visible() else host)
+    missing = {each for each in waiting if each is not None}
     if missing:
         raise ValueError(f"prepared data cannot be read back on {', '.join(sorted(missing))}")
     return bundle
@@ -50,10 +50,7 @@ def build_once(comm: Comm | None, build: Callable[[], Bundle]) -> Bundle:
 
 def all_raise(comm: Comm | None, error: str | None) -> None:
     """Collective: if any rank has an error, every rank raises the first one as ValueError."""
-    if comm is None or comm.size == 1:
-        errors = [error]
-    else:
-        errors = _all(comm, error)
+    errors = [error] if comm is None else comm.all_gather_object(error)
     first = next((text for text in errors if text is not None), None)
     if first is not None:
         raise ValueError(first)
@@ -78,14 +75,6 @@ def _agree(comm: Comm, build: Callable[[], Bundle]) -> Bundle:
     assert outcome is not None
     kind, text = outcome
     raise ValueError(text) if kind == "ValueError" else RuntimeError(f"rank 0: {kind}: {text}")
-
-
-def _all(comm: Comm, value: str | None) -> list[str | None]:
-    """Every rank's value, in rank order."""
-    return [
-        comm.broadcast_object(value if comm.rank == root else None, root=root)
-        for root in range(comm.size)
-    ]
 
 
 def _writers(waiting: list[str | None], one_per_host: bool) -> list[int]:

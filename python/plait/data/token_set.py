@@ -1,7 +1,7 @@
 """Token files made elsewhere: .npy, or raw integers whose type a sidecar or the caller gives.
 
-The files are mapped where they lie. Their fingerprint covers sizes and sampled blocks, and ids
-are checked there and in every batch, so that starting on a terabyte takes no time.
+The files are mapped where they lie. Beyond 256 MiB their fingerprint covers sizes and sampled
+blocks; ids are checked in blocks and then in every batch: starting on a terabyte takes no time.
 """
 
 import json
@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from .bundle import Bundle, sampled_digest
+from .cache import identity
 from .corpus import HELD_OUT_EVERY
 from .dataset import reading
 from .windows import Ready, Tokens, TokenSource, map_tokens
 
 DTYPES = ("uint16", "uint32", "uint8", "int32", "int64")
+_HASHED_BYTES = 1 << 28
 _CHECKED_BLOCKS = 256
 _BLOCK_TOKENS = 4096
 
@@ -47,8 +49,10 @@ class TokenFileSource(TokenSource):
                 files[name] = (str(Path(path).resolve()), Path(path).stat().st_size)
                 dtypes[name] = dtype
         with reading(self.name):
-            digest = sampled_digest(files)
-        return Bundle(files, {"dtypes": dtypes}, digest, digest)
+            digest = fingerprint = sampled_digest(files)
+            if sum(size for _, size in files.values()) <= _HASHED_BYTES:
+                _, fingerprint = identity((name, path) for name, (path, _) in files.items())
+        return Bundle(files, {"dtypes": dtypes}, digest, fingerprint)
 
     def map(self, bundle: Bundle) -> Ready:
         parts = [_open(bundle.path(name), dtype) for name, dtype in bundle.meta["dtypes"].items()]
