@@ -85,7 +85,7 @@ class Mesh:
     ):
         self.layout = Layout(data, tensor, pipeline)
         self.grains = _checked_grains(self.layout, grains)
-        self.world = comm if isinstance(comm, Communicator) else _world(comm)
+        self.world = comm if isinstance(comm, Communicator) else world_communicator(comm)
         if self.layout.ranks != self.world.size:
             raise UserError(_mismatch(self.layout, self.world.size))
         at = self.layout.coordinates(self.world.rank)
@@ -132,7 +132,8 @@ def _checked_grains(layout: Layout, grains: Mapping[str, int] | None) -> dict[st
     return found
 
 
-def _world(comm: MPI.Intracomm | None) -> Communicator:
+def world_communicator(comm: MPI.Intracomm | None = None) -> Communicator:
+    """All ranks of comm, or of the world. Raises as Mesh does for silent worlds of one rank."""
     started = launcher()
     if comm is None:
         if not started.launched and "mpi4py.MPI" not in sys.modules:

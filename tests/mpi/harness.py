@@ -7,7 +7,7 @@ get a fresh one.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import shutil
@@ -61,33 +61,29 @@ def case(
     return register
 
 
-def load_cases() -> list[Case]:
-    """The cases of every cases_*.py beside this file."""
-    if not _registered:
-        for path in sorted(HERE.glob("cases_*.py")):
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[path.stem] = module
-            spec.loader.exec_module(module)
-    return _registered
+def load_cases(folder: Path = HERE) -> list[Case]:
+    """The cases of every cases_*.py in a folder."""
+    sys.path.insert(0, str(folder))
+    for path in sorted(folder.glob("cases_*.py")):
+        importlib.import_module(path.stem)
+    return list(_registered)
 
 
-def run_cases(cases: list[Case]) -> dict[str, Outcome]:
-    """Runs cases of one rank count; a fresh mpiexec after each that failed."""
+def run_cases(cases: list[Case], source: Path = HERE) -> dict[str, Outcome]:
+    """Runs cases of one rank count, from the cases_*.py of `source`; a fresh mpiexec after each
+    that failed."""
     outcomes: dict[str, Outcome] = {}
     while left := [c for c in cases if c.name not in outcomes]:
-        outcomes.update(_run_once(left))
+        outcomes.update(_run_once(left, source))
     return outcomes
 
 
-def _run_once(cases: list[Case]) -> dict[str, Outcome]:
+def _run_once(cases: list[Case], source: Path) -> dict[str, Outcome]:
     ranks, mark = cases[0].ranks, uuid.uuid4().hex
     folder = Path(tempfile.mkdtemp(prefix="plait-mpi-"))
     shared_before = _shared_memory()
     command = [_mpiexec(), "-n", str(ranks), sys.executable, "-m", "mpi4py"]
-    command += [str(HERE / "runner.py"), str(folder), *(c.name for c in cases)]
+    command += [str(HERE / "runner.py"), str(source), str(folder), *(c.name for c in cases)]
     limit = START_LIMIT + sum(c.limit for c in cases)
     output = folder / "output"
     with output.open("wb") as file:

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+SIZES = (0, 1, 7, 1000, 100003)
+FLOATS = (np.dtype(np.float32), BFLOAT16, np.dtype(np.float16))
+INTEGERS = tuple(np.dtype(t) for t in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"))
+UFUNCS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+RANKS = (1, 2, 3, 4)
 
 
 def middle(count: int) -> int:
@@ -20,12 +25,12 @@ def middle(count: int) -> int:
     return power
 
 
-def tree(leaves: list[Array]) -> Array:
-    """Float32 sum of leaves by the tree that splits at the largest power of two below n."""
+def tree(leaves: list[Array], dtype: Any = np.float32) -> Array:
+    """Sum of leaves, in dtype, by the tree that splits at the largest power of two below n."""
     if len(leaves) == 1:
-        return leaves[0].astype(np.float32)
+        return leaves[0].astype(dtype)
     cut = middle(len(leaves))
-    return tree(leaves[:cut]) + tree(leaves[cut:])
+    return tree(leaves[:cut], dtype) + tree(leaves[cut:], dtype)
 
 
 def complete_nodes(count: int, start: int, stop: int) -> list[tuple[int, int]]:
@@ -56,7 +61,7 @@ def values(shape: tuple[int, ...], dtype: Any, seed: int) -> Array:
     if kind.kind in "iu":
         limits = np.iinfo(kind)
         return random.integers(limits.min, limits.max, shape, kind, endpoint=True)
-    x = random.standard_normal(shape) * 10.0 ** random.uniform(-3, 3, shape)
+    x: Array = random.standard_normal(shape) * 10.0 ** random.uniform(-3, 3, shape)
     return x.astype(kind)
 
 
@@ -73,3 +78,19 @@ def assert_same(a: Array, b: Array, what: str) -> None:
             f"{what}: {np.count_nonzero(a != b)} of {a.size} differ, first at {wrong}: "
             f"{a.reshape(-1)[wrong]} instead of {b.reshape(-1)[wrong]}"
         )
+
+
+def of_ranks(shape: tuple[int, ...], dtype: Any, size: int) -> list[Array]:
+    return [values(shape, dtype, seed=rank + 1) for rank in range(size)]
+
+
+def finish(result: Any) -> Array:
+    return result.wait() if hasattr(result, "wait") else result
+
+
+def skewed(n: int, size: int) -> list[int]:
+    """Bounds with everything but a little on the last rank, and an empty rank before it."""
+    cut = [0, *(min(rank, n) for rank in range(1, size)), n]
+    if size > 2:
+        cut[-2] = cut[-3]
+    return cut

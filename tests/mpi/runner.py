@@ -1,4 +1,4 @@
-"""One rank of a run of cases: runner.py FOLDER CASE... (started by harness.py under mpiexec)."""
+"""One rank of a run of cases: runner.py CASES FOLDER NAME..., started by harness.py."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from plait.comm.choose import communicator
 from plait.comm.mpi import Mpi
 
 
-def main(folder: Path, names: list[str]) -> None:
+def main(source: Path, folder: Path, names: list[str]) -> None:
     comm = MPI.COMM_WORLD
     opened: list[Mpi] = []
     remember(opened)
-    by_name = {c.name: c for c in load_cases() if c.ranks == comm.size}
+    by_name = {c.name: c for c in load_cases(source) if c.ranks == comm.size}
     events = (folder / f"events.{comm.rank}").open("w", buffering=1)
     stack = (folder / f"stack.{comm.rank}").open("w")
     faulthandler.enable(stack)
@@ -59,4 +59,4 @@ def remember(opened: list[Mpi]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,4 +1,4 @@
-"""Attention against float64: ragged blocks, grouped heads, views of one fused buffer, bits of a row."""
+"""Attention against float64: ragged blocks, grouped heads, fused buffers, bits of a row."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def reference(q, k, v, grad, causal, scale):
     for i in (1, 2):  # sum over the heads of a group
         b, h, s, d = grads[i].shape
         grads[i] = grads[i].reshape(b, h // shared, shared, s, d).sum(2)
-    return [x.transpose(0, 2, 1, 3) for x in (out,)] + [log_sum] + [x.transpose(0, 2, 1, 3) for x in grads]
+    return [out.transpose(0, 2, 1, 3), log_sum, *(x.transpose(0, 2, 1, 3) for x in grads)]
 
 
 @pytest.mark.parametrize("dtype", STORAGE)
@@ -136,13 +136,13 @@ def test_a_row_depends_on_no_other(size):
 
 
 def test_gradients_of_keys_chain_over_queries_and_heads():
-    """Grouped heads in order are one long chain: the same as one head that sees the queries of all."""
+    """Grouped heads in order are one long chain: as one head that sees the queries of all."""
     b, s, h, d = 1, 64, 3, 16
     q, k, v, grad = inputs((b, s, 50, h, 1, d), STORAGE[0])
     out, log_sum = forward(q, k, v, False, 0.25)
     grads = backward(grad, q, k, v, out, log_sum, False, 0.25)
-    as_one = [np.ascontiguousarray(x.transpose(0, 2, 1, 3)).reshape(b, h * s, 1, d) for x in (q, grad, out)]
-    one = backward(as_one[1], as_one[0], k, v, as_one[2], log_sum.reshape(b, 1, h * s), False, 0.25)
+    q, grad, out = (x.transpose(0, 2, 1, 3).reshape(b, h * s, 1, d) for x in (q, grad, out))
+    one = backward(grad, q, k, v, out, log_sum.reshape(b, 1, h * s), False, 0.25)
     assert bits(one[1]) == bits(grads[1])
     assert bits(one[2]) == bits(grads[2])
 

@@ -16,7 +16,9 @@ def reference(x, base, first, inverse=False):
 
 
 @pytest.mark.parametrize("dtype", STORAGE)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 5, 3, 64), (2, 7, 2, 6), (0, 3, 1, 8), (1, 40, 2, 100)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 2), (2, 5, 3, 64), (2, 7, 2, 6), (0, 3, 1, 8), (1, 40, 2, 100)]
+)
 @pytest.mark.parametrize("inverse", [False, True])
 def test_rope(shape, dtype, inverse):
     x = random(shape, dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,20 +15,26 @@ from plait.comm.work import Array, Steps
 
 
 class Alone(Communicator):
-    """One rank. What it sends to itself it can receive, in order of sending per tag."""
+    """One rank. What it sends to itself it can receive, in order of sending per tag.
+
+    end_job(code) ends the job that this rank is part of; left out, only this process.
+    """
 
     transport = "alone"
 
-    def __init__(self, leaves: Leaves | None = None):
+    def __init__(self, leaves: Leaves | None = None, end_job: Callable[[int], None] | None = None):
         super().__init__(0, 1, leaves)
+        self._end_job = end_job
         self._sent: dict[int, list[Array]] = {}
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
-        return None if color is None else Alone()
+        return None if color is None else Alone(end_job=self._end_job)
 
     def abort(self, code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
+        if self._end_job is not None:
+            self._end_job(code)
         os._exit(code)
 
     def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:

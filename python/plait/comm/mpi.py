@@ -13,6 +13,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from mpi4py import MPI
 
+from plait.comm.alone import Alone
 from plait.comm.combine import Bounds, Reduction, counts_and_merges
 from plait.comm.communicator import Communicator
 from plait.comm.tree import Leaves
@@ -56,7 +57,7 @@ class Mpi(Communicator):
         if found == MPI.COMM_NULL:
             return None
         try:
-            return Mpi(found)
+            return Alone(end_job=self.abort) if found.size == 1 else Mpi(found)
         finally:
             found.Free()
 

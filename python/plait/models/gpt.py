@@ -45,6 +45,7 @@ class Block(nn.Layer):
 
 class Output(nn.Layer):
     def __init__(self, build: Build, vocabulary: int, size: int, tied: bool):
+        self.vocabulary = vocabulary
         self.norm = nn.LayerNorm(build.at("norm"), size)
         self.head = nn.Head(
             build.at("head"), size, vocabulary, tied_to="embed.tokens.weight" if tied else None

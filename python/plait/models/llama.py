@@ -38,6 +38,7 @@ class Block(nn.Layer):
 
 class Output(nn.Layer):
     def __init__(self, build: Build, vocabulary: int, size: int):
+        self.vocabulary = vocabulary
         self.norm = nn.RMSNorm(build.at("norm"), size)
         self.head = nn.Head(build.at("head"), size, vocabulary)
 
