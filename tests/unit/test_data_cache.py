@@ -15,6 +15,7 @@ from plait.data import cache
 from plait.data.bundle import Bundle, _block_starts, sampled_digest
 from plait.data.cache import key_of, obtain, open_entry
 from plait.data.share import all_raise, build_once
+from plait.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -329,12 +330,12 @@ def test_a_full_disk_on_one_node_is_said_by_all(
     monkeypatch.setattr(os, "posix_fallocate", full)
     errors = ranks.run(lambda comm: build_once(comm, lambda: obtain("key", writer(CONTENT))))
     for error in errors:
-        assert isinstance(error, ValueError)
+        assert isinstance(error, UserError)
         assert "two" in str(error)
         assert "No space left" in str(error)
 
 
-@pytest.mark.parametrize(("kind", "raised"), [(ValueError, ValueError), (KeyError, RuntimeError)])
+@pytest.mark.parametrize(("kind", "raised"), [(UserError, UserError), (KeyError, RuntimeError)])
 def test_what_rank_0_raises_all_raise(
     kind: type[Exception], raised: type[Exception], nodes: Callable[[list[str]], Ranks]
 ) -> None:
