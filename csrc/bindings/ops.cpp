@@ -38,16 +38,47 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("dropout", &dropout, nogil);
 
   // norms
+  m.def("layer_norm_forward", &layer_norm_forward, nogil);
+  m.def("layer_norm_backward", &layer_norm_backward, nogil);
+  m.def("layer_norm_backward_weight", &layer_norm_backward_weight, nogil);
+  m.def("rms_norm_forward", &rms_norm_forward, nogil);
+  m.def("rms_norm_backward", &rms_norm_backward, nogil);
+  m.def("rms_norm_backward_weight", &rms_norm_backward_weight, nogil);
 
   // activations
+  m.def("gelu_forward", &gelu_forward, nogil);
+  m.def("gelu_backward", &gelu_backward, nogil);
+  m.def("relu_forward", &relu_forward, nogil);
+  m.def("relu_backward", &relu_backward, nogil);
+  m.def("swiglu_forward", &swiglu_forward, nogil);
+  m.def("swiglu_backward", &swiglu_backward, nogil);
+  m.def("rope", &rope, nogil);
 
   // attention
+  m.def("attention_forward", &attention_forward, nogil);
+  m.def("attention_backward", &attention_backward, nogil);
 
   // embedding
+  m.def("embedding_forward", &embedding_forward, nogil);
+  m.def("embedding_backward", &embedding_backward, nogil);
 
   // cross-entropy
+  m.def("cross_entropy_statistics", &cross_entropy_statistics, nogil);
+  m.def("cross_entropy_merge", &cross_entropy_merge, nogil);
+  m.def("cross_entropy_loss", &cross_entropy_loss, nogil);
+  m.def("cross_entropy_backward", &cross_entropy_backward, nogil);
 
   // convolution
+  m.def("conv2d_forward", &conv2d_forward, nogil);
+  m.def("conv2d_backward", &conv2d_backward, nogil);
+  m.def("conv2d_backward_weight", &conv2d_backward_weight, nogil);
+  m.def("batch_norm_forward", &batch_norm_forward, nogil);
+  m.def("batch_norm_backward", &batch_norm_backward, nogil);
+  m.def("batch_norm_backward_weight", &batch_norm_backward_weight, nogil);
+  m.def("max_pool_forward", &max_pool_forward, nogil);
+  m.def("max_pool_backward", &max_pool_backward, nogil);
+  m.def("mean_pool_forward", &mean_pool_forward, nogil);
+  m.def("mean_pool_backward", &mean_pool_backward, nogil);
 
   // optimizers
   m.def("adamw", &adamw, nogil);

@@ -21,11 +21,11 @@ struct ConstArray {
     for (int i = 0; i < ndim; i++) n *= shape[i];
     return n;
   }
-  // C order without gaps; axes of length 0 or 1 may have any stride.
+  // C order without gaps; axes of length 1, and all axes of an empty array, may have any stride.
   bool contiguous() const {
+    if (size() == 0) return true;
     int64_t expected = 1;
     for (int i = ndim - 1; i >= 0; i--) {
-      if (shape[i] == 0) return true;
       if (shape[i] != 1 && strides[i] != expected) return false;
       expected *= shape[i];
     }

@@ -49,7 +49,8 @@ class Context:
         self.saved = values
 
     def later(self, work: Callable[[], None]) -> None:
-        """Runs `work` (a weight gradient) after backward returned, before its result is waited for."""
+        """Runs `work` (a weight gradient) after backward returned, before its result is waited
+        for."""
         self._later.append(work)
 
 
@@ -94,7 +95,9 @@ class Tape:
     """with Tape(position) as tape: y = f(tape.input(x)) ... grads = tape.backward(y, grad_y)
 
     position: who these samples are (step, first sample, count, training), handed to every Function.
-    fan_in(arrays) -> array adds the gradients of all uses of one tensor, in float32, in fixed order.
+    fan_in(arrays) -> array adds the gradients of all uses of one tensor, in float32, in fixed
+    order. recording=False only hands out the position, for evaluation. strict refuses foreign
+    tensors.
     """
 
     current: ClassVar[Tape | None] = None
@@ -104,8 +107,10 @@ class Tape:
         position: Any = None,
         fan_in: Callable[[Sequence[Array]], Array] = sum,  # type: ignore[assignment]
         strict: bool = False,
+        recording: bool = True,
     ):
-        self.position, self.fan_in, self._strict = position, fan_in, strict
+        self.position, self.fan_in = position, fan_in
+        self._strict, self._recording = strict, recording
         self._nodes: list[Any] = []
         self._uses: dict[Any, int] = {}
         self._tracked: set[int] = set()
@@ -134,8 +139,8 @@ class Tape:
             for tensor in tensors:
                 if tensor.key not in self._known:
                     raise ValueError(
-                        "a recomputed layer used a tensor it was neither given nor made: its gradient "
-                        "would be lost. Pass it to recompute(layer, ...) as an input"
+                        "a recomputed layer used a tensor it was neither given nor made: "
+                        "its gradient would be lost. Pass it to recompute(layer, ...) as an input"
                     )
 
     def _record(
@@ -148,7 +153,7 @@ class Tape:
         outputs: tuple[Tensor, ...],
     ) -> None:
         self._known.update(x.key for x in outputs)
-        if not any(needs) and not parameters:
+        if not self._recording or not (any(needs) or parameters):
             return
         for p in parameters:
             self._uses[p] = self._uses.get(p, 0) + 1
@@ -184,7 +189,7 @@ class Tape:
         return tuple(self._collect(found, key) for key in self._inputs)
 
     def _step(
-        self, found: dict[int, list[Array]], function: Any, ctx: Context, keys: Any, grads: list[Any]
+        self, found: dict[int, list[Array]], function: Any, ctx: Context, keys: Any, grads: Any
     ) -> None:
         result = function.backward(ctx, *grads)
         if len(keys) == 1 and not isinstance(result, tuple):
@@ -204,16 +209,6 @@ class Tape:
         return grads[0] if len(grads) == 1 else self.fan_in(grads)
 
 
-class paused:
-    """with paused(): operations are not recorded."""
-
-    def __enter__(self) -> None:
-        self._outer, Tape.current = Tape.current, None
-
-    def __exit__(self, *_: object) -> None:
-        Tape.current = self._outer
-
-
 class Recompute(Function):
     """Runs `layer` again in backward instead of keeping its activations."""
 
@@ -222,7 +217,7 @@ class Recompute(Function):
         outer = Tape.current
         assert outer is not None
         ctx.save(layer, arrays, outer.fan_in)
-        with Tape(ctx.position, outer.fan_in, strict=True) as inner:
+        with Tape(ctx.position, outer.fan_in, strict=True, recording=False) as inner:
             outputs = layer(*map(inner.input, arrays))
         return tuple(y.array for y in outputs) if isinstance(outputs, tuple) else outputs.array
 
@@ -237,7 +232,7 @@ class Recompute(Function):
 
 
 def recompute(layer: Any, *inputs: Tensor) -> Any:
-    """layer(*inputs), keeping only its inputs until backward. Not recorded outside a tape."""
-    if Tape.current is None:
+    """layer(*inputs), keeping only its inputs until backward."""
+    if Tape.current is None or not Tape.current._recording:
         return layer(*inputs)
     return Recompute.apply(layer, *inputs, parameters=layer.parameters())

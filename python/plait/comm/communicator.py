@@ -1,0 +1,510 @@
+"""The contract of communicators: collectives over ranks, the same bits on every transport.
+
+This file checks arguments and says what each collective means; a transport fills in the hooks,
+which get contiguous arrays. Every collective is an identity at size 1: the
+result may then be its input.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from plait.comm.combine import (
+    FLOAT32,
+    FLOATS,
+    Bounds,
+    Op,
+    Reduction,
+    checked_bounds,
+    even_bounds,
+    from_order_keys,
+    order_keys,
+)
+from plait.comm.tree import Leaves
+from plait.comm.work import Array, Steps, Work, finished, progress
+
+
+class Communicator(ABC):
+    """Ranks with collectives.
+
+    Every rank of the communicator calls the same collectives in the same order. With blocking=False
+    a collective returns a Work, whose wait() gives the result; the arrays it was given must be left
+    alone until then. Arrays may have any type that numpy or ml_dtypes know; sums of floats are
+    added in float32 (float64 in float64) in the order of the tree over `leaves`, rounded once.
+
+    calls, bytes: how often each collective was called here, and the bytes this rank handed in.
+    """
+
+    transport: str
+    rank: int
+    size: int
+
+    def __init__(self, rank: int, size: int, leaves: Leaves | None = None):
+        self.rank, self.size = rank, size
+        self.leaves = leaves or Leaves.even(size, size)
+        self.calls: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+
+    def with_leaves(self, leaves: Leaves) -> Communicator:
+        """This communicator with other leaves for the sums of nodes."""
+        if len(leaves.bounds) != self.size + 1:
+            raise ValueError(
+                f"leaves for {len(leaves.bounds) - 1} ranks on a communicator of {self.size}"
+            )
+        other = copy.copy(self)
+        other.leaves = leaves
+        return other
+
+    # --- reductions ---------------------------------------------------------------------------
+
+    def all_reduce(
+        self, x: Array, op: Op = "sum", *, out: Array | None = None, blocking: bool = True
+    ) -> Any:
+        """The sum, max or min over ranks (rank = leaf), in the shape and type of x, on every rank.
+
+        Floats cross in their storage type. NaN wins in max and min. out may be x.
+        """
+        self._account("all_reduce", x.nbytes)
+        keyed, values = _enter("all_reduce", x, op)
+        if self.size == 1 and (out is None or out is x):
+            return _give(x, blocking)
+        out = _checked_out("all_reduce", out, x.shape, x.dtype)
+        if values is x and out is not x and np.may_share_memory(x, out):
+            values = x.copy()
+        leaves = Leaves.even(self.size, self.size)
+        reduction = _flat(values[None], leaves, op, None, self.size)
+        return self._start("all_reduce", self._all_reduce_steps(reduction, keyed, out), blocking)
+
+    def all_reduce_nodes(
+        self,
+        nodes: Array,
+        *,
+        bias: Array | None = None,
+        dtype: DTypeLike = np.float32,
+        out: Array | None = None,
+        blocking: bool = True,
+    ) -> Any:
+        """The tree's sum over all leaves, on every rank.
+
+        nodes (k, *shape) float32: this rank's maximal complete nodes, `leaves.nodes(rank)`. bias
+        (the last axis of shape) is added in float32; then one rounding to dtype. Returns shape.
+        """
+        nodes = self._check_nodes("all_reduce_nodes", nodes, bias)
+        self._account("all_reduce_nodes", nodes.nbytes)
+        if self.size == 1 and bias is None and np.dtype(dtype) == FLOAT32 and out is None:
+            return _give(nodes[0], blocking)
+        out = _checked_out("all_reduce_nodes", out, nodes.shape[1:], np.dtype(dtype))
+        reduction = _flat(nodes, self.leaves, "sum", bias, self.size)
+        return self._start(
+            "all_reduce_nodes", self._all_reduce_steps(reduction, False, out), blocking
+        )
+
+    def reduce_scatter(
+        self,
+        x: Array,
+        *,
+        axis: int = 0,
+        bounds: Sequence[int] | None = None,
+        op: Op = "sum",
+        out: Array | None = None,
+        blocking: bool = True,
+    ) -> Any:
+        """The sum, max or min over ranks (rank = leaf), cut along `axis`.
+
+        Rank r gets [bounds[r], bounds[r + 1]); bounds left out are r * n // size.
+        """
+        self._account("reduce_scatter", x.nbytes)
+        keyed, values = _enter("reduce_scatter", x, op)
+        if self.size == 1 and out is None:
+            return _give(x, blocking)
+        leaves = Leaves.even(self.size, self.size)
+        return self._scatter(
+            "reduce_scatter",
+            values[None],
+            leaves,
+            op,
+            axis,
+            bounds,
+            None,
+            x.dtype,
+            keyed,
+            out,
+            blocking,
+        )
+
+    def reduce_scatter_nodes(
+        self,
+        nodes: Array,
+        *,
+        axis: int = 0,
+        bounds: Sequence[int] | None = None,
+        bias: Array | None = None,
+        dtype: DTypeLike = np.float32,
+        out: Array | None = None,
+        blocking: bool = True,
+    ) -> Any:
+        """The sum of all_reduce_nodes, cut along `axis` of shape as in reduce_scatter."""
+        nodes = self._check_nodes("reduce_scatter_nodes", nodes, bias)
+        self._account("reduce_scatter_nodes", nodes.nbytes)
+        if self.size == 1 and bias is None and np.dtype(dtype) == FLOAT32 and out is None:
+            return _give(nodes[0], blocking)
+        return self._scatter(
+            "reduce_scatter_nodes",
+            nodes,
+            self.leaves,
+            "sum",
+            axis,
+            bounds,
+            bias,
+            np.dtype(dtype),
+            False,
+            out,
+            blocking,
+        )
+
+    # --- moves --------------------------------------------------------------------------------
+
+    def all_gather(
+        self,
+        x: Array,
+        *,
+        axis: int = 0,
+        bounds: Sequence[int] | None = None,
+        out: Array | None = None,
+        blocking: bool = True,
+    ) -> Any:
+        """The x of all ranks side by side along `axis`: rank r's at [bounds[r], bounds[r + 1]).
+
+        Without bounds every rank has the same length. x may be this rank's slice of out.
+        """
+        axis = _axis("all_gather", axis, x.ndim)
+        self._account("all_gather", x.nbytes)
+        length = x.shape[axis]
+        if bounds is None:
+            bounds = tuple(length * rank for rank in range(self.size + 1))
+        found = checked_bounds(bounds, bounds[-1], self.size)
+        if found[self.rank + 1] - found[self.rank] != length:
+            raise ValueError(
+                f"all_gather: rank {self.rank} has length {length} on axis {axis}, "
+                f"bounds {found} say {found[self.rank + 1] - found[self.rank]}"
+            )
+        shape = (*x.shape[:axis], found[-1], *x.shape[axis + 1 :])
+        if self.size == 1 and (out is None or out is x):
+            return _give(x, blocking)
+        out = _checked_out("all_gather", out, shape, x.dtype)
+        return self._start("all_gather", self._all_gather_steps(x, axis, found, out), blocking)
+
+    def all_to_all(
+        self,
+        x: Array,
+        send_bounds: Sequence[int],
+        receive_bounds: Sequence[int],
+        *,
+        out: Array | None = None,
+        blocking: bool = True,
+    ) -> Any:
+        """Rows x[send_bounds[r]:send_bounds[r + 1]] go to rank r; rank r's rows arrive at
+        [receive_bounds[r], receive_bounds[r + 1]) of the result."""
+        if x.ndim == 0:
+            raise ValueError("all_to_all needs an array with rows, got a scalar")
+        self._account("all_to_all", x.nbytes)
+        sends = checked_bounds(send_bounds, len(x), self.size)
+        receives = checked_bounds(receive_bounds, receive_bounds[-1], self.size)
+        out = _checked_out("all_to_all", out, (receives[-1], *x.shape[1:]), x.dtype)
+        if np.may_share_memory(x, out):
+            x = x.copy()
+        return self._start("all_to_all", self._all_to_all_steps(x, sends, receives, out), blocking)
+
+    def broadcast(self, x: Array, root: int = 0, *, blocking: bool = True) -> Any:
+        """x of rank `root` on every rank, in place; returns x."""
+        self._check_rank("broadcast", root)
+        _checked_out("broadcast", x, x.shape, x.dtype)
+        self._account("broadcast", x.nbytes)
+        if self.size == 1:
+            return _give(x, blocking)
+        return self._start("broadcast", self._broadcast_steps(x, root), blocking)
+
+    def send(self, x: Array, dest: int, tag: int = 0, *, blocking: bool = True) -> Any:
+        """Sends x to rank `dest`, which receives it with the same tag, shape and type."""
+        self._check_rank("send", dest)
+        self._account("send", x.nbytes)
+        return self._start("send", self._send(_contiguous(x).reshape(-1), dest, tag), blocking)
+
+    def recv(self, out: Array, source: int, tag: int = 0, *, blocking: bool = True) -> Any:
+        """Receives into out what rank `source` sent with this tag; returns out."""
+        self._check_rank("recv", source)
+        _checked_out("recv", out, out.shape, out.dtype)
+        return self._start("recv", self._recv_steps(out, source, tag), blocking)
+
+    def barrier(self) -> None:
+        """Returns once every rank has called it."""
+        self._start("barrier", self._barrier(), True)
+
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        """A small Python object of rank `root`, on every rank."""
+        if self.size == 1:
+            return value
+        data = np.frombuffer(pickle.dumps(value) if self.rank == root else b"", np.uint8)
+        length = self.broadcast(np.array([data.size], np.int64), root)
+        if self.rank != root:
+            data = np.empty(int(length[0]), np.uint8)
+        else:
+            data = data.copy()
+        return pickle.loads(self.broadcast(data, root).tobytes())
+
+    def gather_object(self, value: Any, root: int = 0) -> list[Any] | None:
+        """The small Python objects of all ranks in rank order on `root`, None elsewhere."""
+        found = self.all_gather_object(value)
+        return found if self.rank == root else None
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """The small Python objects of all ranks in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        data = np.frombuffer(pickle.dumps(value), np.uint8)
+        lengths = self.all_gather(np.array([data.size], np.int64))
+        bounds = [0, *np.cumsum(lengths).tolist()]
+        gathered = self.all_gather(data, bounds=bounds)
+        return [pickle.loads(gathered[a:b].tobytes()) for a, b in pairwise(bounds)]
+
+    # --- the communicator itself --------------------------------------------------------------
+
+    @abstractmethod
+    def split(self, color: int | None, key: int = 0) -> Communicator | None:
+        """A communicator of the ranks with the same color, ordered by key, then rank; None for
+        color None. Its leaves are its ranks."""
+
+    def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> Array:
+        """An uninitialised array where this transport needs no copy of it."""
+        return np.empty(shape, dtype)
+
+    def progress(self) -> None:
+        """Advances every Work of this process without waiting."""
+        progress()
+
+    @abstractmethod
+    def abort(self, code: int) -> None:
+        """Ends all ranks of the job with this exit code."""
+
+    def close(self) -> None:  # noqa: B027
+        """Gives back what the transport holds. All ranks call it, with nothing under way."""
+
+    # --- from the public collectives to the hooks ----------------------------------------------
+
+    def _start(self, name: str, steps: Steps, blocking: bool) -> Any:
+        work = Work(name, steps)
+        return work.wait() if blocking else work
+
+    def _all_reduce_steps(self, reduction: Reduction, keyed: bool, out: Array) -> Steps:
+        _, _, n, inner = reduction.nodes.shape
+        target = _direct(out, reduction.nodes.dtype if keyed else out.dtype)
+        yield from self._all_reduce(reduction, target.reshape(n, inner))
+        return _deliver(target, keyed, out)
+
+    def _scatter(
+        self,
+        name: str,
+        nodes: Array,
+        leaves: Leaves,
+        op: Op,
+        axis: int,
+        bounds: Sequence[int] | None,
+        bias: Array | None,
+        dtype: np.dtype[Any],
+        keyed: bool,
+        out: Array | None,
+        blocking: bool,
+    ) -> Any:
+        k, *shape = nodes.shape
+        axis = _axis(name, axis, len(shape))
+        found = checked_bounds(bounds, shape[axis], self.size)
+        outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+        reduction = Reduction(
+            nodes.reshape(k, outer, shape[axis], inner),
+            leaves,
+            op,
+            found,
+            bias,
+            bias_cut=axis == len(shape) - 1,
+        )
+        length = found[self.rank + 1] - found[self.rank]
+        own = (*shape[:axis], length, *shape[axis + 1 :])
+        out = _checked_out(name, out, own, dtype)
+
+        def steps() -> Steps:
+            target = _direct(out, nodes.dtype if keyed else out.dtype)
+            if np.may_share_memory(target, nodes):
+                target = np.empty_like(target)
+            yield from self._reduce_scatter(reduction, target.reshape(outer, length, inner))
+            return _deliver(target, keyed, out)
+
+        return self._start(name, steps(), blocking)
+
+    def _all_gather_steps(self, x: Array, axis: int, bounds: Bounds, out: Array) -> Steps:
+        outer, inner = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
+        lengths = [outer * inner * (b - a) for a, b in pairwise(bounds)]
+        target = out if outer == 1 and out.flags.c_contiguous else np.empty(out.size, out.dtype)
+        flat, x = target.reshape(-1), _contiguous(x).reshape(-1)
+        own = flat[sum(lengths[: self.rank]) :][: x.size]
+        if np.may_share_memory(x, flat) and _address(x) != _address(own):
+            x = x.copy()
+        yield from self._all_gather(x, lengths, flat)
+        if target is not out:
+            start = 0
+            for length, a, b in zip(lengths, bounds, bounds[1:]):
+                piece = (slice(None),) * axis + (slice(a, b),)
+                out[piece] = flat[start : start + length].reshape(out[piece].shape)
+                start += length
+        return out
+
+    def _all_to_all_steps(self, x: Array, sends: Bounds, receives: Bounds, out: Array) -> Steps:
+        row = math.prod(x.shape[1:])
+        target = _direct(out, out.dtype)
+        yield from self._all_to_all(
+            _contiguous(x).reshape(-1),
+            tuple(row * b for b in sends),
+            target.reshape(-1),
+            tuple(row * b for b in receives),
+        )
+        return _deliver(target, False, out)
+
+    def _broadcast_steps(self, x: Array, root: int) -> Steps:
+        target = _contiguous(x)
+        yield from self._broadcast(target.reshape(-1), root)
+        return _deliver(target, False, x)
+
+    def _recv_steps(self, out: Array, source: int, tag: int) -> Steps:
+        target = _direct(out, out.dtype)
+        yield from self._recv(target.reshape(-1), source, tag)
+        return _deliver(target, False, out)
+
+    # --- checks -------------------------------------------------------------------------------
+
+    def _account(self, name: str, nbytes: int) -> None:
+        self.calls[name] += 1
+        self.bytes[name] += nbytes
+
+    def _check_rank(self, name: str, rank: int) -> None:
+        if not 0 <= rank < self.size:
+            raise ValueError(f"{name}: rank {rank} is outside a communicator of {self.size}")
+
+    def _check_nodes(self, name: str, nodes: Array, bias: Array | None) -> Array:
+        count = len(self.leaves.nodes(self.rank))
+        if nodes.dtype != FLOAT32 or nodes.ndim == 0 or len(nodes) != count:
+            raise ValueError(
+                f"{name}: rank {self.rank} needs ({count}, ...) float32, one for each tree node of "
+                f"its leaves, got {nodes.shape} {nodes.dtype}"
+            )
+        if bias is not None and (bias.dtype != FLOAT32 or bias.shape != nodes.shape[1:][-1:]):
+            raise ValueError(
+                f"{name}: bias must be ({', '.join(map(str, nodes.shape[1:][-1:]))}) float32, "
+                f"got {bias.shape} {bias.dtype}"
+            )
+        return _contiguous(nodes)
+
+    # --- hooks: contiguous arrays, size > 1 unless a transport is used alone --------------------
+
+    @abstractmethod
+    def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
+        """out (n, inner) contiguous = the reduction on every rank; out may share memory with the
+        nodes where there is one of the same type."""
+
+    @abstractmethod
+    def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
+        """out (outer, m, inner) contiguous = this rank's slice. It shares no memory with nodes."""
+
+    @abstractmethod
+    def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
+        """out flat = the flat x of all ranks; x is its place in out or shares no memory with it."""
+
+    @abstractmethod
+    def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:
+        """Flat x, out; bounds in elements."""
+
+    @abstractmethod
+    def _broadcast(self, x: Array, root: int) -> Steps:
+        """Flat x."""
+
+    @abstractmethod
+    def _send(self, x: Array, dest: int, tag: int) -> Steps: ...
+
+    @abstractmethod
+    def _recv(self, out: Array, source: int, tag: int) -> Steps: ...
+
+    @abstractmethod
+    def _barrier(self) -> Steps: ...
+
+
+def _checked_out(name: str, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    if out is None:
+        return np.empty(shape, dtype)
+    if out.shape != tuple(shape) or out.dtype != dtype or not out.flags.writeable:
+        raise ValueError(
+            f"{name}: out must be writable {tuple(shape)} {dtype}, got {out.shape} {out.dtype}"
+            f"{'' if out.flags.writeable else ', read-only'}"
+        )
+    return out
+
+
+def _axis(name: str, axis: int, ndim: int) -> int:
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"{name}: axis {axis} of an array with {ndim} axes")
+    return axis % ndim
+
+
+def _contiguous(x: Array) -> Array:
+    return x if x.flags.c_contiguous else x.copy()
+
+
+def _address(x: Array) -> int:
+    return int(x.__array_interface__["data"][0])
+
+
+def _give(x: Array, blocking: bool) -> Any:
+    return x if blocking else finished(x)
+
+
+def _enter(name: str, x: Array, op: Op) -> tuple[bool, Array]:
+    """x as a transport reduces it: contiguous, floats under max and min as integers."""
+    if op not in ("sum", "max", "min"):
+        raise ValueError(f'{name}: op must be "sum", "max" or "min", got {op!r}')
+    if x.dtype.kind not in "iu" and x.dtype not in FLOATS:
+        raise ValueError(f"{name}: no {op} of {x.dtype}; floats and integers have one")
+    x = _contiguous(x)
+    if op != "sum" and x.dtype in FLOATS:
+        return True, order_keys(x, op)
+    return False, x
+
+
+def _flat(nodes: Array, leaves: Leaves, op: Op, bias: Array | None, size: int) -> Reduction:
+    """A reduction whose cut does not matter: by elements, by rows where there is a bias."""
+    k, n = len(nodes), math.prod(nodes.shape[1:])
+    if bias is not None and 0 < n < size * bias.size:
+        bias = np.tile(bias, n // bias.size)
+        return Reduction(nodes.reshape(k, 1, n, 1), leaves, op, even_bounds(n, size), bias, True)
+    inner = 1 if bias is None or n == 0 else bias.size
+    rows = n // inner
+    return Reduction(nodes.reshape(k, 1, rows, inner), leaves, op, even_bounds(rows, size), bias)
+
+
+def _direct(out: Array, dtype: np.dtype[Any]) -> Array:
+    """out itself if a transport can write there, else an array to deliver from."""
+    return out if out.flags.c_contiguous and out.dtype == dtype else np.empty(out.shape, dtype)
+
+
+def _deliver(target: Array, keyed: bool, out: Array) -> Array:
+    if keyed:
+        out[...] = from_order_keys(target, out.dtype)
+    elif target is not out:
+        out[...] = target
+    return out

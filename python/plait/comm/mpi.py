@@ -1,0 +1,250 @@
+"""Collectives over MPI: it moves bytes and reduces integers; float sums are added here.
+
+A reduction of floats has two stages: every rank sends the others their slices (all_to_all) and adds
+its own, then the slices are gathered. The second stage runs on a duplicate of the communicator, in
+the order in which the collectives were started, so that all ranks start both in one order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
+from mpi4py import MPI
+
+from plait.comm.alone import Alone
+from plait.comm.combine import Bounds, Reduction, counts_and_merges
+from plait.comm.communicator import Communicator
+from plait.comm.tree import Leaves
+from plait.comm.work import Array, Poll, Steps
+
+LIMIT = 2**31 - 1  # elements that an int of MPI can count; more go in pieces
+_SMALL = 1 << 14  # bytes of all nodes of all ranks: below, every rank adds everything
+_TYPES = {1: MPI.BYTE, 2: MPI.UINT16_T, 4: MPI.UINT32_T, 8: MPI.UINT64_T}
+_INTEGERS = {
+    "i1": MPI.INT8_T,
+    "i2": MPI.INT16_T,
+    "i4": MPI.INT32_T,
+    "i8": MPI.INT64_T,
+    "u1": MPI.UINT8_T,
+    "u2": MPI.UINT16_T,
+    "u4": MPI.UINT32_T,
+    "u8": MPI.UINT64_T,
+}
+_OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
+
+
+class _Order:
+    """The turns of second stages on one communicator."""
+
+    def __init__(self) -> None:
+        self.issued = self.served = 0
+
+
+class Mpi(Communicator):
+    """Wraps duplicates of an mpi4py communicator: what its owner sends meets nothing of ours."""
+
+    transport = "mpi"
+
+    def __init__(self, comm: MPI.Comm, leaves: Leaves | None = None):
+        super().__init__(comm.rank, comm.size, leaves)
+        self._first, self._second = comm.Dup(), comm.Dup()
+        self._order = _Order()
+
+    def split(self, color: int | None, key: int = 0) -> Communicator | None:
+        found = self._first.Split(MPI.UNDEFINED if color is None else color, key)
+        if found == MPI.COMM_NULL:
+            return None
+        try:
+            return Alone(end_job=self.abort) if found.size == 1 else Mpi(found)
+        finally:
+            found.Free()
+
+    def abort(self, code: int) -> None:
+        self._first.Abort(code)
+
+    def close(self) -> None:
+        self._first.Free()
+        self._second.Free()
+
+    # --- reductions ---------------------------------------------------------------------------
+
+    def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
+        nodes = reduction.nodes
+        if reduction.op != "sum" or nodes.dtype.kind in "iu":
+            yield from self._integers(reduction, out.reshape(-1))
+            return
+        counts, _ = counts_and_merges(reduction.leaves)
+        if sum(counts) * nodes[0].nbytes <= _SMALL:
+            parts = np.empty((sum(counts), *out.shape), nodes.dtype)
+            lengths = [count * out.size for count in counts]
+            yield from self._all_gather(nodes.reshape(-1), lengths, parts.reshape(-1))
+            reduction.combine(list(parts), 0, reduction.bounds[-1], out)
+            return
+        turn = self._order.issued
+        self._order.issued += 1
+        start, stop = reduction.bounds[self.rank], reduction.bounds[self.rank + 1]
+        yield from self._reduce_scatter(reduction, out[None, start:stop])
+        yield lambda: self._order.served == turn
+        gather = self._gather(self._second, out[start:stop], reduction.lengths(), out.reshape(-1))
+        self._order.served += 1
+        yield gather
+
+    def _integers(self, reduction: Reduction, out: Array) -> Steps:
+        x = reduction.nodes.reshape(-1)
+        kind, op = _INTEGERS[x.dtype.str[1:]], _OPS[reduction.op]
+        if _address(x) != _address(out):
+            np.copyto(out, x)
+        calls = [[out[a:b], kind] for a, b in _pieces(0, out.size)]
+        yield _all([self._first.Iallreduce(MPI.IN_PLACE, call, op) for call in calls])
+
+    def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
+        nodes, bounds, rank = reduction.nodes, reduction.bounds, self.rank
+        counts, _ = counts_and_merges(reduction.leaves)
+        lengths = reduction.lengths()
+        start, stop = bounds[rank], bounds[rank + 1]
+        # Nobody sends to itself: the own nodes are parts as they lie, or copies of them.
+        sends = [len(nodes) * length for length in lengths]
+        receives = [count * lengths[rank] for count in counts]
+        sends[rank] = receives[rank] = 0
+        if len(nodes) * nodes.shape[1] == 1:
+            buffer, send_bounds = nodes.reshape(-1), _offsets(lengths)[:-1]
+        else:
+            buffer, send_bounds = np.empty(sum(sends), nodes.dtype), _offsets(sends)[:-1]
+            for other, (a, b) in enumerate(pairwise(bounds)):
+                if other != rank:
+                    piece = buffer[send_bounds[other] :][: sends[other]]
+                    piece.reshape(nodes.shape[0], nodes.shape[1], b - a, nodes.shape[3])[:] = nodes[
+                        :, :, a:b
+                    ]
+        arrived = np.empty(sum(receives), nodes.dtype)
+        offsets = _offsets(receives)
+        fits = sum(counts) * nodes[0].size <= LIMIT
+        yield self._exchange(buffer, send_bounds, sends, arrived, offsets[:-1], receives, fits)
+        parts: list[Array] = []
+        for other in range(self.size):
+            if other == rank:
+                own = nodes[:, :, start:stop]
+                shared = np.may_share_memory(nodes, out)
+                parts += [x.copy() if shared or not x.flags.c_contiguous else x for x in own]
+            elif lengths[rank]:
+                found = arrived[offsets[other] : offsets[other + 1]]
+                parts += list(found.reshape(counts[other], *out.shape))
+        reduction.combine(parts, start, stop, out)
+
+    # --- moves --------------------------------------------------------------------------------
+
+    def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
+        yield self._gather(self._first, x, lengths, out)
+
+    def _gather(self, comm: MPI.Comm, x: Array, lengths: Sequence[int], out: Array) -> Poll:
+        x, kind, unit = _raw(x)
+        out, _, _ = _raw(out)
+        lengths = [unit * length for length in lengths]
+        offsets = _offsets(lengths)
+        own = out[offsets[self.rank] : offsets[self.rank + 1]]
+        if own.size and _address(own) != _address(x):
+            own[:] = x
+        if out.size <= LIMIT:
+            return comm.Iallgatherv(MPI.IN_PLACE, [out, (lengths, offsets[:-1]), kind]).Test
+        stage = 0 if comm is self._first else 1
+        receives = list(lengths)
+        receives[self.rank] = 0
+        sends = [0 if rank == self.rank else own.size for rank in range(self.size)]
+        return self._messages(own, [0] * self.size, sends, out, offsets[:-1], receives, stage)
+
+    def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:
+        x, _, unit = _raw(x)
+        out, _, _ = _raw(out)
+        send, receive = [unit * b for b in sends], [unit * b for b in receives]
+        rank = self.rank
+        out[receive[rank] : receive[rank + 1]] = x[send[rank] : send[rank + 1]]
+        send_counts = [b - a for a, b in pairwise(send)]
+        receive_counts = [b - a for a, b in pairwise(receive)]
+        send_counts[rank] = receive_counts[rank] = 0
+        yield self._messages(x, send[:-1], send_counts, out, receive[:-1], receive_counts, 0)
+
+    def _broadcast(self, x: Array, root: int) -> Steps:
+        x, kind, _ = _raw(x)
+        yield _all([self._first.Ibcast([x[a:b], kind], root) for a, b in _pieces(0, x.size)])
+
+    def _send(self, x: Array, dest: int, tag: int) -> Steps:
+        x, kind, _ = _raw(x)
+        yield _all([self._first.Isend([x[a:b], kind], dest, tag) for a, b in _pieces(0, x.size)])
+
+    def _recv(self, out: Array, source: int, tag: int) -> Steps:
+        x, kind, _ = _raw(out)
+        yield _all([self._first.Irecv([x[a:b], kind], source, tag) for a, b in _pieces(0, x.size)])
+
+    def _barrier(self) -> Steps:
+        yield self._first.Ibarrier().Test
+
+    # --- bytes --------------------------------------------------------------------------------
+
+    def _exchange(
+        self,
+        x: Array,
+        send_offsets: list[int],
+        sends: list[int],
+        out: Array,
+        receive_offsets: list[int],
+        receives: list[int],
+        fits: bool,
+    ) -> Poll:
+        """all_to_all of elements; fits (equal on all ranks) says that no count exceeds LIMIT."""
+        x, kind, _ = _raw(x)
+        out, _, _ = _raw(out)
+        if not fits:
+            return self._messages(x, send_offsets, sends, out, receive_offsets, receives, 0)
+        return self._first.Ialltoallv(
+            [x, (sends, send_offsets), kind], [out, (receives, receive_offsets), kind]
+        ).Test
+
+    def _messages(
+        self,
+        x: Array,
+        send_offsets: list[int],
+        sends: list[int],
+        out: Array,
+        receive_offsets: list[int],
+        receives: list[int],
+        stage: int,
+    ) -> Poll:
+        """The same by single messages. Within a stage both sides of a pair post them in one order,
+        so the stage is tag enough; the user's own messages are on the first duplicate."""
+        kind, comm = _TYPES[x.dtype.itemsize], self._second
+        requests = []
+        for step in range(1, self.size):
+            source, dest = (self.rank - step) % self.size, (self.rank + step) % self.size
+            start = receive_offsets[source]
+            for a, b in _pieces(start, start + receives[source]) if receives[source] else ():
+                requests.append(comm.Irecv([out[a:b], kind], source, stage))
+            start = send_offsets[dest]
+            for a, b in _pieces(start, start + sends[dest]) if sends[dest] else ():
+                requests.append(comm.Isend([x[a:b], kind], dest, stage))
+        return _all(requests)
+
+
+def _raw(x: Array) -> tuple[Array, MPI.Datatype, int]:
+    """A flat array as integers that MPI knows, their type, and how many make an element."""
+    width = next(w for w in (8, 4, 2, 1) if x.dtype.itemsize % w == 0)
+    return x.view(f"u{width}"), _TYPES[width], x.dtype.itemsize // width
+
+
+def _address(x: Array) -> int:
+    return int(x.__array_interface__["data"][0])
+
+
+def _offsets(lengths: Sequence[int]) -> list[int]:
+    return [0, *accumulate(lengths)]
+
+
+def _pieces(start: int, stop: int) -> list[tuple[int, int]]:
+    """[start, stop) in pieces of at most LIMIT; one empty piece if it is empty."""
+    cuts = [*range(start, stop, LIMIT), stop] if stop > start else [start, stop]
+    return list(pairwise(cuts))
+
+
+def _all(requests: list[MPI.Request]) -> Poll:
+    return lambda: bool(MPI.Request.Testall(requests))

@@ -1,0 +1,123 @@
+"""Started collectives, and the loop that advances all of them.
+
+A Work runs a generator that yields polls: a poll returns True once what it waits for is there.
+Every wait advances every Work of the process, on whatever communicator: a collective of two stages
+moves on while its rank waits for something else, so two ranks that wait in different communicators
+cannot hold each other up.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Poll = Callable[[], bool]
+Steps = Generator[Poll, None, Any]
+
+# Progress belongs to the process, as it does inside MPI: started Works in order of their start.
+_active: list[Work] = []
+
+
+class Work:
+    """The handle of a started collective. It holds the buffers until it is done."""
+
+    __slots__ = ("_error", "_poll", "_result", "_steps", "name")
+
+    def __init__(self, name: str, steps: Steps):
+        self.name = name
+        self._steps: Steps | None = steps
+        self._poll: Poll | None = None
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._advance()
+        if self._steps is not None:
+            _active.append(self)
+
+    def test(self) -> bool:
+        """True if the result is there; advances what is under way."""
+        progress()
+        return self._steps is None
+
+    def wait(self) -> Any:
+        """The result of the collective, once it is there. May be called again."""
+        if self._steps is not None:
+            _wait(self)
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def _advance(self) -> None:
+        steps = self._steps
+        assert steps is not None
+        try:
+            while self._poll is None or self._poll():
+                self._poll = next(steps)
+        except StopIteration as stop:
+            self._finish(stop.value, None)
+        except BaseException as error:
+            self._finish(None, error)
+            raise
+
+    def _finish(self, result: Any, error: BaseException | None) -> None:
+        self._steps = self._poll = None
+        self._result, self._error = result, error
+
+
+def finished(result: Any) -> Work:
+    """A Work that is done already."""
+
+    def steps() -> Steps:
+        return result
+        yield  # pragma: no cover
+
+    return Work("finished", steps())
+
+
+def pending() -> list[str]:
+    """Names of the collectives under way, the oldest first (for reports of a hang)."""
+    return [work.name for work in _active]
+
+
+def progress() -> None:
+    """Advances every Work of this process as far as it goes without waiting."""
+    if not _active:
+        return
+    try:
+        for work in tuple(_active):
+            if work._steps is not None:
+                work._advance()
+    finally:
+        _active[:] = [work for work in _active if work._steps is not None]
+
+
+# More ranks than cores on this node: waits then sleep, so that whoever computes gets the core.
+_crowded = False
+_PATIENCE = 50e-6  # seconds of yielding before the first sleep
+_NAP, _LONGEST_NAP = 20e-6, 400e-6
+
+
+def set_crowded(crowded: bool) -> None:
+    global _crowded
+    _crowded = crowded
+
+
+def _wait(work: Work) -> None:
+    """Polls, giving the core away in between. With a core for every rank a sleep would only stall
+    transfers, which move while their rank polls; with fewer cores a yield alone would leave the
+    computing ranks their fair share of a core that is mostly spent on polling."""
+    start = 0.0
+    while True:
+        progress()
+        if work._steps is None:
+            return
+        os.sched_yield()
+        if _crowded:
+            now = time.perf_counter()
+            start = start or now
+            if now - start > _PATIENCE:
+                time.sleep(min(max(_NAP, (now - start) / 64), _LONGEST_NAP))

