@@ -131,7 +131,7 @@ struct Rows {
 
 // The chains of one tile over source channels [c, c + n).
 void extend_leaf(const Gather& g, const Rows& r, const Tile& t, const float* sample, int64_t first_row,
-                 const float* panel, int64_t c, int64_t n, float* tile) {
+                 const float* panel, int64_t lanes, int64_t c, int64_t n, float* tile) {
   const Phase& p = *t.phase;
   for (int64_t jh = r.begin; jh < r.end; jh++) {
     const int64_t row = r.phase->base + r.phase->move * r.i + r.phase->slide * jh - first_row;
@@ -145,7 +145,7 @@ void extend_leaf(const Gather& g, const Rows& r, const Tile& t, const float* sam
       terms.b = panel + (tap * g.source_channels + c) * TILE_LANES;
       terms.b_k = TILE_LANES, terms.b_row = p.tap_step * g.source_channels * TILE_LANES;
       terms.n = n, terms.rows = run.taps;
-      extend_tile(int(run.end - run.begin), terms, tile + run.begin * TILE_LANES);
+      extend_tile(int(run.end - run.begin), lanes, terms, tile + run.begin * TILE_LANES);
     }
   }
 }
@@ -195,7 +195,7 @@ void gather_rows(const Gather& g, const T* source, const float* packed, const st
         for (size_t leaf = 0; leaf < merges.size(); leaf++, top += TILE) {
           const int64_t c = g.leaves[leaf];
           std::fill(top, top + floats, 0.0f);
-          extend_leaf(g, rows[size_t(h - begin)], t, sample, low, packed + p * g.panel_floats(), c,
+          extend_leaf(g, rows[size_t(h - begin)], t, sample, low, packed + p * g.panel_floats(), lanes, c,
                       g.leaves[leaf + 1] - c, top);
           for (int i = 0; i < merges[leaf]; i++, top -= TILE)
             for (int64_t k = 0; k < floats; k++) top[k - TILE] += top[k];

@@ -18,8 +18,9 @@ struct Terms {
   int64_t n, rows;
 };
 
-// Continues the chains of tile (m, TILE_LANES), 1 <= m <= TILE_ROWS.
-void extend_tile(int m, const Terms& terms, float* tile);
+// Continues the chains of tile (m, TILE_LANES), 1 <= m <= TILE_ROWS. Of b, TILE_LANES floats are read, or half of
+// them if `lanes`, what the caller needs of the tile, is at most that.
+void extend_tile(int m, int64_t lanes, const Terms& terms, float* tile);
 
 // Cuts n rows into the fewest tiles, of nearly equal height: tile t is [tile_begin(n, t), tile_begin(n, t + 1)).
 inline int64_t tile_count(int64_t n) { return (n + TILE_ROWS - 1) / TILE_ROWS; }

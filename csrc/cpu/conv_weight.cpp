@@ -76,7 +76,7 @@ Images load(const ConvShape& s, const Chunk& c, const T* grad, const T* x) {
 
 // Continues the chains of input channels [i, i + m) and one panel of outputs at one tap.
 void extend_chunk(const ConvShape& s, const Chunk& c, const Images& im, int64_t panel, int64_t kh, int64_t kw,
-                  int64_t i, int64_t m, float* tile) {
+                  int64_t i, int64_t m, int64_t lanes, float* tile) {
   const Inside h = inside(c.row, c.row + c.rows, kh, s.stride, s.padding, s.height);
   const Inside w = inside(0, s.out_width, kw, s.stride, s.padding, s.width);
   if (h.begin == h.end || w.begin == w.end) return;
@@ -89,7 +89,7 @@ void extend_chunk(const ConvShape& s, const Chunk& c, const Images& im, int64_t 
   t.b_k = im.grad_pixel, t.b_row = s.out_width * im.grad_pixel;
   t.n = w.end - w.begin, t.rows = h.end - h.begin;
   for (int64_t n = 0; n < c.samples; n++, t.a += im.x_sample, t.b += im.grad_sample)
-    extend_tile(int(m), t, tile);
+    extend_tile(int(m), lanes, t, tile);
 }
 
 void add_chunk(const ConvShape& s, const Chunk& c, const Images& im, bool continues, float* grad_weight) {
@@ -108,7 +108,7 @@ void add_chunk(const ConvShape& s, const Chunk& c, const Images& im, bool contin
         for (int64_t k = 0; k < m; k++)
           for (int64_t lane = 0; lane < lanes; lane++)
             tile[k * TILE_LANES + lane] = out[k * s.of_input + lane * s.of_output];
-      extend_chunk(s, c, im, panel, tap / s.kernel_width, tap % s.kernel_width, i, m, tile);
+      extend_chunk(s, c, im, panel, tap / s.kernel_width, tap % s.kernel_width, i, m, lanes, tile);
       for (int64_t k = 0; k < m; k++)
         for (int64_t lane = 0; lane < lanes; lane++)
           out[k * s.of_input + lane * s.of_output] = tile[k * TILE_LANES + lane];

@@ -1,4 +1,5 @@
-"""plait under a real Slurm: both wheels' MPI on two and four nodes, and what a user sees when a job goes wrong."""
+"""plait under a real Slurm: both wheels' MPI on two and four nodes, and what a user sees when a
+job goes wrong."""
 
 import shutil
 import subprocess

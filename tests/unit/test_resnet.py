@@ -1,15 +1,17 @@
 """A ResNet's gradients against finite differences of a float64 numpy copy; running statistics."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from plait import models, optim
+from plait import checkpoint, models, optim
 from plait.comm.alone import Alone
 from plait.mesh import Mesh
 from plait.ops.position import Position
 from plait.train.engine import Engine, Settings
+from plait.train.trainer import _piece
 
 Array = np.ndarray[Any, Any]
 SHAPE, CLASSES, BATCH = (7, 6, 3), 5, 6
@@ -90,7 +92,7 @@ class Reference:
         return result
 
     def logits(self, x: Array) -> Array:
-        x = self.norm(self.conv(x, "stem.first.conv", 1, False), "stem.first.norm")
+        x = self.norm(self.conv(x, "stem.conv", 1, False), "stem.norm")
         x = np.maximum(x, 0)
         for group, stride in ((0, 1), (1, 2)):
             name = f"groups.{group}.0"
@@ -101,7 +103,7 @@ class Reference:
                 x = self.conv(x, f"{name}.shortcut.conv", stride, False)
                 x = self.norm(x, f"{name}.shortcut.norm")
             x = np.maximum(x + y, 0)
-        result: Array = x.mean((1, 2)) @ self.weights["output.head.weight"].T
+        result: Array = x.mean((1, 2)) @ self.weights["output.weight"].T
         return result
 
     def losses(self, x: Array, targets: Array) -> Array:
@@ -184,10 +186,10 @@ def test_evaluation_uses_running_statistics_and_changes_nothing() -> None:
 def test_statistics_are_buffers_and_have_no_part_in_the_norm() -> None:
     engine = make(optimizer=optim.AdamW())
     kinds = {(kind, span.parameter.name) for kind, span, _ in engine.owned()}
-    assert ("buffer", "stem.first.norm.running_mean") in kinds
-    assert ("master", "stem.first.norm.running_mean") not in kinds
-    assert ("first", "stem.first.norm.running_mean") not in kinds
-    assert ("first", "stem.first.norm.weight") in kinds
+    assert ("buffer", "stem.norm.running_mean") in kinds
+    assert ("master", "stem.norm.running_mean") not in kinds
+    assert ("first", "stem.norm.running_mean") not in kinds
+    assert ("first", "stem.norm.weight") in kinds
     specs = models.resnet(input_shape=SHAPE, classes=CLASSES, blocks=(1, 1), width=6)
     assert engine.parameter_count == sum(spec.parameters for spec in specs)
     inputs, targets = batch()
@@ -211,3 +213,19 @@ def test_what_does_not_fit_is_named() -> None:
     engine = make(sequence_parallel=True)
     with pytest.raises(ValueError, match="sequence_parallel cuts sequences"):
         engine.step(0, 0.0, *batch())
+
+
+def test_a_checkpoint_holds_running_statistics(tmp_path: Path) -> None:
+    inputs, targets = batch()
+    engine, other = (make(optimizer=optim.AdamW(), precision="bfloat16") for _ in range(2))
+    engine.step(0, 1e-2, inputs, targets)
+    comm = Alone()
+    pieces = [_piece(*entry) for entry in engine.owned()]
+    folder = checkpoint.save(tmp_path, 1, pieces, comm, metadata={}, keep=1)
+    wanted, finish = other.to_load()
+    checkpoint.load(folder, [_piece(*entry) for entry in wanted], comm)
+    finish()
+    for name, x in values(engine).items():
+        np.testing.assert_array_equal(values(other)[name], x, err_msg=name)
+    results = [e.step(1, 1e-2, inputs, targets) for e in (engine, other)]
+    assert results[0] == results[1]

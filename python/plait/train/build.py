@@ -10,12 +10,10 @@ from typing import Any
 
 from plait import data, models, optim
 from plait.data import Dataset
-from plait.mesh import Mesh
 from plait.nn import LayerSpec
 from plait.optim import Optimizer, Schedule
 from plait.train import sections
 from plait.train.config import Config, ConfigError
-from plait.train.grains import auto_grains
 
 STANDARD = {"gpt": models.gpt, "llama": models.llama, "mlp": models.mlp, "resnet": models.resnet}
 
@@ -122,18 +120,3 @@ def build_optimizer(config: Config) -> tuple[Optimizer, Schedule]:
     if c.final is None:
         return optimizer, make(warmup_steps=c.warmup_steps)
     return optimizer, make(warmup_steps=c.warmup_steps, final=c.final)
-
-
-def build_mesh(config: Config, ranks: int) -> Mesh:
-    layout = config.layout.resolve(ranks)
-    assert layout.data is not None
-    return Mesh(layout.data, layout.tensor, layout.pipeline)
-
-
-def build_grains(config: Config, specs: list[LayerSpec], mesh: Mesh) -> tuple[int, int]:
-    grains = config.numerics.grains
-    if isinstance(grains, sections.Grains):
-        return grains.data, grains.tensor
-    if grains == "auto":
-        return auto_grains(specs, config.train.batch)
-    return mesh.data.size, mesh.tensor.size

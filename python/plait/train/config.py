@@ -38,6 +38,7 @@ class Config:
     seed: int = option("of weights, dropout and the order of samples", 0, low=0, below=2**63)
     runs_dir: str = option("folder of all runs", "runs")
     threads: int = option("threads of a rank; 0: its share of the cores it may use", 0, low=0)
+    memory: float | None = option("GiB a rank may use", above=0, unset="its share of the host")
     model: sections.Model = option("what is trained")
     data: sections.Data = option("what it is trained on")
     train: sections.Train = option("how it is trained")
@@ -135,7 +136,8 @@ def _sizes(text: str, source: Source) -> dict[str, int]:
 
 def _tables(config: Config) -> dict[str, Any]:
     """The config as TOML has it; what is unset is left out."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    tables: dict[str, Any] = _plain(config)
+    return tables
 
 
 def _plain(value: Any) -> Any:
