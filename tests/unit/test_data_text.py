@@ -107,9 +107,9 @@ def test_pieces_are_the_text(tmp_path: Path, size: int) -> None:
 
 def test_bytes_that_are_not_utf8_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_bytes(b"\xff" * 70_000 + b"caf\xe9 ol\xc3\xa9\n")
+    path.write_bytes(b"\xff" * 70_000 + b"x\xe9 ol\xc3\xa9\n")
     text = "".join(piece for piece, _ in pieces([Span(str(path), 0, path.stat().st_size)]))
-    assert text == "caf olé\n"
+    assert text == "x olé\n"
 
 
 def test_what_a_folder_skips(tmp_path: Path) -> None:
