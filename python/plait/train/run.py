@@ -90,7 +90,11 @@ def train(
         }
     )
     run.event("start", step=trainer.next_step, layout=str(mesh.layout), ranks=world.size)
-    return _steps(config, trainer, run, screen, stop)
+    try:
+        return _steps(config, trainer, run, screen, stop)
+    except Exception as error:
+        run.fault(f"{type(error).__name__}: {error}", step=trainer.next_step)
+        raise
 
 
 def _steps(
