@@ -3,6 +3,7 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -44,5 +45,28 @@ PLAIT_INLINE Float4 fused(Float4 a, Float4 b, Float4 c) {
 }
 
 #endif
+
+// One at a time; loops of it vectorise.
+// The product is exact in double. Its sum with c is rounded to odd, which makes the second rounding, to float, correct
+// (Boldo and Melquiond 2008). Infinity and NaN pass: their error term is NaN, which is neither below nor above 0.
+inline float fused(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF) || defined(__aarch64__)
+  return std::fma(a, b, c);
+#else
+  const double p = double(a) * double(b), x = c;
+  const double sum = p + x;
+  const double from_x = sum - p;
+  const double error = (p - (sum - from_x)) + (x - from_x);
+  int64_t bits;
+  std::memcpy(&bits, &sum, 8);
+  // An even last bit moves one step towards the error; the sign of sum decides which way that is in bits.
+  const int64_t inexact = int64_t(error > 0.0) | int64_t(error < 0.0);
+  const int64_t away = int64_t((error > 0.0) == (sum > 0.0));
+  bits += (inexact & ~bits & 1) * (2 * away - 1);
+  double odd;
+  std::memcpy(&odd, &bits, 8);
+  return float(odd);
+#endif
+}
 
 }  // namespace plait

@@ -1,5 +1,6 @@
 """The commands and their options; each body checks what only the command line knows, calls on."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import click
 
 from plait import __version__
 from plait.errors import UserError
-from plait.launch.world import World
+from plait.launch.world import SPAWNED, World
 
 _PATH = click.Path(path_type=Path)
 _RANKS = click.option(
@@ -58,7 +59,7 @@ def train(
     from plait.train import run
 
     def say(text: str) -> None:
-        if world.speaks:
+        if world.speaks and SPAWNED not in os.environ:  # else the process that was asked says it
             click.echo(f"plait: {text}", err=True)
 
     with StopRequest(say, lambda: world.abort(3)) as stop:

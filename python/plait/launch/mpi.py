@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -103,14 +104,13 @@ def _beside(found: Library) -> Path:
 
 def _name(text: str) -> tuple[str, str]:
     """MPI_Get_library_version's text -> a short name with the version, and the kind."""
-    words = text.replace("Version:", " ").replace(",", " ").split()
-    if text.startswith("Open MPI"):
-        return f"Open MPI {words[2].lstrip('v')}", "Open MPI"
-    if text.startswith("Intel"):
-        numbers = [word for word in words if word[:1].isdigit()]
-        return f"Intel MPI {numbers[0] if numbers else ''}".strip(), "Intel"
-    if text.startswith(("MPICH", "CRAY MPICH")):
-        numbers = [word for word in words if word[:1].isdigit()]
-        cray = "Cray " if text.startswith("CRAY") else ""
-        return f"{cray}MPICH {numbers[0] if numbers else ''}".strip(), "MPICH"
-    return text.splitlines()[0][:60] if text else "unknown", "unknown"
+    number = re.search(r"\d+([.]\d+)+", text)
+    for mark, name, kind in (
+        ("Open MPI", "Open MPI", "Open MPI"),
+        ("Intel(R) MPI", "Intel MPI", "Intel"),
+        ("CRAY MPICH", "Cray MPICH", "MPICH"),
+        ("MPICH", "MPICH", "MPICH"),
+    ):
+        if mark in text and number:
+            return f"{name} {number[0]}", kind
+    return (text.splitlines() or ["unknown"])[0][:60], "unknown"

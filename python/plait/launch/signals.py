@@ -59,9 +59,15 @@ class StopRequest:
     def _received(self, number: signal.Signals, now: float) -> None:
         if self._first is None:
             self._first = now
-            self._say(f"{number.name}: stopping after this step with a checkpoint; once more: now")
+            self._say(told(number))
         elif now - self._first >= REPEATED_SECONDS:
             self._at_once()
+
+
+def told(number: int) -> str:
+    """What is said at the first signal."""
+    name = signal.Signals(number).name
+    return f"{name}: stopping after this step with a checkpoint; once more: at once"
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:

@@ -19,7 +19,7 @@ from plait.comm.shared_files import files, remove_left
 
 from .hook import FAILED, USER_ERROR
 from .mpi import mpiexec
-from .signals import REPEATED_SECONDS, SIGNALS, STOPPED
+from .signals import REPEATED_SECONDS, SIGNALS, STOPPED, told
 from .world import SPAWNED, VERDICT
 
 _GRACE_SECONDS = 2.0
@@ -109,6 +109,7 @@ def _pass_signals_on(process: "subprocess.Popen[bytes]") -> list[float]:
         now = time.monotonic()
         if not first:
             first.append(now)
+            os.write(sys.stderr.fileno(), f"plait: {told(number)}\n".encode())
             process.send_signal(signal.SIGUSR1)
         elif now - first[0] >= REPEATED_SECONDS:
             at_once.append(now)

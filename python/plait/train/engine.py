@@ -213,7 +213,7 @@ class Engine:
         if not isinstance(found, int):
             raise ValueError(
                 f"the last layer ({self.specs[-1].name}) must give logits split over the tensor "
-                "axis and say how many there are: end with nn.Head, or set its attribute `vocabulary`"
+                "axis and say how many there are: end with nn.Head, or set its `vocabulary`"
             )
         return found
 

@@ -21,7 +21,7 @@ from plait.mesh import Layout, Mesh, world_communicator
 from plait.nn import LayerSpec
 from plait.report import Progress, RunFolder, Screen, bytes_text, count_text, time_text
 from plait.train import sections
-from plait.train.assemble import make_data, make_layers, make_optimizer, make_schedule
+from plait.train.build import build_dataset, build_model, build_optimizer
 from plait.train.config import Config, compare, dump, load
 from plait.train.grains import AUTO_VERSION
 from plait.train.setup import (
@@ -45,15 +45,15 @@ def train(
     with users_fault():
         world = world_communicator()
         screen = Screen(active=world.rank == 0)
-        layout = config.layout_on(world.size)
+        layout = config.layout.resolve(world.size)
         run = RunFolder(Path(config.runs_dir) / config.name, world)
         run.open(fresh=fresh)
         _check_resumable(config, run, world)
         local = ranks_here(world)
         threads, path = set_threads(config, local), agree_on_instructions(world)
-        dataset = make_data(config)
+        dataset = build_dataset(config)
         dataset.prepare(world)
-        specs = make_layers(config, dataset)
+        specs = build_model(config, dataset)
         needed, _ = check_memory(config, specs, layout, local)
         mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=world)
         grains = grains_of(config, specs, layout)
@@ -135,14 +135,14 @@ def make_trainer(
     run: RunFolder | None,
     record: dict[str, Any] | None = None,
 ) -> Trainer:
-    train = config.train
-    grains = config.numerics.grains
+    train, grains = config.train, config.numerics.grains
+    optimizer, schedule = build_optimizer(config)
     return Trainer(
         specs,
         dataset,
         mesh=mesh,
-        optimizer=make_optimizer(config),
-        schedule=make_schedule(config),
+        optimizer=optimizer,
+        schedule=schedule,
         clip=config.optimizer.clip,
         batch=train.batch,
         microbatch=train.microbatch,
@@ -162,11 +162,13 @@ def make_trainer(
 def dry_run(config: Config, ranks: int) -> None:
     """Checks everything that needs no MPI and prints what a rank will hold."""
     with users_fault():
-        layout = config.layout_on(ranks if config.ranks is None else config.ranks)
-        dataset = make_data(config)
+        layout = config.layout.resolve(
+            ranks if config.layout.ranks is None else config.layout.ranks
+        )
+        dataset = build_dataset(config)
         if dataset.kind != "tokens":
             dataset.prepare(None)
-        specs = make_layers(config, dataset)
+        specs = build_model(config, dataset)
         shape = Layout(layout.data or 1, layout.tensor, layout.pipeline)
         request = memory_request(config, specs, layout)
         from plait.plan import memory
@@ -245,10 +247,12 @@ def _restored(folder: Path, world: Communicator) -> Trainer:
     config = load(place)
     set_threads(config, ranks_here(world))
     agree_on_instructions(world)
-    dataset = make_data(config)
+    dataset = build_dataset(config)
     dataset.prepare(world)
-    specs = make_layers(config, dataset)
-    layout = config.layout if config.ranks == world.size else sections.Layout(data=world.size)
+    specs = build_model(config, dataset)
+    layout = (
+        config.layout if config.layout.ranks == world.size else sections.Layout(data=world.size)
+    )
     mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=world)
     trainer = make_trainer(config, specs, dataset, mesh, None)
     trainer.load(path)
