@@ -101,8 +101,8 @@ void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_
 
 // --- cross-entropy over a sharded vocabulary -----------------------------------------------------
 // logits (R, V) of columns first_column ..., columns at or beyond `vocabulary` are padding and never win.
-// peak, sum (R) float32: max and sum of exp(logit - max) over this shard. Rows of logits strided. target_logit (R) float32 is written only where
-// this shard holds the target (targets (R) int32; negative: ignored).
+// peak, sum (R) float32: max and sum of exp(logit - max) over this shard, in one fixed order; rows of logits strided. target_logit (R) float32 is written
+// only where this shard holds the target (targets (R) int32; negative: ignored; at or beyond `vocabulary`: ValueError).
 void cross_entropy_statistics(const ConstArray& logits, const ConstArray& targets, int64_t first_column,
                               int64_t vocabulary, const Array& peak, const Array& sum,
                               const Array& target_logit);
