@@ -18,19 +18,20 @@ constexpr uint64_t LOW = 0xffffffffu;
 
 // words[4 l + w] = word w of the block at counter (first + l, high). 32-bit words live in 64-bit lanes: products come whole.
 PLAIT_INLINE void philox_lanes(uint64_t first, uint64_t high, uint64_t key, uint32_t* words) {
-  uint64_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
+  uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
   for (int l = 0; l < LANES; l++) {
-    c0[l] = (first + uint64_t(l)) & LOW, c1[l] = (first + uint64_t(l)) >> 32;
-    c2[l] = high & LOW, c3[l] = high >> 32;
+    c0[l] = uint32_t(first + uint64_t(l)), c1[l] = uint32_t((first + uint64_t(l)) >> 32);
+    c2[l] = uint32_t(high), c3[l] = uint32_t(high >> 32);
   }
   uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
   for (int round = 0; round < PHILOX_ROUNDS; round++) {
     for (int l = 0; l < LANES; l++) {
-      const uint64_t p0 = PHILOX_MULTIPLIER_0 * (c0[l] & LOW), p1 = PHILOX_MULTIPLIER_1 * (c2[l] & LOW);
-      c0[l] = (p1 >> 32) ^ c1[l] ^ k0;
-      c1[l] = p1 & LOW;
-      c2[l] = (p0 >> 32) ^ c3[l] ^ k1;
-      c3[l] = p0 & LOW;
+      const uint32_t high0 = uint32_t((uint64_t(PHILOX_MULTIPLIER_0) * c0[l]) >> 32), low0 = PHILOX_MULTIPLIER_0 * c0[l];
+      const uint32_t high1 = uint32_t((uint64_t(PHILOX_MULTIPLIER_1) * c2[l]) >> 32), low1 = PHILOX_MULTIPLIER_1 * c2[l];
+      c0[l] = high1 ^ c1[l] ^ k0;
+      c1[l] = low1;
+      c2[l] = high0 ^ c3[l] ^ k1;
+      c3[l] = low0;
     }
     k0 += PHILOX_WEYL_0, k1 += PHILOX_WEYL_1;
   }

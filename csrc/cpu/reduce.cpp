@@ -12,6 +12,10 @@ namespace {
 constexpr int64_t BLOCK = 1024;            // floats: 4 KB of L1 for every open node of the tree
 constexpr int64_t WORTH_A_THREAD = 32768;  // elements
 
+struct Parts {
+  const float* part[8];
+};
+
 template <class X, class Y>
 PLAIT_INLINE void convert_body(const X* x, Y* out, int64_t n) {
   for (int64_t i = 0; i < n; i++) out[i] = from_float<Y>(to_float(x[i]));
@@ -19,6 +23,17 @@ PLAIT_INLINE void convert_body(const X* x, Y* out, int64_t n) {
 template <class X>
 PLAIT_INLINE void add_body(const float* lower, const X* upper, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i++) out[i] = lower[i] + to_float(upper[i]);
+}
+// Complete trees of four and eight parts in registers: memory delivers that many streams side by side at full rate, and
+// one short block after the other at half of it.
+PLAIT_INLINE void tree4_body(Parts p, int64_t first, float* __restrict out, int64_t n) {
+  const float *a = p.part[0] + first, *b = p.part[1] + first, *c = p.part[2] + first, *d = p.part[3] + first;
+  for (int64_t i = 0; i < n; i++) out[i] = (a[i] + b[i]) + (c[i] + d[i]);
+}
+PLAIT_INLINE void tree8_body(Parts p, int64_t first, float* __restrict out, int64_t n) {
+  const float *a = p.part[0] + first, *b = p.part[1] + first, *c = p.part[2] + first, *d = p.part[3] + first;
+  const float *e = p.part[4] + first, *f = p.part[5] + first, *g = p.part[6] + first, *h = p.part[7] + first;
+  for (int64_t i = 0; i < n; i++) out[i] = ((a[i] + b[i]) + (c[i] + d[i])) + ((e[i] + f[i]) + (g[i] + h[i]));
 }
 template <class B, class Y>
 PLAIT_INLINE void finish_body(const float* x, const B* bias, Y* out, int64_t n) {
@@ -37,6 +52,8 @@ PLAIT_INLINE void sum_rows_body(const X* x, int64_t samples, int64_t positions, 
 
 PLAIT_KERNEL(convert_run, convert_body)
 PLAIT_KERNEL(add_run, add_body)
+PLAIT_KERNEL(tree4_run, tree4_body)
+PLAIT_KERNEL(tree8_run, tree8_body)
 PLAIT_KERNEL(finish_run, finish_body)
 PLAIT_KERNEL(sum_rows_run, sum_rows_body)
 
@@ -66,6 +83,29 @@ void finish_block(const float* sum, const std::optional<ConstArray>& bias, int64
     });
     i += here;
   }
+}
+
+// What tree_sum does with a block: push the sum of a complete tree of 1, 4 or 8 parts, then merge.
+struct Step {
+  Parts parts;
+  int count, merges;
+};
+
+std::vector<Step> tree_steps(const std::vector<ConstArray>& parts, const std::vector<int>& merges) {
+  static const int complete[] = {0, 1, 0, 2, 0, 1, 0, 3};
+  std::vector<Step> steps;
+  for (size_t i = 0; i < parts.size();) {
+    auto tree_of = [&](size_t n) {
+      return i + n <= parts.size() && std::equal(complete, complete + n - 1, merges.begin() + int64_t(i)) &&
+             merges[i + n - 1] >= complete[n - 1];
+    };
+    const size_t n = tree_of(8) ? 8 : tree_of(4) ? 4 : 1;
+    Step step{{}, int(n), merges[i + n - 1] - (n == 8 ? 3 : n == 4 ? 2 : 0)};
+    for (size_t j = 0; j < n; j++) step.parts.part[j] = static_cast<const float*>(parts[i + j].data);
+    steps.push_back(step);
+    i += n;
+  }
+  return steps;
 }
 
 }  // namespace
@@ -116,6 +156,7 @@ void tree_sum(const std::vector<ConstArray>& parts, const std::vector<int>& merg
     PLAIT_CHECK(bias->ndim == 1 && bias->shape[0] == columns && bias->contiguous(), "tree_sum", "bias is ",
                 shape_text(*bias), ", must be a contiguous (", columns, ",) for out ", shape_text(out));
 
+  const std::vector<Step> steps = tree_steps(parts, merges);
   PLAIT_FLOATS(out.dtype, "tree_sum", [&](auto zero) {
     using Y = decltype(zero);
     parallel_for(out.size(), WORTH_A_THREAD, [&](int64_t begin, int64_t end) {
@@ -125,11 +166,14 @@ void tree_sum(const std::vector<ConstArray>& parts, const std::vector<int>& merg
       for (int64_t first = begin; first < end; first += BLOCK) {
         const int64_t n = std::min(BLOCK, end - first);
         int64_t top = 0;  // a part enters as a pointer to its own memory, a sum lies in the block of its depth
-        for (size_t i = 0; i < parts.size(); i++) {
-          stack[size_t(top++)] = static_cast<const float*>(parts[i].data) + first;
-          for (int m = 0; m < merges[i]; m++) {
+        for (const Step& step : steps) {
+          float* sum = blocks + top * BLOCK;
+          if (step.count == 8) tree8_run(step.parts, first, sum, n);
+          if (step.count == 4) tree4_run(step.parts, first, sum, n);
+          stack[size_t(top++)] = step.count == 1 ? step.parts.part[0] + first : sum;
+          for (int m = 0; m < step.merges; m++) {
             top--;
-            float* sum = blocks + (top - 1) * BLOCK;
+            sum = blocks + (top - 1) * BLOCK;
             add_run(stack[size_t(top - 1)], stack[size_t(top)], sum, n);
             stack[size_t(top - 1)] = sum;
           }

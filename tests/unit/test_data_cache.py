@@ -15,6 +15,7 @@ from plait.data import cache
 from plait.data.bundle import Bundle, _block_starts, sampled_digest
 from plait.data.cache import key_of, obtain, open_entry
 from plait.data.share import all_raise, build_once
+from plait.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ def test_a_damaged_entry_is_built_anew(places: dict[str, Path], damage: str) -> 
     elif damage == "no manifest":
         manifest.unlink()
     else:
-        path.write_bytes({"shorter": b"ab", "longer": b"abcd", "changed": b"abd"}[damage])
+        path.write_bytes({"shorter": b"ab", "longer": b"abcd", "changed": b"abx"}[damage])
     assert open_entry(places["home"] / "key") is None
     assert obtain("key", writer()).path("a.bin").read_bytes() == b"abc"
     assert [path.name for path in places["home"].iterdir()] == ["key"]
@@ -329,12 +330,12 @@ def test_a_full_disk_on_one_node_is_said_by_all(
     monkeypatch.setattr(os, "posix_fallocate", full)
     errors = ranks.run(lambda comm: build_once(comm, lambda: obtain("key", writer(CONTENT))))
     for error in errors:
-        assert isinstance(error, ValueError)
+        assert isinstance(error, UserError)
         assert "two" in str(error)
         assert "No space left" in str(error)
 
 
-@pytest.mark.parametrize(("kind", "raised"), [(ValueError, ValueError), (KeyError, RuntimeError)])
+@pytest.mark.parametrize(("kind", "raised"), [(UserError, UserError), (KeyError, RuntimeError)])
 def test_what_rank_0_raises_all_raise(
     kind: type[Exception], raised: type[Exception], nodes: Callable[[list[str]], Ranks]
 ) -> None:

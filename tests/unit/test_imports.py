@@ -46,7 +46,7 @@ def plait_imports() -> Iterator[tuple[str, str, str]]:
         own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
         for line, name in imports(file):
             parts = name.split(".")
-            if parts[0] != "plait" or own == "__init__":
+            if parts[0] != "plait" or own in ("__init__", "__main__"):
                 continue
             where = f"{file.relative_to(ROOT)}:{line} imports {name}"
             if len(parts) > 1 and not parts[1].startswith("__") and parts[1] != own:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import Array, Comm, Dataset, check_indices, not_prepared
-from .share import all_raise
+from plait.data.dataset import Array, Comm, Dataset, check_indices, not_prepared
+from plait.data.share import all_raise
+from plait.errors import UserError
 
 _ROWS_BYTES = 1 << 24  # hashed and checked at once
 
@@ -20,12 +21,12 @@ class ArrayDataset(Dataset):
     def __init__(self, x: Array, y: Array, held_out: "ArrayDataset | None", name: str) -> None:
         for key, array in (("x", x), ("y", y)):
             if array.ndim < 1 or array.dtype.kind not in "biuf":
-                raise ValueError(
+                raise UserError(
                     f"{name}: {key} is {array.dtype} of shape {array.shape}: it must be numbers "
                     "with one sample a row"
                 )
         if len(x) != len(y):
-            raise ValueError(f"{name}: x has {len(x)} rows and y {len(y)}: they must be as many")
+            raise UserError(f"{name}: x has {len(x)} rows and y {len(y)}: they must be as many")
         self._x, self._y, self._held_out, self._name = x, y, held_out, name
         self._fingerprint = ""
         self._classes = 0
@@ -37,7 +38,7 @@ class ArrayDataset(Dataset):
         try:
             self._classes = self._check()
             fingerprint = _fingerprint(self._all())
-        except ValueError as failure:
+        except UserError as failure:
             error = str(failure)
         all_raise(comm, error)
         if comm is not None:
@@ -91,7 +92,7 @@ class ArrayDataset(Dataset):
     def _check(self) -> int:
         """The number of classes, after a look at every value."""
         if not len(self._x):
-            raise ValueError(f"{self._name} is empty: x has no rows")
+            raise UserError(f"{self._name} is empty: x has no rows")
         for part, array in zip(("x", "y", "held-out x", "held-out y"), self._all()):
             for start, rows in _blocks(array):
                 _check_values(rows, start, f"{self._name}: {part}")
@@ -101,7 +102,7 @@ class ArrayDataset(Dataset):
         for y in self._all()[1::2]:
             if y.size and not (y.min() >= 0 and y.max() < classes):
                 wrong = y.min() if y.min() < 0 else y.max()
-                raise ValueError(
+                raise UserError(
                     f"{self._name}: label {wrong} is outside the {classes} classes "
                     "(0 to the largest training label)"
                 )
@@ -114,11 +115,11 @@ def _check_values(rows: Array, start: int, name: str) -> None:
             finite = np.isfinite(rows.astype(np.float32)).reshape(len(rows), -1).all(1)
         if not finite.all():
             bad = start + int(np.flatnonzero(~finite)[0])
-            raise ValueError(f"{name}: row {bad} is not finite in float32")
+            raise UserError(f"{name}: row {bad} is not finite in float32")
     elif rows.dtype.kind in "iu" and rows.size:
         low, high = int(rows.min()), int(rows.max())
         if low < -(1 << 31) or high >= 1 << 31:
-            raise ValueError(f"{name} holds {low if low < 0 else high}, beyond 32 bits")
+            raise UserError(f"{name} holds {low if low < 0 else high}, beyond 32 bits")
 
 
 def _dtype(array: Array) -> np.dtype[Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .mixing import GOLDEN, Words, mix, mix_array
+from plait.data.mixing import GOLDEN, Words, mix, mix_array
 
 Indices = npt.NDArray[np.int64]
 

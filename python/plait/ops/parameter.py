@@ -74,9 +74,11 @@ class Parameter:
                 top -= 1
 
     def _merge(self, low: int, high: int) -> None:
-        chains = zip(self.grads[low], self.grads[high], strict=True) if self.replicated else [
-            (self.grads[low], self.grads[high])
-        ]
+        chains = (
+            zip(self.grads[low], self.grads[high], strict=True)
+            if self.replicated
+            else [(self.grads[low], self.grads[high])]
+        )
         for left, right in chains:
             kernels.add([left, right], left)
 

@@ -17,13 +17,10 @@ def check(config: "Config", source: Source) -> None:
         raise source.wrong("name", config.name, "must be letters, digits, dots, - and _: a folder")
     _model(config.model, source)
     _data(config.model, config.data, source)
-    train, optimizer = config.train, config.optimizer
+    train = config.train
     if train.microbatch is not None and train.microbatch > train.batch:
         mend = f"must be at most train.batch = {train.batch}"
         raise source.wrong("train.microbatch", train.microbatch, mend)
-    if optimizer.warmup_steps > train.steps:
-        mend = f"must be at most train.steps = {train.steps}"
-        raise source.wrong("optimizer.warmup_steps", optimizer.warmup_steps, mend)
     _grains(config, source)
 
 
@@ -82,5 +79,5 @@ def _grains(config: "Config", source: Source) -> None:
         raise source.wrong("numerics.grains.tensor", grains.tensor, mend)
 
 
-def _with_heads(model: sections.Model) -> sections.GPT | sections.Llama | sections.ViT | None:
-    return model if isinstance(model, sections.GPT | sections.Llama | sections.ViT) else None
+def _with_heads(model: sections.Model) -> sections.GPT | sections.Llama | None:
+    return model if isinstance(model, sections.GPT | sections.Llama) else None

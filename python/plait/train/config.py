@@ -19,14 +19,14 @@ from plait.train.options import ConfigError, Raw, Source, decode, from_raw, opti
 from plait.train.reference import Option, markdown, options_of
 from plait.train.toml import document, to_toml
 
-__all__ = ["Config", "ConfigError", "compare", "dump", "load", "options"]
+__all__ = ["Config", "ConfigError", "compare", "dump", "load", "load_record", "options"]
 
 RECORD = "record"  # the table that a run adds to its config.toml; it is not read back
 
 # What may differ when a run is resumed, for it does not change what a step computes. A data path
 # is here too: what counts is the data's fingerprint, which the run's record keeps.
 _RESUMABLE = frozenset(
-    {"name", "runs_dir", "threads", "layout", "checkpoint", "evaluate", "data.path"}
+    {"name", "runs_dir", "threads", "memory", "layout", "checkpoint", "evaluate", "data.path"}
     | {"data.held_out", "train.steps", "train.microbatch", "train.recompute", "train.schedule"}
     | {"train.sequence_parallel"}
 )
@@ -38,6 +38,7 @@ class Config:
     seed: int = option("of weights, dropout and the order of samples", 0, low=0, below=2**63)
     runs_dir: str = option("folder of all runs", "runs")
     threads: int = option("threads of a rank; 0: its share of the cores it may use", 0, low=0)
+    memory: float | None = option("GiB a rank may use", above=0, unset="its share of the host")
     model: sections.Model = option("what is trained")
     data: sections.Data = option("what it is trained on")
     train: sections.Train = option("how it is trained")
@@ -46,29 +47,6 @@ class Config:
     numerics: sections.Numerics = option("the order of additions", sections.Numerics())
     checkpoint: sections.Checkpoint = option("what is saved", sections.Checkpoint())
     evaluate: sections.Evaluate = option("held-out data", sections.Evaluate())
-
-    @property
-    def ranks(self) -> int | None:
-        """How many ranks the layout asks for; None where its data size is left out."""
-        data = self.layout.data
-        return None if data is None else data * self.layout.tensor * self.layout.pipeline
-
-    def layout_on(self, ranks: int) -> sections.Layout:
-        """The layout with its data size filled in. ConfigError if it does not fit the ranks."""
-        tensor, pipeline = self.layout.tensor, self.layout.pipeline
-        if self.ranks is None and ranks % (tensor * pipeline) == 0:
-            return dataclasses.replace(self.layout, data=ranks // (tensor * pipeline))
-        if self.ranks is None:
-            raise ConfigError(
-                f"layout: tensor x pipeline = {tensor} x {pipeline} does not divide {ranks} ranks: "
-                f"start a multiple of {tensor * pipeline} ranks, or change layout"
-            )
-        if self.ranks != ranks:
-            raise ConfigError(
-                f'layout = "{self.layout.data}x{tensor}x{pipeline}" needs {self.ranks} ranks, '
-                f"there are {ranks}: start {self.ranks}, change layout, or leave layout.data out"
-            )
-        return self.layout
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -103,6 +81,13 @@ def dump(config: Config, record: Mapping[str, Any] | None = None) -> str:
     """TOML that loads to the same config. record: what else a run keeps, as a last table."""
     tables = _tables(config)
     return document(tables | ({RECORD: record} if record else {}))
+
+
+def load_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a run kept beside its config, as given to dump. {} if there is nothing."""
+    with open(path, "rb") as file:
+        record: dict[str, Any] = tomllib.load(file).get(RECORD, {})
+    return record
 
 
 def options() -> list[Option]:
@@ -158,7 +143,8 @@ def _sizes(text: str, source: Source) -> dict[str, int]:
 
 def _tables(config: Config) -> dict[str, Any]:
     """The config as TOML has it; what is unset is left out."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    tables: dict[str, Any] = _plain(config)
+    return tables
 
 
 def _plain(value: Any) -> Any:

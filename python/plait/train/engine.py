@@ -17,7 +17,6 @@ from plait.autograd import Tensor
 from plait.backend import PRECISIONS, Array, float32, kernels, zeros
 from plait.mesh import Mesh
 from plait.nn import Build, LayerSpec, Recomputed
-from plait.ops.parameter import Parameter
 from plait.ops.position import Position, Share
 from plait.optim import Optimizer
 from plait.parallel.bucket import Bucket, Span, make_buckets
@@ -162,8 +161,8 @@ class Engine:
         return found
 
     def to_load(self) -> tuple[list[tuple[str, Span, Array]], Callable[[], None]]:
-        """(kind, span, array) of everything this rank needs from a checkpoint, to be filled in place,
-        and what to call once that is done."""
+        """(kind, span, array) of everything this rank needs from a checkpoint, to be filled in
+        place, and what to call once that is done."""
         wanted: list[tuple[str, Span, Array]] = []
         wholes = [zeros(bucket.size, float32) for bucket in self.buckets]
         for index, (bucket, whole) in enumerate(zip(self.buckets, wholes, strict=True)):
@@ -213,8 +212,8 @@ class Engine:
         found = getattr(self.layers[-1], "vocabulary", None)
         if not isinstance(found, int):
             raise ValueError(
-                f"the last layer ({self.specs[-1].name}) must give logits split over the tensor axis "
-                "and say how many there are: end with nn.Head, or set its attribute `vocabulary`"
+                f"the last layer ({self.specs[-1].name}) must give logits split over the tensor "
+                "axis and say how many there are: end with nn.Head, or set its `vocabulary`"
             )
         return found
 

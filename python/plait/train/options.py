@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
+from plait.errors import UserError
 from plait.train.toml import to_toml
 
 Field = dataclasses.Field[Any]
 REQUIRED = dataclasses.MISSING
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config that cannot be run; the message names key, value and mend."""
 
 
@@ -38,10 +39,10 @@ class Source:
 
     def error(self, key: str, text: str) -> ConfigError:
         """text goes on after the key."""
-        parts = key.split(".")
-        above = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
-        where = "command line" if above & self.overridden else self.file
-        return ConfigError(f"{where}: {key}{text}")
+        given = any(
+            f"{key}.".startswith(f"{o}.") or o.startswith(f"{key}.") for o in self.overridden
+        )
+        return ConfigError(f"{'command line' if given else self.file}: {key}{text}")
 
     def wrong(self, key: str, value: object, mend: str) -> ConfigError:
         return self.error(key, f" = {to_toml(value)} {mend}")
@@ -182,7 +183,7 @@ def _converted(hint: Any, value: Any) -> Any:
 
 
 def _in_range(value: Any, metadata: Mapping[str, Any]) -> bool:
-    low, above, below = metadata["low"], metadata["above"], metadata["below"]
+    low, above, below = (metadata.get(name) for name in ("low", "above", "below"))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return True
     return (
@@ -207,7 +208,7 @@ def describe(hint: Any, metadata: Mapping[str, Any]) -> str:
             words.append(f"a list of {count}{_NAMES[inner[0]][1]}")
         else:
             words.append(_NAMES[member][0])
-    low, above, below = metadata["low"], metadata["above"], metadata["below"]
+    low, above, below = (metadata.get(name) for name in ("low", "above", "below"))
     limits = [f"at least {low:g}"] if low is not None else []
     limits += [f"above {above:g}"] if above is not None else []
     limits += [f"below {below:g}"] if below is not None else []

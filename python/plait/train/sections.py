@@ -3,10 +3,11 @@
 What says "unset" may be left out and then means what is said there.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from plait.train.options import option
+from plait.train.options import ConfigError, option
 
 # --- [model]: one table a kind ---
 
@@ -45,16 +46,6 @@ class ResNet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViT:
-    kind: Literal["vit"] = "vit"
-    layers: int = option("blocks", low=1)
-    hidden_dim: int = option("width between the blocks", low=1)
-    heads: int = option("attention heads; they divide hidden_dim", low=1)
-    patch: int = option("side of a patch in pixels; it divides the image's", low=1)
-    dropout: float = option("share of elements dropped in training", 0.0, low=0, below=1)
-
-
-@dataclass(frozen=True, kw_only=True)
 class MLP:
     kind: Literal["mlp"] = "mlp"
     layers: int = option("pairs of linear layers", 2, low=1)
@@ -70,7 +61,7 @@ class Custom:
     arguments: dict[str, Any]
 
 
-Model = GPT | Llama | ResNet | ViT | MLP | Custom
+Model = GPT | Llama | ResNet | MLP | Custom
 
 # --- [data]: one table a kind ---
 
@@ -182,6 +173,29 @@ class Layout:
     tensor: int = option("shards of every large matrix", 1, low=1)
     pipeline: int = option("groups of layers", 1, low=1)
     zero: Literal[0, 1] = option("1: each replica keeps its share of the optimizer's state", 0)
+
+    @property
+    def ranks(self) -> int | None:
+        """How many ranks it asks for; None where data is left out."""
+        return None if self.data is None else self.data * self.tensor * self.pipeline
+
+    def resolve(self, ranks: int) -> "Layout":
+        """The same with data filled in. ConfigError if it does not multiply to the ranks."""
+        shards = self.tensor * self.pipeline
+        if self.data is None and ranks % shards:
+            raise ConfigError(
+                f"layout: tensor x pipeline = {self.tensor} x {self.pipeline} does not divide "
+                f"{ranks} ranks: start a multiple of {shards} ranks, or change layout"
+            )
+        if self.ranks is not None and self.ranks != ranks:
+            raise ConfigError(
+                f'layout = "{self}" needs {self.ranks} ranks, there are {ranks}: '
+                f"start {self.ranks}, change layout, or leave layout.data out"
+            )
+        return dataclasses.replace(self, data=ranks // shards)
+
+    def __str__(self) -> str:
+        return f"{self.data or '*'}x{self.tensor}x{self.pipeline}"
 
 
 @dataclass(frozen=True, kw_only=True)
