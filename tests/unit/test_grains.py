@@ -8,8 +8,8 @@ from plait.train.grains import AUTO_VERSION, auto_grains
 
 @pytest.mark.parametrize(
     ("heads", "batch", "grains"),
-    [(4, 16, (8, 2)), (2, 8, (8, 2)), (3, 16, (8, 1)), (1, 5, (5, 1)), (12, 512, (8, 2)), (2, 1, (1, 2))],
-)  # fmt: skip
+    [(4, 16, (8, 2)), (2, 8, (8, 2)), (3, 16, (8, 1)), (1, 5, (5, 1)), (12, 512, (8, 2))],
+)
 def test_of_transformers(heads: int, batch: int, grains: tuple[int, int]) -> None:
     sizes = {"layers": 2, "hidden_dim": 12 * heads, "heads": heads}
     specs = models.gpt(**sizes, vocabulary=300, sequence_length=8)
