@@ -229,7 +229,7 @@ void gemm(const Gemm& g) {
 void gemm_parallel(const Gemm& g) {
   const double work = double(g.rows) * double(g.columns) * double(g.depth);
   const int64_t n = std::min<int64_t>(threads(), 1 + int64_t(work / WORTH_A_THREAD));
-  if (n <= 1) return gemm(g);
+  if (n <= 1) return parallel_for(1, 1, [&](int64_t, int64_t) { gemm(g); });
   const Plan plan = make_plan(g);
   const TileKernel& kernel = tile_kernel(active_isa());
   const int64_t down = parts_of_rows(g, kernel, n), across = n / down;

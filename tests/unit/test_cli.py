@@ -144,7 +144,7 @@ def test_verify_tells_by_its_code(saved: Path) -> None:
     done = run("checkpoint", "verify", str(saved))
     assert done.returncode == 2
     assert f"{file.name} is damaged" in done.stderr
-    assert "1 problems" in done.stdout
+    assert "1 damaged or missing" in done.stdout
 
 
 def test_export(saved: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def verify(path: Path) -> int:
     report = checkpoint.verify(folder)
     for problem in report.problems:
         click.echo(problem, err=True)
-    state = f"{len(report.problems)} problems" if report.problems else "whole"
+    state = f"{len(report.problems)} damaged or missing" if report.problems else "whole"
     click.echo(
         f"{folder}: {state}; step {report.step}, {report.files} files, {report.pieces} pieces, "
         f"{bytes_text(report.nbytes)} read"
