@@ -94,16 +94,16 @@ def test_the_wrong_pmi_is_named_once(
     assert not list(tmp_path.iterdir())
 
 
-def until(condition: Callable[[], bool], seconds: float, what: object) -> None:
+def until(condition: Callable[[], bool], seconds: float, told: Callable[[], str]) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s\n{what}"
+        assert time.monotonic() < deadline, f"not within {seconds} s\n{told()}"
         time.sleep(0.2)
 
 
 def test_a_batch_job_stops_requeues_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     """Signalled as before a time limit, it saves, requeues itself and ends with every step once."""
-    steps, log = 1500, tmp_path / "job.log"
+    steps, log = 600, tmp_path / "job.log"
     run = tmp_path / "runs" / "tiny"
     options = ["--parsable", "-N2", "--ntasks-per-node=2", "--time=10", f"--output={log}"]
     job = [ROOT / "slurm" / "train.sbatch", PROGRAMS / "tiny.toml", "layout=2x2x1"]
@@ -121,13 +121,15 @@ def test_a_batch_job_stops_requeues_and_goes_on(cluster: Cluster, tmp_path: Path
     def told() -> str:
         return log.read_text() if log.exists() else "no log"
 
-    until(lambda: len(rows()) > 20 or "rror" in told(), 60, told)
+    def waits() -> bool:
+        return bool(cluster.run("squeue", "-h", "-j", number).out.strip())
+
+    until(lambda: len(rows()) > 5 or not waits(), 120, told)
     cluster.run("scancel", "--signal=USR1", number)
-    until(lambda: "requeued" in told(), 30, told())
+    until(lambda: "requeued" in told() or not waits(), 60, told)
     stopped = len(rows())
-    assert 20 < stopped < steps, told()
-    until(lambda: f"trained {steps} steps" in told() or "rror" in told(), 120, told())
-    until(lambda: not cluster.run("squeue", "-h", "-j", number).out.strip(), 30, told())
+    assert 5 < stopped < steps, told()
+    until(lambda: not waits(), 400, told)
     state = cluster.run("scontrol", "show", "job", number).out
     assert "JobState=COMPLETED" in state, f"{state}\n{told()}"
     assert "Restarts=1" in state, state
