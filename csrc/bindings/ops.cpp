@@ -70,6 +70,16 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("cross_entropy_backward", &cross_entropy_backward, nogil);
 
   // convolution
+  m.def("conv2d_forward", &conv2d_forward, nogil);
+  m.def("conv2d_backward", &conv2d_backward, nogil);
+  m.def("conv2d_backward_weight", &conv2d_backward_weight, nogil);
+  m.def("batch_norm_forward", &batch_norm_forward, nogil);
+  m.def("batch_norm_backward", &batch_norm_backward, nogil);
+  m.def("batch_norm_backward_weight", &batch_norm_backward_weight, nogil);
+  m.def("max_pool_forward", &max_pool_forward, nogil);
+  m.def("max_pool_backward", &max_pool_backward, nogil);
+  m.def("mean_pool_forward", &mean_pool_forward, nogil);
+  m.def("mean_pool_backward", &mean_pool_backward, nogil);
 
   // optimizers
   m.def("adamw", &adamw, nogil);

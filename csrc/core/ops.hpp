@@ -101,8 +101,8 @@ void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_
 
 // --- cross-entropy over a sharded vocabulary -----------------------------------------------------
 // logits (R, V) of columns first_column ..., columns at or beyond `vocabulary` are padding and never win.
-// peak, sum (R) float32: max and sum of exp(logit - max) over this shard. Rows of logits strided. target_logit (R) float32 is written only where
-// this shard holds the target (targets (R) int32; negative: ignored).
+// peak, sum (R) float32: max and sum of exp(logit - max) over this shard, in one fixed order; rows of logits strided. target_logit (R) float32 is written
+// only where this shard holds the target (targets (R) int32; negative: ignored; at or beyond `vocabulary`: ValueError).
 void cross_entropy_statistics(const ConstArray& logits, const ConstArray& targets, int64_t first_column,
                               int64_t vocabulary, const Array& peak, const Array& sum,
                               const Array& target_logit);
@@ -118,24 +118,31 @@ void cross_entropy_backward(const ConstArray& logits, const ConstArray& targets,
 
 // --- convolution, NHWC ----------------------------------------------------------------------------
 // x (B, H, W, I), out (B, OH, OW, O); OH = (H + 2 padding - KH) / stride + 1. weight (O, KH, KW, I), or (I, KH, KW, O) if
-// input_first. Channels of x (input_first) are cut at `leaves`, merged by the tree, as in matmul.
+// input_first. Channels of x (input_first) are cut at `leaves`, merged by the tree, as in matmul; a leaf is one chain over
+// (kernel row, kernel column, channel) of the places inside the image: padding adds no terms, so 0 * infinity never comes of it.
+// x may be a slice of channels; out is float32 or of the type of x and weight.
 void conv2d_forward(const ConstArray& x, const ConstArray& weight, bool input_first, int64_t stride,
                     int64_t padding, const std::vector<int64_t>& leaves, const Array& out);
-// grad (B, OH, OW, O), grad_x (B, H, W, I). Channels of grad are cut at `leaves` (weight not input_first).
+// grad (B, OH, OW, O), may be a slice of channels, grad_x (B, H, W, I). Channels of grad are cut at `leaves` (weight not
+// input_first); a leaf is one chain over (kernel row, kernel column, channel) of the outputs that each pixel is under.
 void conv2d_backward(const ConstArray& grad, const ConstArray& weight, bool input_first, int64_t stride,
                      int64_t padding, const std::vector<int64_t>& leaves, const Array& grad_x);
-// grad_weight float32, shaped as the weight: one chain over samples, rows, columns.
+// grad_weight float32, shaped as the weight: one chain over samples, output rows, columns, padding left out.
 void conv2d_backward_weight(const ConstArray& grad, const ConstArray& x, bool input_first, int64_t stride,
                             int64_t padding, bool accumulate, const Array& grad_weight);
-// x, out (R, C): mean, variance (C) float32 over the R rows (training: written; else read). Biased variance.
+// x, out (R, C): mean, variance (C) float32 over the R rows (training: written; else read). Biased variance, of two passes.
+// Every sum is one chain per channel over rows. weight, bias (C), of x's type or float32.
 void batch_norm_forward(const ConstArray& x, const ConstArray& weight, const ConstArray& bias, float epsilon,
                         bool training, const Array& mean, const Array& variance, const Array& out);
+// Through the batch's statistics: weight * rstd * (grad - mean(grad) - xhat * mean(grad * xhat)), xhat = (x - mean) * rstd.
 void batch_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstArray& weight,
                          const ConstArray& mean, const ConstArray& variance, float epsilon, const Array& grad_x);
+// grad, x (B, S, C) strided: one chain over samples, then positions.
 void batch_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& mean,
                                 const ConstArray& variance, float epsilon, bool accumulate,
                                 const Array& grad_weight, const Array& grad_bias);
-// x (B, H, W, C), out (B, OH, OW, C), index (B, OH, OW, C) int32: place in the window, first maximum wins.
+// x (B, H, W, C), out (B, OH, OW, C), index (B, OH, OW, C) int32: place in the window; the first maximum, or NaN, wins.
+// padding < size; grad_x is one chain over the windows of a pixel.
 void max_pool_forward(const ConstArray& x, int64_t size, int64_t stride, int64_t padding, const Array& out,
                       const Array& index);
 void max_pool_backward(const ConstArray& grad, const ConstArray& index, int64_t size, int64_t stride,
@@ -146,11 +153,14 @@ void mean_pool_backward(const ConstArray& grad, const Array& grad_x);
 
 // --- optimizers over flat shards --------------------------------------------------------------------
 // All (n): master, first, second, grad float32; weight (n) float32 or bfloat16 = rounded master (may alias a float32
-// master). Loshchilov and Hutter (2019): gradient times grad_scale; decay multiplies the master by 1 - learning_rate * weight_decay.
+// master). Loshchilov and Hutter (2019), every operation rounded to float32, settings computed in double:
+// g = grad * grad_scale; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) (g g);
+// master = master * (1 - learning_rate * weight_decay) - rate * (m / (sqrt(v) * scale + epsilon)),
+// rate = learning_rate / (1 - beta1^step), scale = 1 / sqrt(1 - beta2^step). The first step is 1.
 void adamw(const ConstArray& grad, float grad_scale, float learning_rate, float beta1, float beta2, float epsilon,
            float weight_decay, int64_t step, const Array& master, const Array& first, const Array& second,
            const Array& weight);
-// momentum (n): m = mu m + g; master -= learning_rate * (m + weight_decay * master).
+// momentum (n): m = mu m + grad * grad_scale; master = master - learning_rate * (m + weight_decay * master).
 void sgd(const ConstArray& grad, float grad_scale, float learning_rate, float mu, float weight_decay,
          const Array& master, const Array& momentum, const Array& weight);
 

@@ -1,4 +1,4 @@
-// GELU, ReLU and SwiGLU: one float function each, sixteen lanes at a time, over strided arrays.
+// GELU, ReLU and SwiGLU: one function on vectors each, over strided arrays.
 #include "core/ops.hpp"
 #include "cpu/math.hpp"
 #include "cpu/runs.hpp"
@@ -11,47 +11,50 @@ namespace {
 constexpr float GELU_1 = 1.5957691216057308f, GELU_3 = 0.07135481627260025f;  // 2u = GELU_1 x + GELU_3 x^3
 
 struct Gelu {
-  static PLAIT_INLINE float forward(float x) {
-    const float twice_u = x * math::fma(GELU_3, x * x, GELU_1);
+  template <class V>
+  static PLAIT_INLINE V forward(V x) {
+    const V twice_u = x * fma(all<V>(GELU_3), x * x, all<V>(GELU_1));
     return x / (1.0f + math::exp(-twice_u));
   }
   // The derivative is sigmoid(2u) + x sigmoid(2u) sigmoid(-2u) (2u)'; from |x| = 30 on it is 0 or 1.
-  static PLAIT_INLINE float backward(float grad, float x) {
-    const float low = x < -30.0f ? -30.0f : x;
-    const float y = low > 30.0f ? 30.0f : low;
-    const float square = y * y;
-    const math::Sigmoid s = math::sigmoid(y * math::fma(GELU_3, square, GELU_1));
-    const float slope = math::fma(3.0f * GELU_3, square, GELU_1);
-    return grad * math::fma(y * s.value * s.complement, slope, s.value);
+  template <class V>
+  static PLAIT_INLINE V backward(V grad, V x) {
+    const V low = x < -30.0f ? all<V>(-30.0f) : x;
+    const V y = low > 30.0f ? all<V>(30.0f) : low;
+    const V square = y * y;
+    const math::Sigmoid<V> s = math::sigmoid(y * fma(all<V>(GELU_3), square, all<V>(GELU_1)));
+    const V slope = fma(all<V>(3.0f * GELU_3), square, all<V>(GELU_1));
+    return grad * fma(y * s.value * s.complement, slope, s.value);
   }
 };
 
 // NaN passes through both.
 struct Relu {
-  static PLAIT_INLINE float forward(float x) { return x <= 0.0f ? 0.0f : x; }
-  static PLAIT_INLINE float backward(float grad, float out) { return out == 0.0f ? 0.0f : grad; }
+  template <class V>
+  static PLAIT_INLINE V forward(V x) {
+    return x <= 0.0f ? all<V>(0.0f) : x;
+  }
+  template <class V>
+  static PLAIT_INLINE V backward(V grad, V out) {
+    return out == 0.0f ? all<V>(0.0f) : grad;
+  }
 };
 
-template <class F, class T>
+template <class V, class F, class T>
 PLAIT_INLINE void forward_body(F, const T* x, T* out, int64_t n) {
-  for (int64_t i = 0; i < n; i += LANES) {
-    Lanes a = load(x + i, n - i);
-    for (int j = 0; j < LANES; j++) a[j] = F::forward(a[j]);
-    store(out + i, a, n - i);
-  }
+  int64_t i = 0;
+  for (; i + WIDTH<V> <= n; i += WIDTH<V>) store(out + i, F::forward(load<V>(x + i)));
+  if (i < n) store(out + i, F::forward(load<V>(x + i, n - i)), n - i);
 }
-PLAIT_KERNEL(forward_run, forward_body)
+PLAIT_VECTOR_KERNEL(forward_run, forward_body)
 
-template <class F, class T>
+template <class V, class F, class T>
 PLAIT_INLINE void backward_body(F, const T* grad, const T* x, T* grad_x, int64_t n) {
-  for (int64_t i = 0; i < n; i += LANES) {
-    const Lanes g = load(grad + i, n - i), a = load(x + i, n - i);
-    Lanes r;
-    for (int j = 0; j < LANES; j++) r[j] = F::backward(g[j], a[j]);
-    store(grad_x + i, r, n - i);
-  }
+  int64_t i = 0;
+  for (; i + WIDTH<V> <= n; i += WIDTH<V>) store(grad_x + i, F::backward(load<V>(grad + i), load<V>(x + i)));
+  if (i < n) store(grad_x + i, F::backward(load<V>(grad + i, n - i), load<V>(x + i, n - i)), n - i);
 }
-PLAIT_KERNEL(backward_run, backward_body)
+PLAIT_VECTOR_KERNEL(backward_run, backward_body)
 
 template <class F>
 void forward(const char* call, const ConstArray& x, const Array& out) {
@@ -75,34 +78,27 @@ void backward(const char* call, const ConstArray& grad, const ConstArray& x, con
   });
 }
 
-template <class T>
+template <class V, class T>
 PLAIT_INLINE void swiglu_forward_body(const T* gate, const T* up, T* out, int64_t n) {
-  for (int64_t i = 0; i < n; i += LANES) {
-    const Lanes a = load(gate + i, n - i), b = load(up + i, n - i);
-    Lanes r;
-    for (int j = 0; j < LANES; j++) r[j] = a[j] / (1.0f + math::exp(-a[j])) * b[j];
-    store(out + i, r, n - i);
+  for (int64_t i = 0; i < n; i += WIDTH<V>) {
+    const V a = load<V>(gate + i, n - i), b = load<V>(up + i, n - i);
+    store(out + i, a / (1.0f + math::exp(-a)) * b, n - i);
   }
 }
-PLAIT_KERNEL(swiglu_forward_run, swiglu_forward_body)
+PLAIT_VECTOR_KERNEL(swiglu_forward_run, swiglu_forward_body)
 
 // silu'(x) = sigmoid(x) (1 + x sigmoid(-x))
-template <class T>
+template <class V, class T>
 PLAIT_INLINE void swiglu_backward_body(const T* grad, const T* gate, const T* up, T* grad_gate, T* grad_up,
                                        int64_t n) {
-  for (int64_t i = 0; i < n; i += LANES) {
-    const Lanes g = load(grad + i, n - i), a = load(gate + i, n - i), b = load(up + i, n - i);
-    Lanes to_gate, to_up;
-    for (int j = 0; j < LANES; j++) {
-      const math::Sigmoid s = math::sigmoid(a[j]);
-      to_gate[j] = g[j] * b[j] * (s.value * math::fma(a[j], s.complement, 1.0f));
-      to_up[j] = g[j] * (a[j] * s.value);
-    }
-    store(grad_gate + i, to_gate, n - i);
-    store(grad_up + i, to_up, n - i);
+  for (int64_t i = 0; i < n; i += WIDTH<V>) {
+    const V g = load<V>(grad + i, n - i), a = load<V>(gate + i, n - i), b = load<V>(up + i, n - i);
+    const math::Sigmoid<V> s = math::sigmoid(a);
+    store(grad_gate + i, g * b * (s.value * fma(a, s.complement, all<V>(1.0f))), n - i);
+    store(grad_up + i, g * (a * s.value), n - i);
   }
 }
-PLAIT_KERNEL(swiglu_backward_run, swiglu_backward_body)
+PLAIT_VECTOR_KERNEL(swiglu_backward_run, swiglu_backward_body)
 
 }  // namespace
 

@@ -2,6 +2,8 @@
 // log_sum. Blocks are 64 queries x 64 keys for every head size, counted from query 0 and key 0 (attention_block.hpp).
 // Orders of addition: a score is one chain over the head size; a row's sum is one chain per key block, joined block after
 // block; out, grad_q are chains over keys, grad_k, grad_v over queries (grouped heads one after another), all ascending.
+// Masked keys add exact zeros or are skipped, which leaves the same bits; only a NaN in v may reach up to 15 queries before it.
+// Each thread keeps some blocks as float32, in backward also grad_k and grad_v of one head: 8 bytes x keys x head size.
 #include <algorithm>
 
 #include "core/ops.hpp"
@@ -16,6 +18,8 @@ namespace {
 
 using namespace attention;
 
+constexpr int64_t WORTH_A_THREAD = 1 << 18;  // products of query, key and head size
+
 struct Sizes {
   int64_t samples, queries, keys, heads, groups, size;
   bool causal;
@@ -25,10 +29,21 @@ struct Sizes {
     if (!causal) return keys;
     return std::clamp<int64_t>(first_query + QUERIES + keys - queries, 0, keys);
   }
-  Mask mask(int64_t first_query, int64_t first_key, int64_t count) const {
-    const int64_t first_last = first_query + keys - queries - first_key;
-    return {causal && first_last < count - 1, std::clamp<int64_t>(first_last, -2 * QUERIES, 2 * KEYS)};
+};
+
+// Queries and keys of a pair of blocks that meet. Where the causal mask cuts the pair, sixteen queries at a time meet the keys
+// that the last of them sees; else all queries meet all keys.
+struct Pairing {
+  int64_t last;     // query 0 sees keys up to this one, counted in their blocks
+  int64_t keys;
+  int64_t queries;  // at a time; a multiple of 16
+
+  Pairing(const Sizes& n, int64_t first_query, int64_t query_count, int64_t first_key, int64_t key_count)
+      : last(n.causal ? first_query + n.keys - n.queries - first_key : key_count), keys(key_count) {
+    queries = last < keys - 1 ? 16 : padded(query_count);
   }
+  int64_t seen(int64_t query) const { return std::clamp<int64_t>(last + query + queries, 0, keys); }
+  float last_of(int64_t query) const { return float(last + query); }
 };
 
 Sizes sizes_of(const char* call, const ConstArray& q, const ConstArray& k, const ConstArray& v,
@@ -42,9 +57,11 @@ Sizes sizes_of(const char* call, const ConstArray& q, const ConstArray& k, const
   expect_array(call, "log_sum", log_sum, DType::float32, {n.samples, n.heads, n.queries});
   PLAIT_CHECK(n.groups > 0 ? n.heads % n.groups == 0 : n.heads == 0, call, n.heads, " heads are no multiple of ",
               n.groups, " key-value heads");
-  for (const ConstArray* x : {&q, &k, &v, &out}) {
-    expect_dtype(call, "an array", *x, q.dtype);
-    expect_unit_last(call, "an array", *x);
+  const char* names[] = {"q", "k", "v", "out"};
+  const ConstArray* arrays[] = {&q, &k, &v, &out};
+  for (int i = 0; i < 4; i++) {
+    expect_dtype(call, names[i], *arrays[i], q.dtype);
+    expect_unit_last(call, names[i], *arrays[i]);
   }
   return n;
 }
@@ -70,27 +87,32 @@ void forward_block(const Sizes& n, Head<const T> q, Head<const T> k, Head<const 
                    int64_t first_query, Head<T> out, float* log_sum) {
   thread_local Scratch scratch;
   const int64_t width = padded(n.size), count = std::min(QUERIES, n.queries - first_query);
-  float* q_turned = scratch.get<float>((2 * n.size + KEYS + 3) * QUERIES + KEYS * width);
+  float* q_turned = scratch.get<float>((2 * n.size + KEYS + 3) * QUERIES + 2 * KEYS * width);
   float* o = q_turned + n.size * QUERIES;  // (size, 64)
   float* scores = o + n.size * QUERIES;
   float *peak = scores + KEYS * QUERIES, *sum = peak + QUERIES, *factor = sum + QUERIES;
-  float* rows = factor + QUERIES;  // a block of keys, then of values
+  float *k_rows = factor + QUERIES, *v_rows = k_rows + KEYS * width;  // (64, width)
   turn_rows(q.row(first_query), q.stride, count, n.size, q_turned);
   std::fill_n(o, n.size * QUERIES, 0.0f);
   std::fill_n(peak, QUERIES, -math::INF);
   std::fill_n(sum, QUERIES, 0.0f);
   const int64_t visible = n.visible(first_query);
   for (int64_t j = 0; j < visible; j += KEYS) {
-    const int64_t keys = std::min(KEYS, visible - j);
-    copy_rows(k.row(j), k.stride, keys, n.size, rows);
-    multiply({rows, width, 1, q_turned, QUERIES, scores, QUERIES, keys, QUERIES, n.size, nullptr, false});
-    softmax_step(scores, keys, scale, n.mask(first_query, j, keys), peak, sum, factor);
-    copy_rows(v.row(j), v.stride, keys, n.size, rows);
-    multiply({rows, 1, width, scores, QUERIES, o, QUERIES, n.size, QUERIES, keys, factor, true});
+    const Pairing pair(n, first_query, count, j, std::min(KEYS, visible - j));
+    copy_rows(k.row(j), k.stride, pair.keys, n.size, k_rows);
+    copy_rows(v.row(j), v.stride, pair.keys, n.size, v_rows);
+    for (int64_t i = 0; i < count; i += pair.queries) {
+      const int64_t seen = pair.seen(i);
+      if (seen == 0) continue;
+      multiply({k_rows, width, 1, q_turned + i, QUERIES, scores + i, QUERIES, seen, pair.queries, n.size, nullptr,
+                false});
+      softmax_step(scores + i, seen, pair.queries, scale, pair.last_of(i), peak + i, sum + i, factor + i);
+      multiply({v_rows, 1, width, scores + i, QUERIES, o + i, QUERIES, n.size, pair.queries, seen, factor + i, true});
+    }
   }
-  divide(o, n.size, sum);
+  softmax_end(o, n.size, peak, sum, factor);
+  std::copy_n(factor, count, log_sum);
   store_turned(o, count, n.size, out.row(first_query), out.stride);
-  for (int64_t i = 0; i < count; i++) log_sum[i] = peak[i] + math::log(sum[i]);
 }
 
 // All heads that share one head of keys and values.
@@ -128,15 +150,21 @@ void backward_group(const Sizes& n, const ConstArray& grad, const ConstArray& q,
       std::fill_n(dq, n.size * QUERIES, 0.0f);
       const int64_t visible = n.visible(i);
       for (int64_t j = 0; j < visible; j += KEYS) {
-        const int64_t keys = std::min(KEYS, visible - j);
-        copy_rows(k_head.row(j), k_head.stride, keys, n.size, k_rows);
-        copy_rows(v_head.row(j), v_head.stride, keys, n.size, v_rows);
-        multiply({k_rows, width, 1, q_turned, QUERIES, scores, QUERIES, keys, QUERIES, n.size, nullptr, false});
-        multiply({v_rows, width, 1, grad_turned, QUERIES, grads, QUERIES, keys, QUERIES, n.size, nullptr, false});
-        softmax_backward(scores, grads, keys, scale, n.mask(i, j, keys), logs, delta);
-        multiply({scores, QUERIES, 1, grad_rows, width, dv + j * width, width, keys, width, queries, nullptr, true});
-        multiply({grads, QUERIES, 1, q_rows, width, dk + j * width, width, keys, width, queries, nullptr, true});
-        multiply({k_rows, 1, width, grads, QUERIES, dq, QUERIES, n.size, QUERIES, keys, nullptr, true});
+        const Pairing pair(n, i, queries, j, std::min(KEYS, visible - j));
+        copy_rows(k_head.row(j), k_head.stride, pair.keys, n.size, k_rows);
+        copy_rows(v_head.row(j), v_head.stride, pair.keys, n.size, v_rows);
+        float *dk_rows = dk + j * width, *dv_rows = dv + j * width;
+        for (int64_t q0 = 0; q0 < queries; q0 += pair.queries) {
+          const int64_t seen = pair.seen(q0), lanes = pair.queries, depth = std::min(lanes, queries - q0);
+          if (seen == 0) continue;
+          float *p = scores + q0, *ds = grads + q0;
+          multiply({k_rows, width, 1, q_turned + q0, QUERIES, p, QUERIES, seen, lanes, n.size, nullptr, false});
+          multiply({v_rows, width, 1, grad_turned + q0, QUERIES, ds, QUERIES, seen, lanes, n.size, nullptr, false});
+          softmax_backward(p, ds, seen, lanes, scale, pair.last_of(q0), logs + q0, delta + q0);
+          multiply({p, QUERIES, 1, grad_rows + q0 * width, width, dv_rows, width, seen, width, depth, nullptr, true});
+          multiply({ds, QUERIES, 1, q_rows + q0 * width, width, dk_rows, width, seen, width, depth, nullptr, true});
+          multiply({k_rows, 1, width, ds, QUERIES, dq + q0, QUERIES, n.size, lanes, seen, nullptr, true});
+        }
       }
       const auto dq_head = head_of<T>(grad_q, sample, h);
       store_turned(dq, queries, n.size, dq_head.row(i), dq_head.stride);
@@ -154,9 +182,10 @@ void attention_forward(const ConstArray& q, const ConstArray& k, const ConstArra
   const char* call = "attention_forward";
   const Sizes n = sizes_of(call, q, k, v, out, log_sum, causal);
   const int64_t blocks = (n.queries + QUERIES - 1) / QUERIES;
+  const int64_t grain = 1 + WORTH_A_THREAD / (std::min(QUERIES, n.queries) * n.keys * n.size + 1);
   PLAIT_FLOATS(q.dtype, call, [&](auto zero) {
     using T = decltype(zero);
-    parallel_for(n.samples * n.heads * blocks, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(n.samples * n.heads * blocks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; item++) {
         const int64_t first = item % blocks * QUERIES, row = item / blocks;
         const int64_t sample = row / n.heads, head = row % n.heads, group = head / (n.heads / n.groups);
@@ -176,9 +205,10 @@ void attention_backward(const ConstArray& grad, const ConstArray& q, const Const
   expect_dtype(call, "grad", grad, q.dtype);
   expect_shape(call, "grad", grad, {n.samples, n.queries, n.heads, n.size});
   expect_shape(call, "grad_k", grad_k, {n.samples, n.keys, n.groups, n.size});
+  const int64_t grain = 1 + WORTH_A_THREAD / (n.queries * n.keys * n.size + 1);
   PLAIT_FLOATS(q.dtype, call, [&](auto zero) {
     using T = decltype(zero);
-    parallel_for(n.samples * n.groups, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(n.samples * n.groups, grain, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; item++)
         backward_group<T>(n, grad, q, k, v, out, log_sum, scale, item / n.groups, item % n.groups, grad_q, grad_k,
                           grad_v);

@@ -1,5 +1,7 @@
-// Kernels of attention_block.hpp, on sixteen lanes. Tiles of 4 x 64 accumulators stay in registers while k runs.
+// Kernels of attention_block.hpp. Products keep tiles of 6 x 64 (AVX-512) or 6 x 16 (AVX2) accumulators in registers.
 #include "cpu/attention_block.hpp"
+
+#include <algorithm>
 
 #include "cpu/math.hpp"
 #include "cpu/vec.hpp"
@@ -9,25 +11,29 @@ namespace {
 
 // --- products --------------------------------------------------------------------------------------
 
-template <int M, int N>
+// M rows x N vectors of the output, in registers while k runs.
+template <class V, int M, int N>
 PLAIT_INLINE void tile(const Product& p, int64_t row, int64_t column) {
-  Lanes c[M][N];
+  V c[M][N];
   float* out = p.c + row * p.c_row + column;
 #pragma GCC unroll 8
-  for (int n = 0; n < N; n++) {
-    const Lanes factor = p.factor ? load(p.factor + column + n * LANES) : spread(1.0f);
+  for (int m = 0; m < M; m++) {
 #pragma GCC unroll 8
-    for (int m = 0; m < M; m++)
-      c[m][n] = p.accumulate ? load(out + m * p.c_row + n * LANES) * factor : spread(0.0f);
+    for (int n = 0; n < N; n++) {
+      c[m][n] = all<V>(0.0f);
+      if (p.accumulate) c[m][n] = load<V>(out + m * p.c_row + n * WIDTH<V>);
+      if (p.factor) c[m][n] *= load<V>(p.factor + column + n * WIDTH<V>);
+    }
   }
   const float *a = p.a + row * p.a_row, *b = p.b + column;
-  for (int64_t k = 0; k < p.depth; k++, a += p.a_step, b += p.b_row) {
-    Lanes y[N];
+  const int64_t a_row = p.a_row, a_step = p.a_step, b_row = p.b_row;
+  for (int64_t k = 0; k < p.depth; k++, a += a_step, b += b_row) {
+    V y[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; n++) y[n] = load(b + n * LANES);
+    for (int n = 0; n < N; n++) y[n] = load<V>(b + n * WIDTH<V>);
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      const Lanes x = spread(a[m * p.a_row]);
+      const V x = all<V>(a[m * a_row]);
 #pragma GCC unroll 8
       for (int n = 0; n < N; n++) c[m][n] = fma(x, y[n], c[m][n]);
     }
@@ -35,174 +41,161 @@ PLAIT_INLINE void tile(const Product& p, int64_t row, int64_t column) {
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++) {
 #pragma GCC unroll 8
-    for (int n = 0; n < N; n++) store(out + m * p.c_row + n * LANES, c[m][n]);
+    for (int n = 0; n < N; n++) store(out + m * p.c_row + n * WIDTH<V>, c[m][n]);
   }
 }
 
-template <int N>
+template <class V, int M, int N>
 PLAIT_INLINE void tile_column(const Product& p, int64_t column) {
   int64_t row = 0;
-  for (; row + 4 <= p.rows; row += 4) tile<4, N>(p, row, column);
-  for (; row < p.rows; row++) tile<1, N>(p, row, column);
+  for (; row + M <= p.rows; row += M) tile<V, M, N>(p, row, column);
+  if (M > 4)
+    for (; row + 4 <= p.rows; row += 4) tile<V, 4, N>(p, row, column);
+  for (; row < p.rows; row++) tile<V, 1, N>(p, row, column);
 }
 
+template <class V>
 PLAIT_INLINE void multiply_body(const Product* p) {
+  constexpr int N = WIDTH<V> == 16 ? 4 : 2, M = WIDTH<V> > 4 ? 6 : 4;  // of 32, 16 and 16 registers
   int64_t column = 0;
-  for (; column + 4 * LANES <= p->columns; column += 4 * LANES) tile_column<4>(*p, column);
-  for (; column < p->columns; column += LANES) tile_column<1>(*p, column);
+  for (; column + N * WIDTH<V> <= p->columns; column += N * WIDTH<V>) tile_column<V, M, N>(*p, column);
+  for (; column < p->columns; column += WIDTH<V>) tile_column<V, 2 * M, 1>(*p, column);
 }
-PLAIT_KERNEL(multiply_kernel, multiply_body)
+PLAIT_VECTOR_KERNEL(multiply_kernel, multiply_body)
 
 // --- softmax -----------------------------------------------------------------------------------------
 
-PLAIT_INLINE Lanes exp_lanes(Lanes x) {
-  Lanes r;
-  for (int i = 0; i < LANES; i++) r[i] = math::exp(x[i]);
-  return r;
-}
-
-constexpr int N = QUERIES / LANES;
-
-template <bool MASKED>
-PLAIT_INLINE void softmax_step_body(float* scores, int64_t keys, float scale, int64_t first_last, float* peak,
+template <class V>
+PLAIT_INLINE void softmax_step_body(float* scores, int64_t keys, int64_t queries, float scale, float last, float* peak,
                                     float* sum, float* factor) {
-  Lanes top[N], total[N];
-  IntLanes last[N];
-#pragma GCC unroll 4
-  for (int n = 0; n < N; n++) {
-    top[n] = load(peak + n * LANES);
-    last[n] = lane_numbers() + int32_t(first_last + n * LANES);
-    total[n] = spread(0.0f);
-  }
-  for (int64_t k = 0; k < keys; k++) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; n++) {
-      float* at = scores + k * QUERIES + n * LANES;
-      Lanes x = load(at) * scale;
-      if (MASKED) x = last[n] >= int32_t(k) ? x : spread(-math::INF);
-      top[n] = max(x, top[n]);  // skips NaN, which the exponentials bring into the sum
+  for (int64_t q = 0; q < queries; q += WIDTH<V>) {
+    const V before = load<V>(peak + q), seen = lane_numbers<V>() + (last + float(q));
+    V top = before;
+    for (int64_t k = 0; k < keys; k++) {
+      float* at = scores + k * QUERIES + q;
+      const V score = load<V>(at) * scale;
+      const V x = seen < float(k) ? all<V>(-math::INF) : score;
+      top = max(x, top);  // skips NaN, which the exponentials bring into the sum
       store(at, x);
     }
-  }
-  Lanes base[N];
-#pragma GCC unroll 4
-  for (int n = 0; n < N; n++) base[n] = top[n] == -math::INF ? spread(0.0f) : top[n];
-  for (int64_t k = 0; k < keys; k++) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; n++) {
-      float* at = scores + k * QUERIES + n * LANES;
-      const Lanes p = exp_lanes(load(at) - base[n]);
-      total[n] += p;
+    const V base = top == -math::INF ? all<V>(0.0f) : top;
+    V total = all<V>(0.0f);
+    for (int64_t k = 0; k < keys; k++) {
+      float* at = scores + k * QUERIES + q;
+      const V p = math::exp(load<V>(at) - base);
+      total += p;
       store(at, p);
     }
-  }
-#pragma GCC unroll 4
-  for (int n = 0; n < N; n++) {
-    const Lanes f = exp_lanes(load(peak + n * LANES) - base[n]);
-    store(sum + n * LANES, fma(load(sum + n * LANES), f, total[n]));
-    store(factor + n * LANES, f);
-    store(peak + n * LANES, top[n]);
+    const V f = math::exp(before - base);
+    store(factor + q, f);
+    store(sum + q, fma(load<V>(sum + q), f, total));
+    store(peak + q, top);
   }
 }
-PLAIT_KERNEL(softmax_step_masked, softmax_step_body<true>)
-PLAIT_KERNEL(softmax_step_full, softmax_step_body<false>)
+PLAIT_VECTOR_KERNEL(softmax_step_kernel, softmax_step_body)
 
-template <bool MASKED>
-PLAIT_INLINE void softmax_backward_body(float* scores, float* grads, int64_t keys, float scale, int64_t first_last,
-                                        const float* log_sum, const float* delta) {
-  for (int64_t k = 0; k < keys; k++) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; n++) {
-      const int64_t at = k * QUERIES + n * LANES;
-      Lanes p = exp_lanes(load(scores + at) * scale - load(log_sum + n * LANES));
-      if (MASKED) p = lane_numbers() + int32_t(first_last + n * LANES) >= int32_t(k) ? p : spread(0.0f);
+template <class V>
+PLAIT_INLINE void softmax_backward_body(float* scores, float* grads, int64_t keys, int64_t queries, float scale,
+                                        float last, const float* log_sum, const float* delta) {
+  for (int64_t q = 0; q < queries; q += WIDTH<V>) {
+    const V logs = load<V>(log_sum + q), deltas = load<V>(delta + q);
+    const V seen = lane_numbers<V>() + (last + float(q));
+    for (int64_t k = 0; k < keys; k++) {
+      const int64_t at = k * QUERIES + q;
+      const V e = math::exp(load<V>(scores + at) * scale - logs);
+      const V p = seen < float(k) ? all<V>(0.0f) : e;
       store(scores + at, p);
-      store(grads + at, p * (load(grads + at) - load(delta + n * LANES)) * scale);
+      store(grads + at, p * (load<V>(grads + at) - deltas) * scale);
     }
   }
 }
-PLAIT_KERNEL(softmax_backward_masked, softmax_backward_body<true>)
-PLAIT_KERNEL(softmax_backward_full, softmax_backward_body<false>)
+PLAIT_VECTOR_KERNEL(softmax_backward_kernel, softmax_backward_body)
 
-PLAIT_INLINE void divide_body(float* x, int64_t rows, const float* by) {
-#pragma GCC unroll 4
-  for (int n = 0; n < N; n++) {
-    const Lanes divisor = load(by + n * LANES);
-    const Lanes inverse = divisor == 0.0f ? spread(0.0f) : 1.0f / divisor;
-    for (int64_t r = 0; r < rows; r++) {
-      float* at = x + r * QUERIES + n * LANES;
-      store(at, load(at) * inverse);
-    }
+template <class V>
+PLAIT_INLINE void softmax_end_body(float* out, int64_t size, const float* peak, const float* sum, float* log_sum) {
+  for (int64_t q = 0; q < QUERIES; q += WIDTH<V>) {
+    const V total = load<V>(sum + q);
+    const V inverse = total == 0.0f ? all<V>(0.0f) : 1.0f / total;
+    for (int64_t r = 0; r < size; r++) store(out + r * QUERIES + q, load<V>(out + r * QUERIES + q) * inverse);
   }
+  for (int64_t q = 0; q < QUERIES; q++) log_sum[q] = peak[q] + math::log(sum[q]);
 }
-PLAIT_KERNEL(divide_kernel, divide_body)
+PLAIT_VECTOR_KERNEL(softmax_end_kernel, softmax_end_body)
 
 // --- moving rows ---------------------------------------------------------------------------------------
 
-template <class T>
+template <class V, class T>
 PLAIT_INLINE void copy_body(const T* x, int64_t stride, int64_t rows, int64_t size, float* out) {
-  for (int64_t r = 0; r < rows; r++)
-    for (int64_t i = 0; i < size; i += LANES) store(out + r * padded(size) + i, load(x + r * stride + i, size - i));
-}
-PLAIT_KERNEL(copy_kernel, copy_body)
-
-template <class T>
-PLAIT_INLINE void turn_body(const T* x, int64_t stride, int64_t rows, int64_t size, float* out) {
-  for (int64_t i = 0; i < size; i++) {
-    for (int64_t r = 0; r < rows; r++) out[i * QUERIES + r] = to_float(x[r * stride + i]);
-    for (int64_t r = rows; r < QUERIES; r++) out[i * QUERIES + r] = 0.0f;
+  for (int64_t r = 0; r < rows; r++, x += stride, out += padded(size)) {
+    int64_t i = 0;
+    for (; i + WIDTH<V> <= size; i += WIDTH<V>) store(out + i, load<V>(x + i));
+    for (; i < padded(size); i += WIDTH<V>) store(out + i, load<V>(x + i, std::max<int64_t>(size - i, 0)));
   }
 }
-PLAIT_KERNEL(turn_kernel, turn_body)
+PLAIT_VECTOR_KERNEL(copy_kernel, copy_body)
 
-template <class T>
-PLAIT_INLINE void store_body(const float* x, int64_t rows, int64_t size, T* out, int64_t stride) {
-  for (int64_t r = 0; r < rows; r++)
-    for (int64_t i = 0; i < size; i += LANES)
-      store(out + r * stride + i, load(x + r * padded(size) + i) + 0.0f, size - i);
+// A row's vector at a time: rows may lie so far apart that they share few places of the cache.
+template <class V, class T>
+PLAIT_INLINE void turn_body(const T* x, int64_t stride, int64_t rows, int64_t size, float* out) {
+  if (rows < QUERIES) std::fill_n(out, size * QUERIES, 0.0f);
+  for (int64_t i = 0; i < size; i += WIDTH<V>) {
+    const int64_t count = std::min(WIDTH<V>, size - i);
+    for (int64_t r = 0; r < rows; r++) {
+      float part[WIDTH<V>];
+      store(part, load<V>(x + r * stride + i, count));
+      for (int64_t l = 0; l < count; l++) out[(i + l) * QUERIES + r] = part[l];
+    }
+  }
 }
-PLAIT_KERNEL(store_kernel, store_body)
+PLAIT_VECTOR_KERNEL(turn_kernel, turn_body)
 
-template <class T>
+template <class V, class T>
+PLAIT_INLINE void store_body(const float* x, int64_t rows, int64_t size, T* out, int64_t stride) {
+  for (int64_t r = 0; r < rows; r++, x += padded(size), out += stride)
+    for (int64_t i = 0; i < size; i += WIDTH<V>) store(out + i, load<V>(x + i) + 0.0f, size - i);
+}
+PLAIT_VECTOR_KERNEL(store_kernel, store_body)
+
+template <class V, class T>
 PLAIT_INLINE void store_turned_body(const float* x, int64_t rows, int64_t size, T* out, int64_t stride) {
   for (int64_t r = 0; r < rows; r++)
     for (int64_t i = 0; i < size; i++) out[r * stride + i] = from_float<T>(x[i * QUERIES + r] + 0.0f);
 }
-PLAIT_KERNEL(store_turned_kernel, store_turned_body)
+PLAIT_VECTOR_KERNEL(store_turned_kernel, store_turned_body)
 
 template <class T>
 struct Dot {
   const T *a, *b;
-  PLAIT_INLINE Lanes operator()(int64_t i, int64_t count) const { return load(a + i, count) * load(b + i, count); }
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    return load<V>(a + i, count) * load<V>(b + i, count);
+  }
 };
 
-template <class T>
+template <class V, class T>
 PLAIT_INLINE void dot_body(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t rows, int64_t size,
                            float* out) {
-  for (int64_t r = 0; r < rows; r++) out[r] = sum_row(size, Dot<T>{a + r * a_stride, b + r * b_stride});
+  for (int64_t r = 0; r < rows; r++) out[r] = sum_row<V>(size, Dot<T>{a + r * a_stride, b + r * b_stride});
 }
-PLAIT_KERNEL(dot_kernel, dot_body)
+PLAIT_VECTOR_KERNEL(dot_kernel, dot_body)
 
 }  // namespace
 
 void multiply(const Product& p) { multiply_kernel(&p); }
 
-void softmax_step(float* scores, int64_t keys, float scale, Mask mask, float* peak, float* sum, float* factor) {
-  if (mask.any)
-    softmax_step_masked(scores, keys, scale, mask.first_last, peak, sum, factor);
-  else
-    softmax_step_full(scores, keys, scale, mask.first_last, peak, sum, factor);
+void softmax_step(float* scores, int64_t keys, int64_t queries, float scale, float last, float* peak, float* sum,
+                  float* factor) {
+  softmax_step_kernel(scores, keys, queries, scale, last, peak, sum, factor);
 }
 
-void softmax_backward(float* scores, float* grads, int64_t keys, float scale, Mask mask, const float* log_sum,
-                      const float* delta) {
-  if (mask.any)
-    softmax_backward_masked(scores, grads, keys, scale, mask.first_last, log_sum, delta);
-  else
-    softmax_backward_full(scores, grads, keys, scale, mask.first_last, log_sum, delta);
+void softmax_backward(float* scores, float* grads, int64_t keys, int64_t queries, float scale, float last,
+                      const float* log_sum, const float* delta) {
+  softmax_backward_kernel(scores, grads, keys, queries, scale, last, log_sum, delta);
 }
 
-void divide(float* x, int64_t rows, const float* by) { divide_kernel(x, rows, by); }
+void softmax_end(float* out, int64_t size, const float* peak, const float* sum, float* log_sum) {
+  softmax_end_kernel(out, size, peak, sum, log_sum);
+}
 
 template <class T>
 void copy_rows(const T* x, int64_t stride, int64_t rows, int64_t size, float* out) {

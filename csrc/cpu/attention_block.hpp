@@ -26,20 +26,15 @@ struct Product {
 };
 void multiply(const Product& p);
 
-// Which keys a query sees: query q (in the block) sees the keys up to first_last + q, both counted in the block.
-struct Mask {
-  bool any;  // else every query sees every key
-  int64_t first_last;
-};
-
-// One step of the online softmax on scores (keys, 64): scores become exp(scale * score - peak). factor is what earlier
-// sums and outputs are to be multiplied by.
-void softmax_step(float* scores, int64_t keys, float scale, Mask mask, float* peak, float* sum, float* factor);
-// probabilities = exp(scale * scores - log_sum), in place; grads = probabilities * (grads - delta) * scale, in place.
-void softmax_backward(float* scores, float* grads, int64_t keys, float scale, Mask mask, const float* log_sum,
-                      const float* delta);
-// out = a / b, lane by lane over (rows, 64); 0 where b is 0.
-void divide(float* x, int64_t rows, const float* by);
+// One step of the online softmax on scores (keys, queries), rows of 64 floats. Query q sees keys up to last + q (infinity:
+// all). scores become exp(scale * score - peak), factor what earlier sums and outputs are to be multiplied by.
+void softmax_step(float* scores, int64_t keys, int64_t queries, float scale, float last, float* peak, float* sum,
+                  float* factor);
+// scores become probabilities = exp(scale * score - log_sum), grads probabilities * (grads - delta) * scale.
+void softmax_backward(float* scores, float* grads, int64_t keys, int64_t queries, float scale, float last,
+                      const float* log_sum, const float* delta);
+// Ends a block of 64 queries: out (size, 64) / sum, 0 where no key was seen; log_sum = peak + log(sum).
+void softmax_end(float* out, int64_t size, const float* peak, const float* sum, float* log_sum);
 
 // rows of x (rows, size) to float32: straight (rows, padded size), or turned (size, 64), each filled up with zeros.
 template <class T>

@@ -12,78 +12,75 @@
 namespace plait {
 namespace {
 
-PLAIT_INLINE Lanes exp_lanes(Lanes x) {
-  Lanes r;
-  for (int i = 0; i < LANES; i++) r[i] = math::exp(x[i]);
-  return r;
-}
-
 // What is subtracted from logits: where there is nothing but -infinity, 0, so that exp gives 0 and not NaN.
 PLAIT_INLINE float base_of(float peak) { return peak == -math::INF ? 0.0f : peak; }
+
+template <class T>
+struct Value {
+  const T* x;
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const { return load<V>(x + i, count); }
+};
 
 template <class T>
 struct Exponential {
   const T* x;
   float base;
-  PLAIT_INLINE Lanes operator()(int64_t i, int64_t count) const { return exp_lanes(load(x + i, count) - base); }
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const { return math::exp(load<V>(x + i, count) - base); }
 };
 
 template <class T>
 struct Gradient {
   const T* x;
   float base, scale;
-  PLAIT_INLINE Lanes operator()(int64_t i, int64_t count) const {
-    return exp_lanes(load(x + i, count) - base) * scale;
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    return math::exp(load<V>(x + i, count) - base) * scale;
   }
 };
 
-template <class T>
-PLAIT_INLINE float peak_of(const T* x, int64_t n) {
-  Lanes top = spread(-math::INF);
-  int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) top = max(load(x + i), top);
-  if (i < n) top = max(keep(load(x + i, n - i), n - i, -math::INF), top);
-  return max_lanes(top);
-}
-
-template <class T>
+template <class V, class T>
 PLAIT_INLINE void statistics_body(const T* logits, int64_t rows, int64_t stride, int64_t columns, float* peak,
                                   float* sum) {
   for (int64_t r = 0; r < rows; r++, logits += stride) {
-    peak[r] = peak_of(logits, columns);
-    sum[r] = sum_row(columns, Exponential<T>{logits, base_of(peak[r])});
+    peak[r] = max_row<V>(columns, Value<T>{logits});
+    sum[r] = sum_row<V>(columns, Exponential<T>{logits, base_of(peak[r])});
   }
 }
-PLAIT_KERNEL(statistics_rows, statistics_body)
+PLAIT_VECTOR_KERNEL(statistics_rows, statistics_body)
 
 constexpr int STACK = 64;
 
-// Sixteen rows of the tree merge, parts (n, 2, rows).
-PLAIT_INLINE void merge_body(const float* parts, const int* merges, int64_t n, int64_t rows, int64_t count,
-                             float* out) {
-  Lanes peaks[STACK], sums[STACK];
-  int top = 0;
-  for (int64_t i = 0; i < n; i++) {
-    peaks[top] = load(parts + 2 * i * rows, count);
-    sums[top++] = load(parts + (2 * i + 1) * rows, count);
-    for (int m = 0; m < merges[i]; m++) {
-      top--;
-      const Lanes peak = max(peaks[top - 1], peaks[top]);
-      const Lanes base = peak == -math::INF ? spread(0.0f) : peak;
-      sums[top - 1] = sums[top - 1] * exp_lanes(peaks[top - 1] - base) + sums[top] * exp_lanes(peaks[top] - base);
-      peaks[top - 1] = peak;
+// The tree merge of rows begin .. end, parts (n, 2, rows): a stack of vectors of rows.
+template <class V>
+PLAIT_INLINE void merge_body(const float* parts, const int* merges, int64_t n, int64_t rows, int64_t begin,
+                             int64_t end, float* out) {
+  V peaks[STACK], sums[STACK];
+  for (int64_t r = begin; r < end; r += WIDTH<V>) {
+    int top = 0;
+    for (int64_t i = 0; i < n; i++) {
+      peaks[top] = load<V>(parts + 2 * i * rows + r, end - r);
+      sums[top++] = load<V>(parts + (2 * i + 1) * rows + r, end - r);
+      for (int m = 0; m < merges[i]; m++) {
+        top--;
+        const V peak = max(peaks[top - 1], peaks[top]);
+        const V base = peak == -math::INF ? all<V>(0.0f) : peak;
+        sums[top - 1] = sums[top - 1] * math::exp(peaks[top - 1] - base) + sums[top] * math::exp(peaks[top] - base);
+        peaks[top - 1] = peak;
+      }
     }
+    store(out + r, peaks[0], end - r);
+    store(out + rows + r, sums[0], end - r);
   }
-  store(out, peaks[0], count);
-  store(out + rows, sums[0], count);
 }
-PLAIT_KERNEL(merge_rows, merge_body)
+PLAIT_VECTOR_KERNEL(merge_rows, merge_body)
 
-template <class T>
+template <class V, class T>
 PLAIT_INLINE void backward_body(const T* logits, int64_t columns, float base, float scale, T* grad) {
-  fill_row(columns, grad, Gradient<T>{logits, base, scale});
+  fill_row<V>(columns, grad, Gradient<T>{logits, base, scale});
 }
-PLAIT_KERNEL(backward_row, backward_body)
+PLAIT_VECTOR_KERNEL(backward_row, backward_body)
 
 int64_t grain_of(int64_t columns) { return 1 + 8192 / (columns + 1); }
 
@@ -145,9 +142,8 @@ void cross_entropy_merge(const ConstArray& parts, const std::vector<int>& merges
   PLAIT_CHECK(held == 1, call, "these merge counts leave ", held, " parts, expected 1");
   const float* in = parts.as<float>();
   float* merged = out.as<float>();
-  parallel_for((rows + LANES - 1) / LANES, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin * LANES; r < std::min(end * LANES, rows); r += LANES)
-      merge_rows(in + r, merges.data(), n, rows, std::min(LANES, rows - r), merged + r);
+  parallel_for(rows, 1024, [&](int64_t begin, int64_t end) {
+    merge_rows(in, merges.data(), n, rows, begin, end, merged);
   });
 }
 

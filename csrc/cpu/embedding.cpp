@@ -10,11 +10,11 @@
 namespace plait {
 namespace {
 
-template <class T>
+template <class V, class T>
 PLAIT_INLINE void add_body(const T* x, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; i += LANES) store(out + i, load(out + i, n - i) + load(x + i, n - i), n - i);
+  for (int64_t i = 0; i < n; i += WIDTH<V>) store(out + i, load<V>(out + i, n - i) + load<V>(x + i, n - i), n - i);
 }
-PLAIT_KERNEL(add_row, add_body)
+PLAIT_VECTOR_KERNEL(add_row, add_body)
 
 }  // namespace
 

@@ -15,15 +15,17 @@ namespace {
 template <class T>
 struct Value {
   const T* x;
-  PLAIT_INLINE Lanes operator()(int64_t i, int64_t count) const { return load(x + i, count); }
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const { return load<V>(x + i, count); }
 };
 
 template <class T>
 struct SquaredDistance {
   const T* x;
   float mean;
-  PLAIT_INLINE Lanes operator()(int64_t i, int64_t count) const {
-    const Lanes d = load(x + i, count) - mean;
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    const V d = load<V>(x + i, count) - mean;
     return d * d;
   }
 };
@@ -33,16 +35,18 @@ template <class T>
 struct Normalised {
   const T* x;
   float mean, rstd;
-  PLAIT_INLINE Lanes operator()(int64_t i, int64_t count) const { return (load(x + i, count) - mean) * rstd; }
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const { return (load<V>(x + i, count) - mean) * rstd; }
 };
 
 template <class T, class W>
 struct Scaled {
   Normalised<T> x;
   const W *weight, *bias;
-  PLAIT_INLINE Lanes operator()(int64_t i, int64_t count) const {
-    const Lanes w = load(weight + i, count), y = x(i, count);
-    return bias ? fma(y, w, load(bias + i, count)) : y * w;
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    const V w = load<V>(weight + i, count), y = x.template at<V>(i, count);
+    return bias ? fma(y, w, load<V>(bias + i, count)) : y * w;
   }
 };
 
@@ -50,8 +54,9 @@ template <class T, class W>
 struct WeightedGrad {
   const T* grad;
   const W* weight;
-  PLAIT_INLINE Lanes operator()(int64_t i, int64_t count) const {
-    return load(grad + i, count) * load(weight + i, count);
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    return load<V>(grad + i, count) * load<V>(weight + i, count);
   }
 };
 
@@ -59,7 +64,8 @@ template <class T, class W>
 struct WeightedProduct {
   WeightedGrad<T, W> grad;
   Normalised<T> x;
-  PLAIT_INLINE Lanes operator()(int64_t i, int64_t count) const { return grad(i, count) * x(i, count); }
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const { return grad.template at<V>(i, count) * x.template at<V>(i, count); }
 };
 
 // rstd (g - mean(g) - y mean(g y)) with g = grad * weight, y = normalised x
@@ -68,55 +74,56 @@ struct GradX {
   WeightedGrad<T, W> grad;
   Normalised<T> x;
   float mean_grad, mean_product;
-  PLAIT_INLINE Lanes operator()(int64_t i, int64_t count) const {
-    const Lanes g = grad(i, count) - mean_grad;
-    return fma(x(i, count), spread(-mean_product), g) * x.rstd;
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    const V g = grad.template at<V>(i, count) - mean_grad;
+    return fma(x.template at<V>(i, count), all<V>(-mean_product), g) * x.rstd;
   }
 };
 
 // --- row kernels -----------------------------------------------------------------------------------
 
 // mean is null for RMS norm.
-template <class T, class W>
+template <class V, class T, class W>
 PLAIT_INLINE void forward_body(const T* x, const W* weight, const W* bias, float epsilon, int64_t rows,
                                int64_t channels, T* out, float* mean, float* rstd) {
   for (int64_t r = 0; r < rows; r++, x += channels, out += channels) {
-    const float m = mean ? sum_row(channels, Value<T>{x}) / float(channels) : 0.0f;
-    const float variance = sum_row(channels, SquaredDistance<T>{x, m}) / float(channels);
+    const float m = mean ? sum_row<V>(channels, Value<T>{x}) / float(channels) : 0.0f;
+    const float variance = sum_row<V>(channels, SquaredDistance<T>{x, m}) / float(channels);
     const float scale = 1.0f / __builtin_sqrtf(variance + epsilon);
-    fill_row(channels, out, Scaled<T, W>{{x, m, scale}, weight, bias});
+    fill_row<V>(channels, out, Scaled<T, W>{{x, m, scale}, weight, bias});
     if (mean) mean[r] = m;
     rstd[r] = scale;
   }
 }
-PLAIT_KERNEL(forward_rows, forward_body)
+PLAIT_VECTOR_KERNEL(forward_rows, forward_body)
 
-template <class T, class W>
+template <class V, class T, class W>
 PLAIT_INLINE void backward_body(const T* grad, const T* x, const W* weight, const float* mean, const float* rstd,
                                 int64_t rows, int64_t channels, T* grad_x) {
   for (int64_t r = 0; r < rows; r++, grad += channels, x += channels, grad_x += channels) {
     const WeightedGrad<T, W> g{grad, weight};
     const Normalised<T> y{x, mean ? mean[r] : 0.0f, rstd[r]};
-    const float mean_grad = mean ? sum_row(channels, g) / float(channels) : 0.0f;
-    const float mean_product = sum_row(channels, WeightedProduct<T, W>{g, y}) / float(channels);
-    fill_row(channels, grad_x, GradX<T, W>{g, y, mean_grad, mean_product});
+    const float mean_grad = mean ? sum_row<V>(channels, g) / float(channels) : 0.0f;
+    const float mean_product = sum_row<V>(channels, WeightedProduct<T, W>{g, y}) / float(channels);
+    fill_row<V>(channels, grad_x, GradX<T, W>{g, y, mean_grad, mean_product});
   }
 }
-PLAIT_KERNEL(backward_rows, backward_body)
+PLAIT_VECTOR_KERNEL(backward_rows, backward_body)
 
 // Channels of one row are added to the sums; called row after row.
-template <class T>
+template <class V, class T>
 PLAIT_INLINE void backward_weight_body(const T* grad, const T* x, float mean, float rstd, int64_t channels,
                                        float* __restrict__ grad_weight, float* __restrict__ grad_bias) {
   int64_t c = 0;
-  for (; c < channels; c += LANES) {
+  for (; c < channels; c += WIDTH<V>) {
     const int64_t count = channels - c;
-    const Lanes g = load(grad + c, count), y = (load(x + c, count) - mean) * rstd;
-    store(grad_weight + c, fma(g, y, load(grad_weight + c, count)), count);
-    if (grad_bias) store(grad_bias + c, load(grad_bias + c, count) + g, count);
+    const V g = load<V>(grad + c, count), y = (load<V>(x + c, count) - mean) * rstd;
+    store(grad_weight + c, fma(g, y, load<V>(grad_weight + c, count)), count);
+    if (grad_bias) store(grad_bias + c, load<V>(grad_bias + c, count) + g, count);
   }
 }
-PLAIT_KERNEL(backward_weight_row, backward_weight_body)
+PLAIT_VECTOR_KERNEL(backward_weight_row, backward_weight_body)
 
 // --- launchers -------------------------------------------------------------------------------------
 

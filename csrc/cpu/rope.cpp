@@ -1,6 +1,7 @@
 // Rotary position embedding (Su et al. 2021). Angles are formed in double: base^(-2i/D) once per call by our own log and
 // exp series (relative error about 1e-15), times the position, reduced by pi/2 in two doubles; so cosine and sine are
 // within 1e-7 at positions up to 1e6 and beyond. No table is kept: a position's angles serve all samples and heads.
+#include <algorithm>
 #include <vector>
 
 #include "core/ops.hpp"
@@ -47,20 +48,22 @@ PLAIT_INLINE void angles_body(const double* frequency, double position, int64_t 
 PLAIT_KERNEL(angles, angles_body)
 
 // All heads of one token.
-template <class T>
+template <class V, class T>
 PLAIT_INLINE void rotate_body(const T* x, int64_t x_stride, int64_t heads, int64_t pairs, const float* cosine,
                               const float* sine, T* out, int64_t out_stride) {
   for (int64_t h = 0; h < heads; h++, x += x_stride, out += out_stride) {
-    for (int64_t i = 0; i < pairs; i += LANES) {
+    for (int64_t i = 0; i < pairs; i += WIDTH<V>) {
       const int64_t count = pairs - i;
-      const Lanes a = load(x + i, count), b = load(x + pairs + i, count);
-      const Lanes c = load(cosine + i, count), s = load(sine + i, count);
+      const V a = load<V>(x + i, count), b = load<V>(x + pairs + i, count);
+      const V c = load<V>(cosine + i, count), s = load<V>(sine + i, count);
       store(out + i, fma(a, c, -(b * s)), count);
       store(out + pairs + i, fma(b, c, a * s), count);
     }
   }
 }
-PLAIT_KERNEL(rotate, rotate_body)
+PLAIT_VECTOR_KERNEL(rotate, rotate_body)
+
+constexpr int64_t BLOCK = 16;  // positions whose angles are held at a time: long enough runs of memory in each sample
 
 }  // namespace
 
@@ -81,16 +84,21 @@ void rope(const ConstArray& x, float base, int64_t first_position, bool inverse,
     using T = decltype(zero);
     const T* x_data = x.as<T>();
     T* out_data = out.as<T>();
-    const int64_t grain = 1 + 16384 / (samples * heads * size + 1);
-    parallel_for(positions, grain, [&](int64_t begin, int64_t end) {
+    const int64_t grain = 1 + 16384 / (BLOCK * samples * heads * size + 1);
+    parallel_for((positions + BLOCK - 1) / BLOCK, grain, [&](int64_t begin, int64_t end) {
       thread_local Scratch scratch;
-      float* cosine = scratch.get<float>(2 * pairs);
-      float* sine = cosine + pairs;
-      for (int64_t s = begin; s < end; s++) {
-        angles(frequency.data(), double(first_position + s), pairs, inverse ? -1.0f : 1.0f, cosine, sine);
+      float* cosine = scratch.get<float>(2 * BLOCK * pairs);
+      float* sine = cosine + BLOCK * pairs;
+      for (int64_t first = begin * BLOCK; first < std::min(end * BLOCK, positions); first += BLOCK) {
+        const int64_t count = std::min(BLOCK, positions - first);
+        for (int64_t s = 0; s < count; s++)
+          angles(frequency.data(), double(first_position + first + s), pairs, inverse ? -1.0f : 1.0f,
+                 cosine + s * pairs, sine + s * pairs);
         for (int64_t b = 0; b < samples; b++)
-          rotate(x_data + b * x.strides[0] + s * x.strides[1], x.strides[2], heads, pairs, cosine, sine,
-                 out_data + b * out.strides[0] + s * out.strides[1], out.strides[2]);
+          for (int64_t s = 0; s < count; s++)
+            rotate(x_data + b * x.strides[0] + (first + s) * x.strides[1], x.strides[2], heads, pairs,
+                   cosine + s * pairs, sine + s * pairs, out_data + b * out.strides[0] + (first + s) * out.strides[1],
+                   out.strides[2]);
       }
     });
   });

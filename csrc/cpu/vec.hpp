@@ -1,119 +1,197 @@
-// Sixteen float lanes with GNU vector extensions: one source for all instruction paths. The compiler lowers the
-// operators after inlining into a PLAIT_KERNEL wrapper: one zmm, two ymm, or four 128-bit registers. Every lane
-// operation rounds like its scalar, so the bits are equal on every path.
+// Vectors of floats as wide as the instruction path's registers: kernels are templates over V, which is 16, 8 or 4 floats (GNU
+// vector extensions: + - * / < ?: work on V). Every operation is lane by lane and rounds like its scalar, and sums over a row
+// have 64 lanes whatever the width, so the bits are equal on every path.
 #pragma once
 #include <cstdint>
 #include <cstring>
 
 #include "core/dtype.hpp"
+#include "cpu/fma.hpp"
 #include "cpu/isa.hpp"
 
 namespace plait {
 
-constexpr int64_t LANES = 16;
-using Lanes = float __attribute__((vector_size(64)));
-using IntLanes = int32_t __attribute__((vector_size(64)));
-using UintLanes = uint32_t __attribute__((vector_size(64)));
-using HalfLanes = uint16_t __attribute__((vector_size(32)));
+// Compilers take vector_size only with a literal number. Memory: the same at any address.
+template <int LANES>
+struct VectorOf;
+#define PLAIT_VECTOR(LANES)                                                                   \
+  template <>                                                                                 \
+  struct VectorOf<LANES> {                                                                    \
+    using Floats = float __attribute__((vector_size(4 * LANES)));                             \
+    using Uints = uint32_t __attribute__((vector_size(4 * LANES)));                           \
+    using Memory = float __attribute__((vector_size(4 * LANES), aligned(4), may_alias));      \
+  };
+PLAIT_VECTOR(16)
+PLAIT_VECTOR(8)
+PLAIT_VECTOR(4)
+#undef PLAIT_VECTOR
 
-PLAIT_INLINE Lanes spread(float x) { return Lanes{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
-PLAIT_INLINE IntLanes lane_numbers() {
-  return IntLanes{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+using Floats16 = VectorOf<16>::Floats;
+using Floats8 = VectorOf<8>::Floats;
+using Floats4 = VectorOf<4>::Floats;
+
+template <class V>
+constexpr int64_t WIDTH = sizeof(V) / sizeof(float);
+template <class V>
+using Uints = typename VectorOf<WIDTH<V>>::Uints;
+
+// PLAIT_VECTOR_KERNEL(name, body) is PLAIT_KERNEL for a body whose first template argument is the path's vector.
+#define PLAIT_VECTOR_KERNEL(name, body)                                                                 \
+  template <class... Args>                                                                              \
+  PLAIT_TARGET_AVX512 void name##_avx512(Args... args) { body<::plait::Floats16>(args...); }            \
+  template <class... Args>                                                                              \
+  PLAIT_TARGET_AVX2 void name##_avx2(Args... args) { body<::plait::Floats8>(args...); }                 \
+  template <class... Args>                                                                              \
+  __attribute__((noinline)) void name##_portable(Args... args) { body<::plait::Floats4>(args...); }     \
+  template <class... Args>                                                                              \
+  void name(Args... args) {                                                                             \
+    switch (::plait::active_isa()) {                                                                    \
+      case ::plait::Isa::avx512: return name##_avx512(args...);                                         \
+      case ::plait::Isa::avx2: return name##_avx2(args...);                                             \
+      default: return name##_portable(args...);                                                         \
+    }                                                                                                   \
+  }
+
+// --- arithmetic --------------------------------------------------------------------------------------
+
+// x in every lane. Numbers known to the compiler become constants; others need the instruction, as initialiser lists of wide
+// vectors go through memory.
+template <class V>
+PLAIT_INLINE V all(float x) {
+#if defined(__x86_64__)
+  if constexpr (WIDTH<V> > 4) {
+    if (__builtin_constant_p(x)) return x - V{};  // x - 0 is x, also for -0
+    V r;
+    asm("vbroadcastss %1, %0" : "=v"(r) : "vm"(x));
+    return r;
+  }
+#endif
+  return x - V{};
+}
+template <>
+PLAIT_INLINE float all<float>(float x) { return x; }
+
+// a * b + c, rounded once. The instruction is written out: -ffp-contract=off leaves vector operators unfused, and compilers
+// turn loops of scalar fma into vectors only sometimes.
+PLAIT_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+PLAIT_INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+template <class V>
+PLAIT_INLINE V fma(V a, V b, V c) {
+#if defined(__x86_64__)
+  if constexpr (WIDTH<V> > 4) {
+    asm("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+  }
+#endif
+  for (int64_t l = 0; l < WIDTH<V>; l++) c[l] = fused(a[l], b[l], c[l]);
+  return c;
 }
 
-PLAIT_INLINE Lanes load(const float* p) {
-  using Memory = float __attribute__((vector_size(64), aligned(4), may_alias));
-  return *reinterpret_cast<const Memory*>(p);
+// The larger; b where a is NaN.
+template <class V>
+PLAIT_INLINE V max(V a, V b) { return b < a ? a : b; }
+
+// --- memory --------------------------------------------------------------------------------------------
+
+template <class V>
+PLAIT_INLINE V load(const float* p) {
+  return *reinterpret_cast<const typename VectorOf<WIDTH<V>>::Memory*>(p);
 }
-PLAIT_INLINE Lanes load(const bfloat16* p) {
-  using Memory = uint16_t __attribute__((vector_size(32), aligned(2), may_alias));
-  const HalfLanes half = *reinterpret_cast<const Memory*>(p);
-  return Lanes(__builtin_convertvector(half, UintLanes) << 16);
+template <class V>
+PLAIT_INLINE V load(const bfloat16* p) {
+  Uints<V> u;
+  for (int64_t l = 0; l < WIDTH<V>; l++) u[l] = uint32_t(p[l].bits) << 16;
+  return V(u);
 }
-PLAIT_INLINE void store(float* p, Lanes x) {
-  using Memory = float __attribute__((vector_size(64), aligned(4), may_alias));
-  *reinterpret_cast<Memory*>(p) = x;
+template <class V>
+PLAIT_INLINE void store(float* p, V x) {
+  *reinterpret_cast<typename VectorOf<WIDTH<V>>::Memory*>(p) = x;
 }
 // Rounds like from_float<bfloat16>.
-PLAIT_INLINE void store(bfloat16* p, Lanes x) {
-  using Memory = uint16_t __attribute__((vector_size(32), aligned(2), may_alias));
-  const UintLanes u = UintLanes(x);
-  const UintLanes rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const UintLanes nan = (u >> 16) | 0x40u;
-  *reinterpret_cast<Memory*>(p) = __builtin_convertvector(x == x ? rounded : nan, HalfLanes);
+template <class V>
+PLAIT_INLINE void store(bfloat16* p, V x) {
+  const Uints<V> u = Uints<V>(x);
+  const Uints<V> rounded = u + 0x7fffu + ((u >> 16) & 1u), nan = u | 0x400000u;
+  const Uints<V> r = (x == x ? rounded : nan) >> 16;
+  for (int64_t l = 0; l < WIDTH<V>; l++) p[l].bits = uint16_t(r[l]);
 }
 
 // The first `count` lanes; memory beyond them is not touched, the other lanes load as +0.
-template <class T>
-PLAIT_INLINE Lanes load(const T* p, int64_t count) {
-  if (count >= LANES) return load(p);
-  T part[LANES] = {};
+template <class V, class T>
+PLAIT_INLINE V load(const T* p, int64_t count) {
+  if (count >= WIDTH<V>) return load<V>(p);
+  T part[WIDTH<V>] = {};
   std::memcpy(part, p, size_t(count) * sizeof(T));
-  return load(part);
+  return load<V>(part);
 }
-template <class T>
-PLAIT_INLINE void store(T* p, Lanes x, int64_t count) {
-  if (count >= LANES) return store(p, x);
-  T part[LANES];
+template <class T, class V>
+PLAIT_INLINE void store(T* p, V x, int64_t count) {
+  if (count >= WIDTH<V>) return store(p, x);
+  T part[WIDTH<V>];
   store(part, x);
   std::memcpy(p, part, size_t(count) * sizeof(T));
 }
 
-PLAIT_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) {
-  Lanes r;
-  for (int i = 0; i < LANES; i++) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
-  return r;
+template <class V>
+PLAIT_INLINE V lane_numbers() {
+  constexpr float numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load<V>(numbers);
 }
-PLAIT_INLINE Lanes max(Lanes a, Lanes b) { return a > b ? a : b; }  // b where a is NaN
 // Lanes at or beyond `count` become `other`.
-PLAIT_INLINE Lanes keep(Lanes x, int64_t count, float other) {
-  return lane_numbers() < int32_t(count) ? x : spread(other);
+template <class V>
+PLAIT_INLINE V keep(V x, int64_t count, float other) {
+  return lane_numbers<V>() < all<V>(float(count)) ? x : all<V>(other);
 }
 
-// --- reductions over a row -----------------------------------------------------------------------
-// One order for every path, thread and length: element i goes to lane i mod 64, in ascending i, from zero; then lanes
-// are added in halves: 64 to 16 as (a + b) + (c + d), then 8 + 8, 4 + 4, 2 + 2, 1 + 1. Lanes past the end add nothing.
+// --- rows ----------------------------------------------------------------------------------------------
+// A term's at<V>(i, count) gives the elements i .. i + count of a row, the other lanes anything.
 
-PLAIT_INLINE float sum_lanes(Lanes x) {
-  float s[LANES];
-  store(s, x);
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; i++) s[i] += s[i + width];
-  return s[0];
-}
-PLAIT_INLINE float max_lanes(Lanes x) {
-  float s[LANES];
-  store(s, x);
-  for (int i = 1; i < LANES; i++) s[0] = s[i] > s[0] ? s[i] : s[0];
-  return s[0];
-}
-
-// term(i, count) gives elements i .. i + count as Lanes.
-template <class Term>
+// The sum of a row. One order for every path, thread and length: element i goes to lane i mod 64, in ascending i, from +0;
+// then lane l adds lane l + 32, then l + 16, l + 8, l + 4, l + 2, l + 1. Places past the end add nothing.
+template <class V, class Term>
 PLAIT_INLINE float sum_row(int64_t n, const Term& term) {
-  Lanes a[4] = {};
+  constexpr int64_t SUMS = 64 / WIDTH<V>;
+  V a[SUMS];
+#pragma GCC unroll 16
+  for (int64_t j = 0; j < SUMS; j++) a[j] = all<V>(0.0f);
   int64_t i = 0;
-  for (; i + 4 * LANES <= n; i += 4 * LANES) {
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) a[j] += term(i + j * LANES, LANES);
+  for (; i + 64 <= n; i += 64) {
+#pragma GCC unroll 16
+    for (int64_t j = 0; j < SUMS; j++) a[j] += term.template at<V>(i + j * WIDTH<V>, WIDTH<V>);
   }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) {
-    const int64_t count = n - i - j * LANES;
-    if (count >= LANES)
-      a[j] += term(i + j * LANES, LANES);
-    else if (count > 0)
-      a[j] += keep(term(i + j * LANES, count), count, 0.0f);
+  float s[64];
+#pragma GCC unroll 16
+  for (int64_t j = 0; j < SUMS; j++) store(s + j * WIDTH<V>, a[j]);
+  for (int64_t j = 0; i < n; i += WIDTH<V>, j += WIDTH<V>)
+    store(s + j, load<V>(s + j) + keep(term.template at<V>(i, n - i), n - i, 0.0f));
+  for (int64_t width = 32; width > 0; width /= 2)
+    for (int64_t l = 0; l < width; l++) s[l] += s[l + width];
+  return s[0];
+}
+
+// The largest element, NaN skipped; -infinity if there is none.
+template <class V, class Term>
+PLAIT_INLINE float max_row(int64_t n, const Term& term) {
+  const float infinity = __builtin_inff();
+  V top[2] = {all<V>(-infinity), all<V>(-infinity)};
+  int64_t i = 0;
+  for (; i + 2 * WIDTH<V> <= n; i += 2 * WIDTH<V>) {
+    top[0] = max(term.template at<V>(i, WIDTH<V>), top[0]);
+    top[1] = max(term.template at<V>(i + WIDTH<V>, WIDTH<V>), top[1]);
   }
-  return sum_lanes((a[0] + a[1]) + (a[2] + a[3]));
+  for (; i < n; i += WIDTH<V>) top[0] = max(keep(term.template at<V>(i, n - i), n - i, -infinity), top[0]);
+  float s[WIDTH<V>];
+  store(s, max(top[0], top[1]));
+  for (int64_t l = 1; l < WIDTH<V>; l++) s[0] = s[l] > s[0] ? s[l] : s[0];
+  return s[0];
 }
 
 // out[i] = term(i) for a row of n.
-template <class T, class Term>
+template <class V, class T, class Term>
 PLAIT_INLINE void fill_row(int64_t n, T* out, const Term& term) {
   int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) store(out + i, term(i, LANES));
-  if (i < n) store(out + i, term(i, n - i), n - i);
+  for (; i + WIDTH<V> <= n; i += WIDTH<V>) store(out + i, term.template at<V>(i, WIDTH<V>));
+  if (i < n) store(out + i, term.template at<V>(i, n - i), n - i);
 }
 
 }  // namespace plait

@@ -15,6 +15,8 @@ from plait.comm import Communicator, Leaves
 from plait.comm.alone import Alone
 from plait.comm.choose import communicator
 from plait.comm.launcher import Launched, launcher
+from plait.comm.shared_files import forget_names
+from plait.errors import UserError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -83,9 +85,9 @@ class Mesh:
     ):
         self.layout = Layout(data, tensor, pipeline)
         self.grains = _checked_grains(self.layout, grains)
-        self.world = comm if isinstance(comm, Communicator) else _world(comm)
+        self.world = comm if isinstance(comm, Communicator) else world_communicator(comm)
         if self.layout.ranks != self.world.size:
-            raise ValueError(_mismatch(self.layout, self.world.size))
+            raise UserError(_mismatch(self.layout, self.world.size))
         at = self.layout.coordinates(self.world.rank)
         self.coordinates = at
         leaves = {
@@ -130,19 +132,21 @@ def _checked_grains(layout: Layout, grains: Mapping[str, int] | None) -> dict[st
     return found
 
 
-def _world(comm: MPI.Intracomm | None) -> Communicator:
+def world_communicator(comm: MPI.Intracomm | None = None) -> Communicator:
+    """All ranks of comm, or of the world. Raises as Mesh does for silent worlds of one rank."""
     started = launcher()
     if comm is None:
         if not started.launched and "mpi4py.MPI" not in sys.modules:
             return Alone()
-        comm = _mpi_world()
-        silent = _silent_worlds(started, comm.size)
+        comm = mpi_world()
+        silent = silent_worlds(started, comm.size)
         if silent:
-            raise ValueError(silent)
+            raise UserError(silent)
     return communicator(comm)
 
 
-def _mpi_world() -> MPI.Intracomm:
+def mpi_world() -> MPI.Intracomm:
+    """MPI's world; starts MPI if nothing has. Collective over the world."""
     import mpi4py
 
     if "mpi4py.MPI" not in sys.modules:
@@ -150,10 +154,12 @@ def _mpi_world() -> MPI.Intracomm:
         mpi4py.rc.thread_level = "serialized"
     from mpi4py import MPI
 
+    MPI.COMM_WORLD.Barrier()
+    forget_names()
     return MPI.COMM_WORLD
 
 
-def _silent_worlds(started: Launched, size: int) -> str | None:
+def silent_worlds(started: Launched, size: int) -> str | None:
     """What to say if the launcher started more ranks than this world of one has."""
     if size > 1 or started.size is None or started.size == 1:
         return None

@@ -99,3 +99,24 @@ def mlp_gradients(world: Communicator) -> None:
     variants = [v for v in VARIANTS if not v.get("sequence_parallel")]
     layouts = list(factorisations(world.size))
     compare_layouts(world, specs, image_batch(BATCH, (5, 7), 10), variants, layouts, GRAINS)
+
+
+@case((1, 2, 3, 4, 6, 8), limit=120.0)
+def resnet_gradients(world: Communicator) -> None:
+    """Batch norm makes the microbatch count: only layouts that cut a batch into the same ones. The
+    totals of running statistics are compared like gradients."""
+    specs = models.resnet(input_shape=(9, 7, 3), classes=10, blocks=(2, 2, 2), width=10)
+    batch = image_batch(BATCH, (9, 7, 3), 10)
+    for variant in [
+        {"microbatch": 12, "recompute": "layer"},
+        {"microbatch": 1, "zero": 1},
+        {"microbatch": 2, "schedule": "gpipe"},
+        {"microbatch": 3, "zero": 1, "recompute": "layer", "precision": "bfloat16"},
+    ]:
+        size = variant["microbatch"]
+        layouts = [
+            (data, tensor, pipeline)
+            for data, tensor, pipeline in factorisations(world.size)
+            if all(rank * BATCH // data % size == 0 for rank in range(data))
+        ]
+        compare_layouts(world, specs, batch, [variant], layouts, GRAINS, **variant)

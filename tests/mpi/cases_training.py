@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines import Array, gpt, gpt_batch, one_rank, run
+from engines import Array, gpt, gpt_batch, image_batch, one_rank, run
 from harness import case
 
+from plait import models
 from plait.comm import Communicator
 from plait.mesh import Mesh
 from plait.optim import SGD, AdamW
@@ -61,6 +62,28 @@ def training_is_the_same_at_every_layout(world: Communicator) -> None:
                 assert got.keys() == wanted.keys()
                 wrong = [key for key in wanted if got[key] != wanted[key]]
                 assert not wrong, f"{layout} {changes}: {wrong[:5]} differ"
+
+
+@case((2, 3, 4, 8), limit=120.0)
+def running_statistics_are_the_same_at_every_layout(world: Communicator) -> None:
+    specs = models.resnet(input_shape=(8, 5, 1), classes=7, blocks=(1, 1), width=6)
+    batch = image_batch(8, (8, 5, 1), 7)
+    for precision, zero in [("float32", 0), ("bfloat16", 1)]:
+        settings = Settings(batch=8, microbatch=2, precision=precision, zero=zero, seed=5)
+        reference, expected = run(specs, batch, one_rank(GRAINS), settings, AdamW(), 4, False)
+        want = state(reference, one_rank(GRAINS).world)
+        assert want is not None
+        assert len([1 for kind, *_ in want if kind == "buffer"]) >= 12
+        for layout in LAYOUTS[world.size]:
+            mesh = Mesh(*layout, grains=GRAINS, comm=world)
+            engine, results = run(specs, batch, mesh, settings, AdamW(), 4, False)
+            assert results == expected, f"{layout} {precision}: {results} != {expected}"
+            found = state(engine, world)
+            if found is not None:
+                got, wanted = join(found), join(want)
+                assert got.keys() == wanted.keys()
+                wrong = [key for key in wanted if got[key] != wanted[key]]
+                assert not wrong, f"{layout} {precision}: {wrong[:5]} differ"
 
 
 @case(4, limit=60.0)

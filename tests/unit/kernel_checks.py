@@ -1,4 +1,4 @@
-"""What kernel tests share: error bounds against float64, and equal bits on every path and thread count."""
+"""What kernel tests share: error bounds against float64, and bits equal on every path."""
 
 from collections.abc import Callable, Sequence
 
@@ -28,7 +28,8 @@ def strided(x: np.ndarray) -> np.ndarray:
     """The same values as a view with gaps between its rows on every axis but the last."""
     shape = [2 * n + 1 for n in x.shape[:-1]] + [x.shape[-1] + 3]
     holder = np.full(shape, 7.0, np.float32).astype(x.dtype)
-    view = holder[tuple(slice(1, 2 * n + 1, 2) for n in x.shape[:-1]) + (slice(2, 2 + x.shape[-1]),)]
+    rows = [slice(1, 2 * n + 1, 2) for n in x.shape[:-1]]
+    view = holder[(*rows, slice(2, 2 + x.shape[-1]))]
     view[...] = x
     return view
 

@@ -1,4 +1,4 @@
-"""Attention against float64: ragged blocks, grouped heads, views of one fused buffer, bits of a row."""
+"""Attention against float64: ragged blocks, grouped heads, fused buffers, bits of a row."""
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ SHAPES = [
     (2, 130, 70, 3, 1, 20),
     (1, 1, 200, 2, 1, 64),
     (1, 200, 1, 2, 2, 17),
+    (1, 17, 81, 2, 1, 48),
     (1, 100, 100, 1, 1, 256),
     (1, 33, 150, 2, 1, 128),
     (0, 4, 4, 1, 1, 8),
@@ -69,7 +70,7 @@ def reference(q, k, v, grad, causal, scale):
     for i in (1, 2):  # sum over the heads of a group
         b, h, s, d = grads[i].shape
         grads[i] = grads[i].reshape(b, h // shared, shared, s, d).sum(2)
-    return [x.transpose(0, 2, 1, 3) for x in (out,)] + [log_sum] + [x.transpose(0, 2, 1, 3) for x in grads]
+    return [out.transpose(0, 2, 1, 3), log_sum, *(x.transpose(0, 2, 1, 3) for x in grads)]
 
 
 @pytest.mark.parametrize("dtype", STORAGE)
@@ -83,12 +84,12 @@ def test_forward_and_backward(shape, causal, dtype):
     assert_near(out, expected[0], 32, 2)
     empty = np.isneginf(expected[1])
     assert np.array_equal(np.isneginf(log_sum), empty)
-    assert_near(np.where(empty, 0, log_sum), np.where(empty, 0, expected[1]), 64)
+    assert_near(np.where(empty, 0, log_sum), np.where(empty, 0, expected[1]), 12)
     grads = backward(grad, q, k, v, out, log_sum, causal, scale)
     # backward sees `out` as it was stored: a bfloat16 rounding of it moves delta
     rounding = 1.0 if dtype.itemsize == 4 else 2.0**14 * np.abs(expected[0]).max(initial=0)
     for got, exact in zip(grads, expected[2:], strict=True):
-        assert_near(got, exact, 64 + rounding, 8)
+        assert_near(got, exact, 64 + rounding, 4)
 
 
 def test_rows_without_a_visible_key_are_zero():
@@ -136,13 +137,13 @@ def test_a_row_depends_on_no_other(size):
 
 
 def test_gradients_of_keys_chain_over_queries_and_heads():
-    """Grouped heads in order are one long chain: the same as one head that sees the queries of all."""
+    """Grouped heads in order are one long chain: as one head that sees the queries of all."""
     b, s, h, d = 1, 64, 3, 16
     q, k, v, grad = inputs((b, s, 50, h, 1, d), STORAGE[0])
     out, log_sum = forward(q, k, v, False, 0.25)
     grads = backward(grad, q, k, v, out, log_sum, False, 0.25)
-    as_one = [np.ascontiguousarray(x.transpose(0, 2, 1, 3)).reshape(b, h * s, 1, d) for x in (q, grad, out)]
-    one = backward(as_one[1], as_one[0], k, v, as_one[2], log_sum.reshape(b, 1, h * s), False, 0.25)
+    q, grad, out = (x.transpose(0, 2, 1, 3).reshape(b, h * s, 1, d) for x in (q, grad, out))
+    one = backward(grad, q, k, v, out, log_sum.reshape(b, 1, h * s), False, 0.25)
     assert bits(one[1]) == bits(grads[1])
     assert bits(one[2]) == bits(grads[2])
 

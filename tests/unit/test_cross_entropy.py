@@ -49,7 +49,14 @@ def reference(logits, targets, vocabulary):
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize(
     ("rows", "columns", "vocabulary", "shards"),
-    [(1, 1, 1, 1), (0, 32, 32, 2), (7, 96, 90, 3), (5, 1024, 1000, 4), (3, 160, 31, 5), (20, 64, 64, 1)],
+    [
+        (1, 1, 1, 1),
+        (0, 32, 32, 2),
+        (7, 96, 90, 3),
+        (5, 1024, 1000, 4),
+        (3, 160, 31, 5),
+        (20, 64, 64, 1),
+    ],
 )
 def test_losses_and_gradients(rows, columns, vocabulary, shards, dtype):
     """With shards that are all padding, and with padding that holds huge values."""
@@ -59,8 +66,8 @@ def test_losses_and_gradients(rows, columns, vocabulary, shards, dtype):
     targets[1::3] = -1
     losses, grad = sharded(logits, targets, vocabulary, shards)
     expected_losses, expected_grad = reference(logits, targets, vocabulary)
-    assert_near(losses, expected_losses, 16, 16)
-    assert_near(grad, expected_grad, 16, SCALE)
+    assert_near(losses, expected_losses, 8, 8)
+    assert_near(grad, expected_grad, 4, SCALE)
     assert not np.any(wide(grad)[:, vocabulary:])
     assert not np.any(wide(grad)[targets < 0])
 
@@ -75,13 +82,15 @@ def test_a_shard_of_padding_is_neutral():
 
 
 def test_large_logits():
-    logits = random((6, 64), scale=1.0) + np.float32(1e4) * np.arange(-3, 3, dtype=np.float32)[:, None]
+    logits = (
+        random((6, 64), scale=1.0) + np.float32(1e4) * np.arange(-3, 3, dtype=np.float32)[:, None]
+    )
     logits[:, 5] -= 5000  # far below the others: exactly no probability
     targets = np.full(6, 5, np.int32)
     losses, grad = sharded(logits, targets, 64, 4)
     expected_losses, expected_grad = reference(logits, targets, 64)
     assert_near(losses, expected_losses, 4, 3e4)
-    assert_near(grad, expected_grad, 16, SCALE)
+    assert_near(grad, expected_grad, 4, SCALE)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -103,8 +112,8 @@ def test_minus_infinity_is_no_probability():
     logits[1, :32] = -np.inf  # a whole shard
     losses, grad = sharded(logits, targets, 64, 2)
     expected_losses, expected_grad = reference(logits, targets, 64)
-    assert_near(losses, expected_losses, 16, 16)
-    assert_near(grad, expected_grad, 16, SCALE)
+    assert_near(losses, expected_losses, 8, 8)
+    assert_near(grad, expected_grad, 4, SCALE)
 
 
 def test_merge_follows_the_tree():
@@ -113,7 +122,7 @@ def test_merge_follows_the_tree():
     whole = np.empty((2, 33), np.float32)
     _cpu.cross_entropy_merge(parts, merges(7, [(i, i + 1) for i in range(7)]), whole)
     left = np.empty((2, 33), np.float32)
-    _cpu.cross_entropy_merge(np.ascontiguousarray(parts[:4]), merges(4, [(i, i + 1) for i in range(4)]), left)
+    _cpu.cross_entropy_merge(parts[:4], merges(4, [(i, i + 1) for i in range(4)]), left)
     rest = np.concatenate([left[None], parts[4:]])
     again = np.empty((2, 33), np.float32)
     _cpu.cross_entropy_merge(rest, merges(7, [(0, 4), (4, 5), (5, 6), (6, 7)]), again)
@@ -142,7 +151,8 @@ def test_errors():
     x, t = np.zeros((2, 8), np.float32), np.array([3, 8], np.int32)
     with pytest.raises(ValueError, match=r"targets\[1\] is 8, beyond the vocabulary of 8"):
         sharded(x, t, 8, 1)
+    parts, out = np.zeros((2, 2, 3), np.float32), np.zeros((2, 3), np.float32)
     with pytest.raises(ValueError, match="leave 2 parts"):
-        _cpu.cross_entropy_merge(np.zeros((2, 2, 3), np.float32), [0, 0], np.zeros((2, 3), np.float32))
+        _cpu.cross_entropy_merge(parts, [0, 0], out)
     with pytest.raises(ValueError, match="merge counts leave"):
-        _cpu.cross_entropy_merge(np.zeros((2, 2, 3), np.float32), [1, 0], np.zeros((2, 3), np.float32))
+        _cpu.cross_entropy_merge(parts, [1, 0], out)

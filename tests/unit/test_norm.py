@@ -58,12 +58,12 @@ def test_layer_norm(shape, dtype, weight_dtype):
     )
     expected = reference(x, weight, bias, grad, True)
     scale = expected[2].max(initial=1)
-    assert_near(out, expected[0], 64, 4 * scale)
-    assert_near(mean, expected[1], 16, 4)
-    assert_near(rstd, expected[2], 32)
-    assert_near(grad_x, expected[3], 128, 8 * scale)
-    assert_near(grad_weight, expected[4], 64 + 4 * rows, 8 * scale)
-    assert_near(grad_bias, expected[5], 4 * (rows + 1), 4)
+    assert_near(out, expected[0], 32, scale)
+    assert_near(mean, expected[1], 8, 1)
+    assert_near(rstd, expected[2], 4)
+    assert_near(grad_x, expected[3], 32, scale)
+    assert_near(grad_weight, expected[4], 16 + rows, 4 * scale)
+    assert_near(grad_bias, expected[5], 1 + rows, 2)
 
 
 @pytest.mark.parametrize("dtype", STORAGE)
@@ -79,10 +79,10 @@ def test_rms_norm(shape, dtype):
     _cpu.rms_norm_backward_weight(grad[None], x[None], rstd[None], False, grad_weight)
     expected = reference(x, weight, np.zeros(channels), grad, False)
     scale = expected[2].max(initial=1)
-    assert_near(out, expected[0], 32, 4)
-    assert_near(rstd, expected[2], 32)
-    assert_near(grad_x, expected[3], 64, 8 * scale)
-    assert_near(grad_weight, expected[4], 64 + 4 * rows, 8)
+    assert_near(out, expected[0], 24, 1)
+    assert_near(rstd, expected[2], 4)
+    assert_near(grad_x, expected[3], 16, scale)
+    assert_near(grad_weight, expected[4], 16 + rows, 4)
 
 
 def test_a_large_mean_does_not_spoil_the_variance():
@@ -90,8 +90,8 @@ def test_a_large_mean_does_not_spoil_the_variance():
     weight, bias = np.ones(1000, np.float32), np.zeros(1000, np.float32)
     out, _, rstd = layer_forward(x, weight, bias)
     expected = reference(x, weight, bias, x, True)
-    assert_near(rstd, expected[2], 64)
-    assert_near(out, expected[0], 64, 1000)
+    assert_near(rstd, expected[2], 4)
+    assert_near(out, expected[0], 4, 1000)
 
 
 def test_a_row_depends_on_no_other_row():
@@ -104,7 +104,7 @@ def test_a_row_depends_on_no_other_row():
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("channels", [1, 50, 130])
 def test_weight_gradients_continue_their_chain(channels, dtype):
-    """One call over all samples, pieces with accumulate, and a float32 chain in numpy: the same bits."""
+    """One call, pieces with accumulate, and a float32 chain in numpy: the same bits."""
     x, grad = random((5, 7, channels), dtype), random((5, 7, channels), dtype, seed=1)
     mean, rstd = random((5, 7), seed=2), random((5, 7), seed=3)
     whole = np.empty((2, channels), np.float32)
@@ -112,7 +112,7 @@ def test_weight_gradients_continue_their_chain(channels, dtype):
     pieces = np.full((2, channels), 3, np.float32)
     for i, part in enumerate([slice(0, 1), slice(1, 4), slice(4, 5)]):
         _cpu.layer_norm_backward_weight(
-            strided(grad)[part], strided(x)[part], mean[part], rstd[part], i > 0, pieces[0], pieces[1]
+            strided(grad)[part], strided(x)[part], mean[part], rstd[part], i > 0, *pieces
         )
     assert bits(pieces) == bits(whole)
     chain = np.zeros(channels, np.float32)
@@ -131,7 +131,7 @@ def test_weight_gradients_continue_their_chain(channels, dtype):
 
 
 def test_weight_gradients_of_a_slice_of_positions():
-    """Strided on every axis but the last, statistics too: what a chunk of each sample's positions is."""
+    """Strided, statistics too: what a chunk of each sample's positions is."""
     x, grad = random((3, 10, 40)), random((3, 10, 40), seed=1)
     mean, rstd = random((3, 10), seed=2), random((3, 10), seed=3)
     view, copied = np.empty((2, 40), np.float32), np.empty((2, 40), np.float32)
@@ -176,4 +176,4 @@ def test_errors_name_the_argument():
     with pytest.raises(ValueError, match=r"weight is \(3,\) float32, expected \(4,\)"):
         layer_forward(x, weight, weight)
     with pytest.raises(ValueError, match="not contiguous"):
-        layer_forward(np.zeros((2, 8), np.float32)[:, ::2], np.zeros(4, np.float32), np.zeros(4, np.float32))
+        layer_forward(random((2, 8))[:, ::2], random((4,)), random((4,)))

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,14 @@ def test_a_new_run(tmp_path: Path) -> None:
     assert (folder.previous_config, folder.moved_to) == (None, None)
     folder.write_config('name = "one"\n')
     folder.event("start", layout="2x2x1")
-    folder.metric({"step": 0, "loss": np.float32(0.5), "lr": np.float64(1e-3), "n": np.int64(3)})
-    folder.metric({"step": 1, "loss": float("nan"), "validation": {"loss": np.inf}})
+    folder.metrics({"step": 0, "loss": np.float32(0.5), "lr": np.float64(1e-3), "n": np.int64(3)})
+    folder.metrics({"step": 1, "loss": float("nan"), "validation": {"loss": np.inf}})
     folder.close()
-    assert rows(folder.metrics) == [
+    assert rows(folder.metrics_path) == [
         {"step": 0, "loss": 0.5, "lr": 1e-3, "n": 3},
         {"step": 1, "loss": None, "validation": {"loss": None}},
     ]
-    (start,) = rows(folder.events)
+    (start,) = rows(folder.events_path)
     assert (start["event"], start["layout"], start["host"]) == (
         "start",
         "2x2x1",
@@ -51,41 +52,41 @@ def test_a_new_run(tmp_path: Path) -> None:
 def test_a_resume_repeats_no_step(tmp_path: Path) -> None:
     folder = opened(tmp_path / "run")
     for step in range(7):
-        folder.metric({"step": step})
+        folder.metrics({"step": step})
     folder.close()
-    with folder.metrics.open("a") as file:
+    with folder.metrics_path.open("a") as file:
         file.write('{"step": 7, "lo')
-    with folder.events.open("a") as file:
+    with folder.events_path.open("a") as file:
         file.write('{"event":"sa')
     folder = opened(tmp_path / "run")
     folder.resume(5)
-    folder.metric({"step": 5, "again": True})
+    folder.metrics({"step": 5, "again": True})
     folder.event("resume", step=5)
     folder.close()
-    assert [row["step"] for row in rows(folder.metrics)] == [0, 1, 2, 3, 4, 5]
-    assert rows(folder.metrics)[-1]["again"]
-    assert [row["event"] for row in rows(folder.events)] == ["resume"]
-    before = folder.metrics.stat().st_ino
+    assert [row["step"] for row in rows(folder.metrics_path)] == [0, 1, 2, 3, 4, 5]
+    assert rows(folder.metrics_path)[-1]["again"]
+    assert [row["event"] for row in rows(folder.events_path)] == ["resume"]
+    before = folder.metrics_path.stat().st_ino
     folder = opened(tmp_path / "run")
     folder.resume(6)
-    assert folder.metrics.stat().st_ino == before, "nothing to drop, nothing to rewrite"
+    assert folder.metrics_path.stat().st_ino == before, "nothing to drop, nothing to rewrite"
     folder.resume(0)
     folder.close()
-    assert folder.metrics.read_text() == ""
+    assert folder.metrics_path.read_text() == ""
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4095, 4096, 4097, 9000])
 def test_a_cut_off_line_of_any_length_is_trimmed(tmp_path: Path, cut: int) -> None:
     folder = opened(tmp_path / "run")
-    folder.metric({"step": 0})
+    folder.metrics({"step": 0})
     folder.close()
-    whole = folder.metrics.read_bytes()
-    folder.metrics.write_bytes(whole + b"x" * cut)
+    whole = folder.metrics_path.read_bytes()
+    folder.metrics_path.write_bytes(whole + b"x" * cut)
     opened(tmp_path / "run").close()
-    assert folder.metrics.read_bytes() == whole
-    folder.metrics.write_bytes(b"x" * cut)
+    assert folder.metrics_path.read_bytes() == whole
+    folder.metrics_path.write_bytes(b"x" * cut)
     opened(tmp_path / "run").close()
-    assert folder.metrics.read_bytes() == b""
+    assert folder.metrics_path.read_bytes() == b""
 
 
 def test_fresh_moves_the_old_one_aside(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_only_rank_0_writes_but_any_rank_tells_its_fault(tmp_path: Path) -> None
         folder = RunFolder(tmp_path / "run", comm)
         folder.open()
         folder.write_config("")
-        folder.metric({"step": 0})
+        folder.metrics({"step": 0})
         folder.event("start")
         comm.barrier()
         if comm.rank == 2:
@@ -141,10 +142,10 @@ def test_only_rank_0_writes_but_any_rank_tells_its_fault(tmp_path: Path) -> None
 
 def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
     folder = opened(tmp_path / "run")
-    folder._open[folder.metrics].close()
-    folder._open[folder.metrics] = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+    folder._open[folder.metrics_path].close()
+    folder._open[folder.metrics_path] = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
     with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: No space left"):
-        folder.metric({"step": 0})
+        folder.metrics({"step": 0})
     folder.close()
 
 
@@ -155,21 +156,28 @@ class Clock:
         return self.now
 
 
+def as_on_a_terminal(patch: pytest.MonkeyPatch, terminal: bool) -> None:
+    """As `plait train --ranks` tells rank 0, whose output goes through mpiexec."""
+    patch.delenv("TTY_COMPATIBLE", raising=False)
+    patch.setenv("TERM", "xterm-256color")
+    if terminal:
+        patch.setenv("TTY_COMPATIBLE", "1")
+        patch.setenv("COLUMNS", "90")
+
+
 def shown(total: int, seconds: float, *, terminal: bool, done: int = 0) -> str:
     file, clock = io.StringIO(), Clock()
-    screen = Screen(file=file)
-    assert screen.console is not None
-    if terminal:
-        import rich.console
-
-        screen.console = rich.console.Console(file=file, force_terminal=True, width=90)
-    screen.header({"MPI": "MPICH 5.0.2", "layout": "2x2x1 [red]"})
-    with Progress(screen, total, done=done, clock=clock) as progress:
-        for step in range(done + 1, total + 1):
-            clock.now += seconds
-            progress.step(step, loss=1 / step, rate=12345.6, memory_bytes=987_654_321)
-            if step == 5:
-                progress.note("checkpoint [5]")
+    with pytest.MonkeyPatch.context() as patch:
+        as_on_a_terminal(patch, terminal)
+        screen = Screen(file=file)
+        assert screen.live == terminal
+        screen.header({"MPI": "MPICH 5.0.2", "layout": "2x2x1 [red]"})
+        with Progress(screen, total, done=done, clock=clock) as progress:
+            for step in range(done + 1, total + 1):
+                clock.now += seconds
+                progress.step(step, loss=1 / step, rate=12345.6, memory_bytes=987_654_321)
+                if step == 5:
+                    progress.note("checkpoint [5]")
     return file.getvalue()
 
 
@@ -191,7 +199,9 @@ def test_a_slow_run_prints_every_step() -> None:
 
 def test_a_terminal_gets_a_bar() -> None:
     text = shown(20, 0.5, terminal=True)
-    assert "━" in text
+    assert text.count("\n") == 4, "two lines of header, a note, and the bar that stays"
+    assert re.search("\r\x1b\\[K━{9,10}┄{9,10}  step 10/20", text)
+    assert max(len(part) for part in re.split("\r\x1b\\[K|\n", text)) < 90
     assert "step 20/20  loss 0.0500  12.3k tokens/s  988 MB  0:00 left" in text
     assert "checkpoint [5]" in text
 
@@ -260,3 +270,23 @@ def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.limit_bytes() == 1024000
     (group.parent / "memory.max").write_text("5000\n")
     assert memory.limit_bytes() == 5000
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_that_is_gone_ends_nothing(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_on_a_terminal(monkeypatch, terminal)
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    screen, clock = Screen(file=io.StringIO()), Clock()
+    with Progress(screen, 3, clock=clock) as progress:
+        screen.file = Gone()
+        for step in (1, 2, 3):
+            clock.now += 60
+            progress.step(step, loss=1.0, rate=1.0, memory_bytes=1)
+        progress.note("still here")
+    assert screen.file is None

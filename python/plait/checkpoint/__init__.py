@@ -4,7 +4,7 @@ from .export import export
 from .inspect import Report, summary, verify
 from .load import load
 from .manifest import Array, CheckpointError, Manifest, Stored
-from .piece import KINDS, Comm, Kind, Piece
+from .piece import KINDS, Comm, Piece
 from .reader import Reader, find, latest
 from .save import clean, save
 
@@ -13,7 +13,6 @@ __all__ = [
     "Array",
     "CheckpointError",
     "Comm",
-    "Kind",
     "Manifest",
     "Piece",
     "Reader",

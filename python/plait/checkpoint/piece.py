@@ -7,7 +7,7 @@ such ranges, and no layout has to be written down.
 import math
 import socket
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from plait.errors import UserError
 
-Kind = Literal["master", "first", "second", "momentum", "buffer"]
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS = ("master", "first", "second", "momentum", "buffer")
 
 SAFETENSORS_NAMES = {
     np.dtype(ml_dtypes.bfloat16): "BF16",
@@ -52,7 +51,7 @@ class Piece:
     global array `name` of `shape`. Saving reads it, loading fills it."""
 
     name: str
-    kind: Kind
+    kind: str  # one of KINDS
     shape: tuple[int, ...]
     start: int
     array: npt.NDArray[Any]

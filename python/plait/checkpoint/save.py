@@ -133,7 +133,7 @@ def _finish(
     faults = [error for _, error in outcomes if error is not None]
     error = faults[0] if faults else None
     if len(faults) > 1:
-        error = f"{faults[0]} (and {len(faults) - 1} more ranks failed)"
+        error = f"{faults[0]} (one of {len(faults)} ranks that failed)"
     try:
         if error is None:
             arrays = _arrays([entry for entries, _ in outcomes for entry in entries])

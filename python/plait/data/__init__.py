@@ -10,19 +10,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .array_set import ArrayDataset
-from .dataset import Comm, Dataset
-from .image_set import ImageDataset, ImageSource
-from .sampler import Sampler
-from .synthetic_set import SyntheticClasses, SyntheticDataset, SyntheticTokens
-from .text_set import Text, TextSource
-from .token_set import TokenFileSource
-from .windows import TokenDataset
+from plait.data.array_set import ArrayDataset
+from plait.data.bpe import Tokenizer
+from plait.data.dataset import Comm, Dataset
+from plait.data.image_set import ImageDataset, ImageSource
+from plait.data.sampler import Sampler
+from plait.data.synthetic_set import SyntheticClasses, SyntheticDataset, SyntheticTokens
+from plait.data.text_set import Text, TextSource
+from plait.data.token_set import TokenFileSource
+from plait.data.windows import TokenDataset
+from plait.errors import UserError
 
 __all__ = [
     "Comm",
     "Dataset",
     "Sampler",
+    "Tokenizer",
     "arrays",
     "images",
     "synthetic",
@@ -40,7 +43,7 @@ def text(path: PathLike, *, vocabulary: int, sequence_length: int) -> Text:
     Held out is every 20th file (sorted by name), with fewer than 20 files the last 20th of each.
     The result is cached under ~/.cache/plait (or $XDG_CACHE_HOME/plait).
 
-    Raises ValueError here for values out of range; prepare raises it for a missing path, an empty
+    Raises UserError here for values out of range; prepare raises it for a missing path, an empty
     corpus, one shorter than a sequence, or without the tokenizers package (plait[text]).
     """
     return Text(TextSource(os.fspath(path), vocabulary, sequence_length))
@@ -60,7 +63,7 @@ def tokens(
     "uint32", ...); if dtype is left out, a file of the same name ending in .json says it:
     {"dtype": "uint16"}. held_out: another such file; without it the last 20th is held out.
 
-    Raises ValueError as data.text does, and for a file cut short or ids outside the vocabulary.
+    Raises UserError as data.text does, and for a file cut short or ids outside the vocabulary.
     """
     other = None if held_out is None else os.fspath(held_out)
     return TokenDataset(TokenFileSource(os.fspath(path), vocabulary, sequence_length, dtype, other))
@@ -75,7 +78,7 @@ def images(path: PathLike, *, image_size: int = 0) -> ImageDataset:
     folders are scaled and cut to; 0 for as they are. Where the data has no held-out part every
     20th image is held out (of digits every 5th).
 
-    prepare raises ValueError for what is missing, damaged, not finite or labelled wrongly.
+    prepare raises UserError for what is missing, damaged, not finite or labelled wrongly.
     """
     return ImageDataset(ImageSource(os.fspath(path), image_size))
 
@@ -91,7 +94,7 @@ def arrays(
     Floats become float32, integers int32; integers y (n,) are labels and their number is
     `classes`. held_out: (x, y) for evaluation, of the same shapes.
 
-    Raises ValueError for shapes that do not fit; prepare for values that are not finite, labels
+    Raises UserError for shapes that do not fit; prepare for values that are not finite, labels
     outside the classes, or arrays that differ between ranks.
     """
     part = None
@@ -99,7 +102,7 @@ def arrays(
         part = ArrayDataset(_array(held_out[0]), _array(held_out[1]), None, "held-out arrays")
     training = ArrayDataset(_array(x), _array(y), part, "arrays")
     if part is not None and part.input_shape != training.input_shape:
-        raise ValueError(
+        raise UserError(
             f"held-out x has rows of shape {part.input_shape}, x of shape {training.input_shape}"
         )
     return training
@@ -117,11 +120,11 @@ def synthetic(
     """Made-up samples: tokens (vocabulary and sequence_length), or classes of random patterns
     under noise (input_shape and classes); images if input_shape is (H, W, C).
 
-    Raises ValueError where neither pair, or both, are given, or a value is below 1.
+    Raises UserError where neither pair, or both, are given, or a value is below 1.
     """
     is_tokens, is_classes = vocabulary or sequence_length, input_shape or classes
     if bool(is_tokens) == bool(is_classes):
-        raise ValueError(
+        raise UserError(
             "synthetic data takes vocabulary and sequence_length, or input_shape and classes"
         )
     sizes: dict[str, Any] = {"samples": samples}
@@ -131,7 +134,7 @@ def synthetic(
         sizes |= {"classes": classes, "input_shape": min(input_shape, default=0)}
     for key, value in sizes.items():
         if value < 1:
-            raise ValueError(f"{key} = {value}: synthetic data needs at least 1")
+            raise UserError(f"{key} = {value}: synthetic data needs at least 1")
     if is_tokens:
         return SyntheticTokens(
             samples, seed, vocabulary=vocabulary, sequence_length=sequence_length

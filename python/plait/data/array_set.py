@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import Array, Comm, Dataset, check_indices, not_prepared
-from .share import all_raise
+from plait.data.dataset import Array, Comm, Dataset, check_indices, not_prepared
+from plait.data.share import all_raise
+from plait.errors import UserError
 
 _ROWS_BYTES = 1 << 24  # hashed and checked at once
 
@@ -20,12 +21,12 @@ class ArrayDataset(Dataset):
     def __init__(self, x: Array, y: Array, held_out: "ArrayDataset | None", name: str) -> None:
         for key, array in (("x", x), ("y", y)):
             if array.ndim < 1 or array.dtype.kind not in "biuf":
-                raise ValueError(
+                raise UserError(
                     f"{name}: {key} is {array.dtype} of shape {array.shape}: it must be numbers "
                     "with one sample a row"
                 )
         if len(x) != len(y):
-            raise ValueError(f"{name}: x has {len(x)} rows and y {len(y)}: they must be as many")
+            raise UserError(f"{name}: x has {len(x)} rows and y {len(y)}: they must be as many")
         self._x, self._y, self._held_out, self._name = x, y, held_out, name
         self._fingerprint = ""
         self._classes = 0
@@ -37,7 +38,7 @@ class ArrayDataset(Dataset):
         try:
             self._classes = self._check()
             fingerprint = _fingerprint(self._all())
-        except ValueError as failure:
+        except UserError as failure:
             error = str(failure)
         all_raise(comm, error)
         if comm is not None:
@@ -91,30 +92,34 @@ class ArrayDataset(Dataset):
     def _check(self) -> int:
         """The number of classes, after a look at every value."""
         if not len(self._x):
-            raise ValueError(f"{self._name} is empty: x has no rows")
+            raise UserError(f"{self._name} is empty: x has no rows")
         for part, array in zip(("x", "y", "held-out x", "held-out y"), self._all()):
             for start, rows in _blocks(array):
-                if array.dtype.kind == "f" and not np.isfinite(rows).all():
-                    flat = np.isfinite(rows).reshape(len(rows), -1).all(1)
-                    bad = start + int(np.flatnonzero(~flat)[0])
-                    raise ValueError(f"{self._name}: row {bad} of {part} is not finite")
-                if array.dtype.kind in "iu" and rows.size:
-                    low, high = int(rows.min()), int(rows.max())
-                    if low < -(1 << 31) or high >= 1 << 31:
-                        wrong = low if low < 0 else high
-                        raise ValueError(f"{self._name}: {part} holds {wrong}, beyond 32 bits")
-        labels = [array for array in self._all()[1::2] if array.ndim == 1]
+                _check_values(rows, start, f"{self._name}: {part}")
         if self._y.dtype.kind not in "iu" or self._y.ndim != 1:
             return 0
         classes = int(self._y.max()) + 1
-        for array in labels:
-            if array.size and not (array.min() >= 0 and array.max() < classes):
-                wrong = array.min() if array.min() < 0 else array.max()
-                raise ValueError(
+        for y in self._all()[1::2]:
+            if y.size and not (y.min() >= 0 and y.max() < classes):
+                wrong = y.min() if y.min() < 0 else y.max()
+                raise UserError(
                     f"{self._name}: label {wrong} is outside the {classes} classes "
                     "(0 to the largest training label)"
                 )
         return classes
+
+
+def _check_values(rows: Array, start: int, name: str) -> None:
+    if rows.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(rows.astype(np.float32)).reshape(len(rows), -1).all(1)
+        if not finite.all():
+            bad = start + int(np.flatnonzero(~finite)[0])
+            raise UserError(f"{name}: row {bad} is not finite in float32")
+    elif rows.dtype.kind in "iu" and rows.size:
+        low, high = int(rows.min()), int(rows.max())
+        if low < -(1 << 31) or high >= 1 << 31:
+            raise UserError(f"{name} holds {low if low < 0 else high}, beyond 32 bits")
 
 
 def _dtype(array: Array) -> np.dtype[Any]:

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plait.errors import UserError
+
 VERSION = 1  # of the settings below; part of the cache's key
 END_OF_TEXT = "<|endoftext|>"  # token 0; text that reads like it is encoded as plain text
 SMALLEST = 257  # the bytes and the end of text
-_BATCH = 128  # pieces encoded at once
+_BATCH = 32  # pieces encoded at once
 _TRAINING_PIECES = 4096  # at most (256 MiB): a larger corpus is sampled evenly
 
 Ids = npt.NDArray[np.int32]
@@ -33,7 +35,7 @@ class Tokenizer:
     def train(pieces: Iterable[str], count: int, vocabulary: int) -> "Tokenizer":
         """Trains on the text of `count` pieces. The corpus may yield fewer tokens than asked for.
 
-        Raises ValueError without the package.
+        Raises UserError without the package.
         """
         library = _library()
         byte_level = library.pre_tokenizers.ByteLevel
@@ -91,7 +93,7 @@ def _library() -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "text needs the tokenizers package: pip install 'plait[text]'"
             f" ({type(error).__name__}: {error})"
         ) from error

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .bundle import Bundle, sampled_digest
+from plait.data.bundle import Bundle, sampled_digest
+from plait.errors import UserError
 
 FORMAT = 1  # of every entry; part of every key
 _MANIFEST = "entry.json"
@@ -53,8 +54,8 @@ def obtain(key: str, write: Write, building: str = "") -> Bundle:
     """The entry of that key; if there is none, `write` fills a folder with its files.
 
     write returns the entry's meta; its OSErrors are taken to be about that folder, so it turns
-    those of the data it reads into ValueError. building: a line to print before it is called.
-    Raises ValueError where neither the cache nor the temporary folder can be written.
+    those of the data it reads into UserError. building: a line to print before it is called.
+    Raises UserError where neither the cache nor the temporary folder can be written.
     """
     home = cache_folder()
     for folder in (home, _temporary_folder(make=False)):
@@ -73,7 +74,7 @@ def obtain(key: str, write: Write, building: str = "") -> Bundle:
     try:
         return _build(temporary, key, write)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"no place for prepared data: {temporary}: {error.strerror or error}; "
             "set XDG_CACHE_HOME to a folder with room"
         ) from error

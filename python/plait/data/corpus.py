@@ -9,8 +9,9 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .cache import identity
-from .dataset import reading
+from plait.data.cache import identity
+from plait.data.dataset import reading
+from plait.errors import UserError
 
 HELD_OUT_EVERY = 20  # 5 %: every 20th file, or the last 20th of each where there are fewer
 _PIECE_BYTES = 1 << 16
@@ -63,7 +64,7 @@ class Corpus:
 def find(path: str) -> Corpus:
     """The corpus of a file, of a folder (its text files, hidden ones left out) or of a name.
 
-    Raises ValueError where there is no such path or no text in it.
+    Raises UserError where there is no such path or no text in it.
     """
     if path == "python-stdlib":
         root = sysconfig.get_paths()["stdlib"]
@@ -75,18 +76,18 @@ def find(path: str) -> Corpus:
         root, name = os.path.split(path)
         names = [name]
         if not _is_text(path):
-            raise ValueError(
+            raise UserError(
                 f"text {path!r} is not UTF-8: it has zero bytes; token files are data kind "
                 '"tokens", text in another encoding goes through iconv -t UTF-8 first'
             )
     else:
-        raise ValueError(
+        raise UserError(
             f"text {path!r}: no such file or folder (the working folder is {os.getcwd()}); "
             'give a file, a folder or the named corpus "python-stdlib"'
         )
     corpus = Corpus(path, root, tuple(names))
     if not any(os.path.getsize(file) for file in corpus.paths()):
-        raise ValueError(f"text {path!r} is empty: no file in {root or path} with text in it")
+        raise UserError(f"text {path!r} is empty: no file in {root or path} with text in it")
     return corpus
 
 

@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from plait.errors import UserError
+
 Array = npt.NDArray[Any]
 Kind = Literal["tokens", "images", "arrays"]
 
@@ -23,8 +25,8 @@ class Comm(Protocol):
     @property
     def size(self) -> int: ...
     def broadcast(self, x: Any, root: int = 0) -> Any: ...
-    def broadcast_object(self, obj: Any, root: int = 0) -> Any: ...
-    def barrier(self) -> None: ...
+    def broadcast_object(self, value: Any, root: int = 0) -> Any: ...
+    def all_gather_object(self, value: Any) -> list[Any]: ...
 
 
 class Dataset(ABC):
@@ -41,7 +43,7 @@ class Dataset(ABC):
         """Collective over comm: rank 0 reads or builds, the others share its files or receive them.
 
         None is a world of one. Calling it again does nothing. Prepares `held_out` too. What is
-        wrong with the data raises the same ValueError on every rank.
+        wrong with the data raises the same UserError on every rank.
         """
 
     @property
@@ -97,11 +99,11 @@ def check_indices(indices: npt.NDArray[np.int64], samples: int) -> None:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turns an OSError of the files read inside into a ValueError that names them."""
+    """Turns an OSError of the files read inside into a UserError that names them."""
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{what} cannot be read: {error}") from error
+        raise UserError(f"{what} cannot be read: {error}") from error
 
 
 def not_prepared(name: str) -> RuntimeError:

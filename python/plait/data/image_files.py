@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .image_folder import Pictures, list_pictures, open_pictures
+from plait.data.image_folder import Pictures, list_pictures, open_pictures
+from plait.errors import UserError
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 NAMES = ("fashion-mnist", "digits")
@@ -46,19 +47,19 @@ class Parts:
 
 @dataclass(frozen=True)
 class Found:
-    """files: (name, path) of all that is read; read: reads it, raising ValueError or OSError."""
+    """files: (name, path) of all that is read; read: reads it, raising UserError or OSError."""
 
     files: list[tuple[str, str]]
     read: Callable[[], Parts]
 
 
 def find_images(path: str, image_size: int) -> Found:
-    """Which reader a path or a name asks for. Raises ValueError where there is none."""
+    """Which reader a path or a name asks for. Raises UserError where there is none."""
     if path == "digits":
         return _find_digits()
     if path == "fashion-mnist":
         if not os.path.isdir(FASHION_MNIST):
-            raise ValueError(
+            raise UserError(
                 f"images 'fashion-mnist': no folder {FASHION_MNIST}; install it with apt install "
                 "dataset-fashion-mnist, or give the folder that holds its four IDX files"
             )
@@ -67,35 +68,35 @@ def find_images(path: str, image_size: int) -> Found:
         return _find_idx(path) or _find_pictures(path, image_size)
     if os.path.isfile(path):
         if not path.endswith(".npz"):
-            raise ValueError(
+            raise UserError(
                 f"images {path!r}: a file must be an .npz with x and y (or x_train, y_train, "
                 "x_test, y_test); IDX files and pictures are given by their folder"
             )
         return Found([(os.path.basename(path), path)], lambda: _read_npz(path))
-    raise ValueError(
+    raise UserError(
         f"images {path!r}: no such file or folder (the working folder is {os.getcwd()}); give one "
         f"or a named set: {', '.join(NAMES)}"
     )
 
 
 def read_idx(path: str) -> npt.NDArray[Any]:
-    """The array in an IDX file, gzipped or not. Raises ValueError where it is damaged."""
+    """The array in an IDX file, gzipped or not. Raises UserError where it is damaged."""
     try:
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
             content = file.read()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is damaged or cut short: {error}") from error
+        raise UserError(f"{path} is damaged or cut short: {error}") from error
     dimensions = content[3] if len(content) > 3 else 0
     header = 4 + 4 * dimensions
     if content[:2] != b"\0\0" or not dimensions or len(content) < header:
-        raise ValueError(f"{path} is no IDX file: it starts with {content[:4].hex() or 'nothing'}")
+        raise UserError(f"{path} is no IDX file: it starts with {content[:4].hex() or 'nothing'}")
     if content[2] not in _IDX_DTYPES:
-        raise ValueError(f"{path} is no IDX file: element type {content[2]} is unknown")
+        raise UserError(f"{path} is no IDX file: element type {content[2]} is unknown")
     dtype = np.dtype(_IDX_DTYPES[content[2]])
     shape = struct.unpack(f">{dimensions}I", content[4:header])
     needed = header + math.prod(shape) * dtype.itemsize
     if len(content) != needed:
-        raise ValueError(
+        raise UserError(
             f"{path} has {len(content)} bytes; its header says {needed} "
             f"({' x '.join(map(str, shape))} of {dtype.itemsize} bytes): fetch it again"
         )
@@ -113,7 +114,7 @@ def _find_idx(root: str) -> Found | None:
         return None
     if labels is None or (held_out_images is None) != (held_out_labels is None):
         part = "train" if labels is None else "t10k"
-        raise ValueError(f"images {root!r}: {part} has images or labels only; both are needed")
+        raise UserError(f"images {root!r}: {part} has images or labels only; both are needed")
 
     def read() -> Parts:
         held_out = None
@@ -149,13 +150,13 @@ def _find_pictures(root: str, image_size: int) -> Found:
 
 def _read_npz(path: str) -> Parts:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged, cut short or no .npz file: {error}") from error
+        raise UserError(f"{path} is damaged, cut short or no .npz file: {error}") from error
     names = next((pair for pair in _NPZ_TRAINING if pair[0] in arrays), None)
     if names is None or names[1] not in arrays or ("x_test" in arrays) != ("y_test" in arrays):
-        raise ValueError(
+        raise UserError(
             f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}: it needs x and y, or x_train "
             "and y_train, and if anything x_test and y_test both"
         )
@@ -169,7 +170,7 @@ def _find_digits() -> Found:
     paths = [os.path.join(root, "datasets", "data", "digits.csv.gz") for root in roots]
     path = next((path for path in paths if os.path.isfile(path)), None)
     if path is None:
-        raise ValueError(
+        raise UserError(
             "images 'digits' are in the scikit-learn package, which is not installed: "
             "pip install scikit-learn (--no-deps is enough)"
         )

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plait.errors import UserError
+
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _HELD_OUT = ("test", "val", "validation", "held_out")
 _GREY = frozenset({"1", "L"})
@@ -30,13 +32,13 @@ class Listing:
 
 
 def list_pictures(root: str) -> Listing:
-    """Raises ValueError where there are no classes or no pictures, or a held-out class is new."""
+    """Raises UserError where there are no classes or no pictures, or a held-out class is new."""
     training_root = "train" if os.path.isdir(os.path.join(root, "train")) else ""
     held_out_roots = [part for part in _HELD_OUT if os.path.isdir(os.path.join(root, part))]
     classes = _folders(os.path.join(root, training_root))
     training = _labelled(root, training_root, classes)
     if not training:
-        raise ValueError(
+        raise UserError(
             f"images {root!r}: no pictures by class (CLASS/*.png or train/CLASS/*.png), no IDX "
             "files (train-images-idx3-ubyte) in this folder"
         )
@@ -45,7 +47,7 @@ def list_pictures(root: str) -> Listing:
         part = held_out_roots[0]
         for name in _folders(os.path.join(root, part)):
             if name not in classes:
-                raise ValueError(
+                raise UserError(
                     f"images {root!r}: class {name!r} of {part}/ is not among the "
                     f"{len(classes)} classes of train/"
                 )
@@ -77,14 +79,14 @@ class Pictures:
                         image = _covering(image, self.size[0])
                     pixels = np.asarray(image, np.uint8)
             except OSError as error:
-                raise ValueError(f"picture {path} cannot be decoded: {error}") from error
+                raise UserError(f"picture {path} cannot be decoded: {error}") from error
             yield pixels.reshape(*self.size, self.channels)
 
 
 def open_pictures(listing: Listing, image_size: int) -> tuple[Pictures, Pictures | None]:
     """Reads every header: grey only if all are grey. image_size 0 needs them all of one size.
 
-    Raises ValueError for sizes that differ, a file that is no picture, or without Pillow.
+    Raises UserError for sizes that differ, a file that is no picture, or without Pillow.
     """
     library = _pillow()
     size, first, grey = (image_size, image_size), "", True
@@ -94,10 +96,10 @@ def open_pictures(listing: Listing, image_size: int) -> tuple[Pictures, Pictures
                 grey = grey and picture.mode in _GREY
                 found = (picture.height, picture.width)
         except OSError as error:
-            raise ValueError(f"picture {path} cannot be read: {error}") from error
+            raise UserError(f"picture {path} cannot be read: {error}") from error
         if not image_size:
             if first and found != size:
-                raise ValueError(
+                raise UserError(
                     f"picture {path} is {found[0]} x {found[1]}, {first} is {size[0]} x {size[1]}: "
                     "give image_size = N to scale and cut all to N x N"
                 )
@@ -143,7 +145,7 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"pictures need the pillow package: pip install 'plait[images]' ({error})"
         ) from error
     return Image

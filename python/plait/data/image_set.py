@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .bundle import Bundle
-from .cache import identity, key_of, obtain
-from .dataset import Array, Comm, Dataset, check_indices, not_prepared, reading
-from .image_files import find_images
-from .image_write import write_images
-from .share import build_once
+from plait.data.bundle import Bundle
+from plait.data.cache import identity, key_of, obtain
+from plait.data.dataset import Array, Comm, Dataset, check_indices, not_prepared, reading
+from plait.data.image_files import find_images
+from plait.data.image_write import write_images
+from plait.data.share import build_once
+from plait.errors import UserError
 
 _VERSION = 1
 _UNMAPPED_BYTES = 1 << 12  # files up to this size are read: an empty array cannot be mapped
@@ -77,7 +78,7 @@ class ImageSource:
 
     def __init__(self, path: str, image_size: int) -> None:
         if image_size < 0:
-            raise ValueError(f"image_size = {image_size} must be 0 or a side in pixels")
+            raise UserError(f"image_size = {image_size} must be 0 or a side in pixels")
         self._name = f"images {path!r}"
         self._path, self._image_size = path, image_size
         self._ready: _Ready | None = None

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .image_files import Part, Parts
-from .image_folder import Pictures
+from plait.data.image_files import Part, Parts
+from plait.data.image_folder import Pictures
+from plait.errors import UserError
 
 _BLOCK_BYTES = 1 << 22
 _Pixels = npt.NDArray[Any]  # (n, H, W, C)
@@ -21,25 +22,25 @@ _Pixels = npt.NDArray[Any]  # (n, H, W, C)
 def write_images(folder: Path, parts: Parts, name: str) -> dict[str, Any]:
     """training_images.npy, training_labels.npy, the same for held_out; returns the entry's meta.
 
-    Raises ValueError for images or labels that do not fit together; OSError is about the folder.
+    Raises UserError for images or labels that do not fit together; OSError is about the folder.
     """
     training = _checked(parts.training, f"{name}, training part")
     if not len(training.labels):
-        raise ValueError(f"{name} is empty: it has no training image")
+        raise UserError(f"{name} is empty: it has no training image")
     if parts.held_out is None:
         held = np.arange(len(training.labels)) % parts.held_out_every == parts.held_out_every - 1
         training, held_out = _take(training, ~held), _take(training, held)
     else:
         held_out = _checked(parts.held_out, f"{name}, held-out part")
     if _row(held_out) != _row(training):
-        raise ValueError(
+        raise UserError(
             f"{name}: held-out images are {_row(held_out)}, training images {_row(training)} "
             "(height, width, channels, type); they must be alike"
         )
     classes = parts.classes or int(training.labels.max()) + 1
     for part in (training, held_out):
         if part.labels.size and part.labels.max() >= classes:
-            raise ValueError(
+            raise UserError(
                 f"{name}: label {part.labels.max()} is outside the {classes} classes "
                 "(0 to the largest training label)"
             )
@@ -57,16 +58,16 @@ def _checked(part: Part, name: str) -> Part:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
-        raise ValueError(
+        raise UserError(
             f"{name}: labels are {labels.dtype} of shape {part.labels.shape}, smallest "
             f"{labels.min() if labels.size else 'none'}: they must be integers from 0 on, one each"
         )
     if labels.size and labels.max() >= 1 << 31:
-        raise ValueError(f"{name}: label {labels.max()} is too large")
+        raise UserError(f"{name}: label {labels.max()} is too large")
     if not isinstance(images, Pictures):
         images = _with_channels(images, name)
     if images.shape[0] != len(labels):
-        raise ValueError(f"{name}: {images.shape[0]} images and {len(labels)} labels")
+        raise UserError(f"{name}: {images.shape[0]} images and {len(labels)} labels")
     return Part(images, labels.astype(np.int32))
 
 
@@ -74,12 +75,12 @@ def _with_channels(images: _Pixels, name: str) -> _Pixels:
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.dtype.kind not in "biuf" or 0 in images.shape[1:]:
-        raise ValueError(
+        raise UserError(
             f"{name}: images are {images.dtype} of shape {images.shape}: they must be numbers of "
             "shape (n, height, width) or (n, height, width, channels)"
         )
     if images.shape[1] in (1, 3) and images.shape[3] > 4:
-        raise ValueError(
+        raise UserError(
             f"{name}: images of shape {images.shape} look channels first: "
             "transpose them to (n, height, width, channels)"
         )
@@ -120,7 +121,7 @@ def _write(
                 block = np.ascontiguousarray(block, dtype)
             if dtype == np.float32 and not np.isfinite(block).all():
                 bad = np.flatnonzero(~np.isfinite(block).all((1, 2, 3)))[0]
-                raise ValueError(f"{name}: image {done + bad} has a pixel that is not finite")
+                raise UserError(f"{name}: image {done + bad} has a pixel that is not finite")
             if statistics is not None:
                 statistics.add(block)
             file.write(block.data)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .mixing import GOLDEN, Words, mix, mix_array
+from plait.data.mixing import GOLDEN, Words, mix, mix_array
 
 Indices = npt.NDArray[np.int64]
 
@@ -20,7 +20,8 @@ _ROUNDS = 8
 class Sampler:
     """Global sample number step * batch + i runs through epochs one after another.
 
-    samples: in the dataset; batch: samples a step over all replicas; seed: of the order.
+    samples: in the dataset; batch: samples a step over all replicas; seed: of the order, modulo
+    2**64.
     A batch may straddle epochs. Raises ValueError if samples or batch is below 1.
     """
 

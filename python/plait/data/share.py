@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from .bundle import Bundle
-from .cache import key_of, obtain
-from .dataset import Comm
+from plait.data.bundle import Bundle
+from plait.data.cache import key_of, obtain
+from plait.data.dataset import Comm
+from plait.errors import UserError
 
 _CHUNK_BYTES = 1 << 25
 
@@ -24,39 +25,36 @@ _CHUNK_BYTES = 1 << 25
 def build_once(comm: Comm | None, build: Callable[[], Bundle]) -> Bundle:
     """Collective: build() on rank 0, and a bundle of local files with its content on each rank.
 
-    What build raises on rank 0 is raised on every rank: ValueError as it is, anything else as
-    a RuntimeError that names it. ValueError where a rank cannot get the files.
+    What build raises on rank 0 is raised on every rank: UserError as it is, anything else as
+    a RuntimeError that names it. UserError where a rank cannot get the files.
     """
     if comm is None or comm.size == 1:
         return build()
     bundle = _agree(comm, build)
     host = socket.gethostname()
     for one_per_host in (True, False):  # ranks of a host name may yet differ in what they see
-        waiting = _all(comm, None if bundle.visible() else host)
+        waiting = comm.all_gather_object(None if bundle.visible() else host)
         writers = _writers(waiting, one_per_host)
         if not writers:
             return bundle
         copy = _send(comm, bundle, writing=comm.rank in writers)
-        for writer in writers:
-            offer = comm.broadcast_object(copy if comm.rank == writer else None, root=writer)
-            if waiting[comm.rank] is not None and not bundle.visible() and offer.visible():
-                bundle = offer
-    waiting = _all(comm, None if bundle.visible() else host)
-    missing = {host for host in waiting if host is not None}
+        offers = comm.all_gather_object(copy)
+        if waiting[comm.rank] is not None:
+            seen = [offer for offer in offers if offer is not None and offer.visible()]
+            bundle = seen[0] if seen else bundle
+    waiting = comm.all_gather_object(None if bundle.visible() else host)
+    missing = {each for each in waiting if each is not None}
     if missing:
-        raise ValueError(f"prepared data cannot be read back on {', '.join(sorted(missing))}")
+        raise UserError(f"prepared data cannot be read back on {', '.join(sorted(missing))}")
     return bundle
 
 
 def all_raise(comm: Comm | None, error: str | None) -> None:
-    """Collective: if any rank has an error, every rank raises the first one as ValueError."""
-    if comm is None or comm.size == 1:
-        errors = [error]
-    else:
-        errors = _all(comm, error)
+    """Collective: if any rank has an error, every rank raises the first one as UserError."""
+    errors = [error] if comm is None else comm.all_gather_object(error)
     first = next((text for text in errors if text is not None), None)
     if first is not None:
-        raise ValueError(first)
+        raise UserError(first)
 
 
 def _agree(comm: Comm, build: Callable[[], Bundle]) -> Bundle:
@@ -68,7 +66,7 @@ def _agree(comm: Comm, build: Callable[[], Bundle]) -> Bundle:
             outcome = build()
         except Exception as error:
             cause = error
-            kind = "ValueError" if isinstance(error, ValueError) else type(error).__name__
+            kind = "UserError" if isinstance(error, UserError) else type(error).__name__
             outcome = (kind, str(error))
     outcome = comm.broadcast_object(outcome, root=0)
     if isinstance(outcome, Bundle):
@@ -77,15 +75,7 @@ def _agree(comm: Comm, build: Callable[[], Bundle]) -> Bundle:
         raise cause
     assert outcome is not None
     kind, text = outcome
-    raise ValueError(text) if kind == "ValueError" else RuntimeError(f"rank 0: {kind}: {text}")
-
-
-def _all(comm: Comm, value: str | None) -> list[str | None]:
-    """Every rank's value, in rank order."""
-    return [
-        comm.broadcast_object(value if comm.rank == root else None, root=root)
-        for root in range(comm.size)
-    ]
+    raise UserError(text) if kind == "UserError" else RuntimeError(f"rank 0: {kind}: {text}")
 
 
 def _writers(waiting: list[str | None], one_per_host: bool) -> list[int]:
@@ -115,7 +105,7 @@ def _send(comm: Comm, bundle: Bundle, writing: bool) -> Bundle | None:
     if writing:
         try:
             copy = obtain(key_of("copy", bundle.digest), write)
-        except ValueError as failure:
+        except UserError as failure:
             error = f"{socket.gethostname()}: {failure}"
     if not streamed:
         _stream(comm, bundle, {})
@@ -131,7 +121,7 @@ def _stream(comm: Comm, bundle: Bundle, sinks: dict[str, BufferedWriter]) -> Non
             for start in range(0, size, _CHUNK_BYTES):
                 block = np.empty(min(_CHUNK_BYTES, size - start), np.uint8)
                 if source is not None and source.readinto(block.data) != len(block):
-                    raise ValueError(f"{path} became shorter while it was sent")
+                    raise UserError(f"{path} became shorter while it was sent")
                 comm.broadcast(block, root=0)
                 try:
                     if name in sinks and failure is None:
@@ -139,4 +129,4 @@ def _stream(comm: Comm, bundle: Bundle, sinks: dict[str, BufferedWriter]) -> Non
                 except OSError as error:
                     failure = error
     if failure is not None:
-        raise ValueError(f"cannot keep a copy of the data: {failure.strerror or failure}")
+        raise UserError(f"cannot keep a copy of the data: {failure.strerror or failure}")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import Array, Comm, Dataset, check_indices
-from .mixing import Words, mix, mix_array
+from plait.data.dataset import Array, Comm, Dataset, check_indices
+from plait.data.mixing import Words, mix, mix_array
 
 _STRIDES = 4
 _OFFSETS = 1 << 14  # places in the pool of noise where a sample's noise may begin

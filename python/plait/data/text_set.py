@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from . import bpe
-from .bundle import Bundle
-from .cache import key_of, obtain
-from .corpus import Corpus, Span, find, pieces
-from .dataset import reading
-from .trigram import Trigram
-from .windows import Ready, TokenDataset, TokenSource, map_tokens
+from plait.data import bpe
+from plait.data.bundle import Bundle
+from plait.data.cache import key_of, obtain
+from plait.data.corpus import Corpus, Span, find, pieces
+from plait.data.dataset import reading
+from plait.data.trigram import Trigram
+from plait.data.windows import Ready, TokenDataset, TokenSource, map_tokens
+from plait.errors import UserError
 
 _PARTS = ("training.bin", "held_out.bin")
 
@@ -57,7 +58,7 @@ class TextSource(TokenSource):
     def __init__(self, path: str, vocabulary: int, sequence_length: int) -> None:
         super().__init__(f"text {path!r}", vocabulary, sequence_length)
         if vocabulary < bpe.SMALLEST:
-            raise ValueError(
+            raise UserError(
                 f"vocabulary = {vocabulary}: byte-level BPE needs at least {bpe.SMALLEST}, "
                 "the 256 bytes and the end of text"
             )

@@ -1,7 +1,7 @@
 """Token files made elsewhere: .npy, or raw integers whose type a sidecar or the caller gives.
 
-The files are mapped where they lie. Their fingerprint covers sizes and sampled blocks, and ids
-are checked there and in every batch, so that starting on a terabyte takes no time.
+The files are mapped where they lie. Beyond 256 MiB their fingerprint covers sizes and sampled
+blocks; ids are checked in blocks and then in every batch: starting on a terabyte takes no time.
 """
 
 import json
@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .bundle import Bundle, sampled_digest
-from .corpus import HELD_OUT_EVERY
-from .dataset import reading
-from .windows import Ready, Tokens, TokenSource, map_tokens
+from plait.data.bundle import Bundle, sampled_digest
+from plait.data.cache import identity
+from plait.data.corpus import HELD_OUT_EVERY
+from plait.data.dataset import reading
+from plait.data.windows import Ready, Tokens, TokenSource, map_tokens
+from plait.errors import UserError
 
 DTYPES = ("uint16", "uint32", "uint8", "int32", "int64")
+_HASHED_BYTES = 1 << 28
 _CHECKED_BLOCKS = 256
 _BLOCK_TOKENS = 4096
 
@@ -32,9 +35,9 @@ class TokenFileSource(TokenSource):
     ) -> None:
         super().__init__(f"tokens {path!r}", vocabulary, sequence_length)
         if vocabulary < 1:
-            raise ValueError(f"vocabulary = {vocabulary} must be at least 1")
+            raise UserError(f"vocabulary = {vocabulary} must be at least 1")
         if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"dtype = {dtype!r} must be one of {', '.join(DTYPES)}")
+            raise UserError(f"dtype = {dtype!r} must be one of {', '.join(DTYPES)}")
         self._dtype = dtype
         self._paths = [path] if held_out is None else [path, held_out]
 
@@ -47,8 +50,10 @@ class TokenFileSource(TokenSource):
                 files[name] = (str(Path(path).resolve()), Path(path).stat().st_size)
                 dtypes[name] = dtype
         with reading(self.name):
-            digest = sampled_digest(files)
-        return Bundle(files, {"dtypes": dtypes}, digest, digest)
+            digest = fingerprint = sampled_digest(files)
+            if sum(size for _, size in files.values()) <= _HASHED_BYTES:
+                _, fingerprint = identity((name, path) for name, (path, _) in files.items())
+        return Bundle(files, {"dtypes": dtypes}, digest, fingerprint)
 
     def map(self, bundle: Bundle) -> Ready:
         parts = [_open(bundle.path(name), dtype) for name, dtype in bundle.meta["dtypes"].items()]
@@ -60,11 +65,11 @@ class TokenFileSource(TokenSource):
     def _checked(self, path: Path) -> str | None:
         """The type of a raw file's tokens, None for .npy, after a look at its size and ids."""
         if not path.is_file():
-            raise ValueError(f"tokens {str(path)!r}: no such file (looked in {Path.cwd()})")
+            raise UserError(f"tokens {str(path)!r}: no such file (looked in {Path.cwd()})")
         dtype = None if path.suffix == ".npy" else self._raw_dtype(path)
         tokens = _open(path, dtype)
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-            raise ValueError(
+            raise UserError(
                 f"tokens {str(path)!r} hold {tokens.dtype} of shape {tokens.shape}: "
                 "they must be integers in one dimension"
             )
@@ -73,7 +78,7 @@ class TokenFileSource(TokenSource):
             ids = tokens[start : start + _BLOCK_TOKENS]
             if ids.size and not (ids.min() >= 0 and ids.max() < self.vocabulary):
                 wrong = ids.min() if ids.min() < 0 else ids.max()
-                raise ValueError(
+                raise UserError(
                     f"tokens {str(path)!r} hold token {wrong}, outside vocabulary = "
                     f"{self.vocabulary}: give the vocabulary of the tokenizer that made the file, "
                     "or the right dtype"
@@ -87,10 +92,10 @@ class TokenFileSource(TokenSource):
             try:
                 content = json.loads(sidecar.read_bytes())
             except ValueError as error:
-                raise ValueError(f"{sidecar} is not JSON: {error}") from error
+                raise UserError(f"{sidecar} is not JSON: {error}") from error
             dtype = content.get("dtype") if isinstance(content, dict) else None
         if dtype not in DTYPES:
-            raise ValueError(
+            raise UserError(
                 f"tokens {str(path)!r}: the integer type of a raw file is unknown; give "
                 f'dtype = "uint16" (or {", ".join(DTYPES[1:])}), or a file {sidecar.name} beside '
                 'it that says {"dtype": "uint16"}'
@@ -98,7 +103,7 @@ class TokenFileSource(TokenSource):
         assert isinstance(dtype, str)
         size = path.stat().st_size
         if size % np.dtype(dtype).itemsize:
-            raise ValueError(
+            raise UserError(
                 f"tokens {str(path)!r} are {size} bytes, no multiple of {dtype}'s "
                 f"{np.dtype(dtype).itemsize}: the file is cut short, or of another dtype"
             )
@@ -107,11 +112,11 @@ class TokenFileSource(TokenSource):
 
 def _open(path: Path, dtype: str | None) -> Tokens:
     if not path.stat().st_size:
-        raise ValueError(f"tokens {str(path)!r}: the file is empty")
+        raise UserError(f"tokens {str(path)!r}: the file is empty")
     if dtype is not None:
         return map_tokens(path, np.dtype(dtype))
     try:
         tokens: Tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"tokens {str(path)!r} are no whole .npy file: {error}") from error
+        raise UserError(f"tokens {str(path)!r} are no whole .npy file: {error}") from error
     return tokens

@@ -6,7 +6,6 @@ t_ab the number of different bytes seen after ab. A document starts after two ze
 """
 
 from collections.abc import Iterable, Iterator
-
 from typing import Any
 
 import numpy as np

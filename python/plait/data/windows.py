@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .bundle import Bundle
-from .dataset import Array, Comm, Dataset, check_indices, not_prepared
-from .share import build_once
+from plait.data.bundle import Bundle
+from plait.data.dataset import Array, Comm, Dataset, check_indices, not_prepared
+from plait.data.share import build_once
+from plait.errors import UserError
 
 Tokens = npt.NDArray[Any]  # (n,) of any integer type, memory-mapped
 
@@ -41,7 +42,7 @@ class TokenSource(ABC):
 
     def __init__(self, name: str, vocabulary: int, sequence_length: int) -> None:
         if sequence_length < 1:
-            raise ValueError(f"sequence_length = {sequence_length} must be at least 1")
+            raise UserError(f"sequence_length = {sequence_length} must be at least 1")
         self.name, self.vocabulary, self.sequence_length = name, vocabulary, sequence_length
         self._ready: Ready | None = None
 
@@ -57,7 +58,7 @@ class TokenSource(ABC):
         ready = self.map(build_once(comm, self.build))
         needed = self.sequence_length + 1
         if len(ready.training) < needed:
-            raise ValueError(
+            raise UserError(
                 f"{self.name} has {len(ready.training)} training tokens, fewer than one sequence "
                 f"of {needed} (sequence_length = {self.sequence_length} and the next token): "
                 "give more text or a shorter sequence_length"
@@ -66,7 +67,7 @@ class TokenSource(ABC):
 
     @abstractmethod
     def build(self) -> Bundle:
-        """On rank 0: finds or makes the files. Raises ValueError for what is wrong with them."""
+        """On rank 0: finds or makes the files. Raises UserError for what is wrong with them."""
 
     @abstractmethod
     def map(self, bundle: Bundle) -> Ready:
@@ -76,7 +77,7 @@ class TokenSource(ABC):
 class TokenDataset(Dataset):
     """Training or held-out windows of a source.
 
-    Raises IndexError for a sample that is not there and ValueError for a token outside the
+    Raises IndexError for a sample that is not there and UserError for a token outside the
     vocabulary, as it is met.
     """
 
@@ -119,7 +120,7 @@ class TokenDataset(Dataset):
         windows = self._tokens[starts + np.arange(self.sequence_length + 1)]
         if windows.size and not (windows.min() >= 0 and windows.max() < self.vocabulary):
             wrong = windows.min() if windows.min() < 0 else windows.max()
-            raise ValueError(
+            raise UserError(
                 f"{self._source.name} holds token {wrong}, outside vocabulary = {self.vocabulary}: "
                 "give the vocabulary of the tokenizer that made the file"
             )

@@ -3,5 +3,6 @@
 from plait.models.gpt import gpt
 from plait.models.llama import llama
 from plait.models.mlp import mlp
+from plait.models.resnet import resnet
 
-__all__ = ["gpt", "llama", "mlp"]
+__all__ = ["gpt", "llama", "mlp", "resnet"]

@@ -2,16 +2,20 @@
 
 from plait.ops.activation import GELU, Add, Dropout, ReLU, SwiGLU, dropout
 from plait.ops.attention import Attention
+from plait.ops.batch_norm import BatchNorm
+from plait.ops.conv import ColumnConv, GatherChannels, RowConv
 from plait.ops.cross_entropy import CrossEntropy
 from plait.ops.embedding import PositionEmbedding, VocabEmbedding
 from plait.ops.linear import ColumnLinear, RowLinear
 from plait.ops.norm import LayerNorm, RMSNorm
 from plait.ops.parameter import Init, Parameter
+from plait.ops.pool import MaxPool, MeanPool
 from plait.ops.position import Position, Segment, Share
 from plait.ops.sums import fan_in
 
 __all__ = [
-    "GELU", "Add", "Attention", "ColumnLinear", "CrossEntropy", "Dropout", "Init", "LayerNorm",
-    "Parameter", "Position", "PositionEmbedding", "RMSNorm", "ReLU", "RowLinear", "Segment",
-    "Share", "SwiGLU", "VocabEmbedding", "dropout", "fan_in",
+    "GELU", "Add", "Attention", "BatchNorm", "ColumnConv", "ColumnLinear", "CrossEntropy",
+    "Dropout", "GatherChannels", "Init", "LayerNorm", "MaxPool", "MeanPool", "Parameter",
+    "Position", "PositionEmbedding", "RMSNorm", "ReLU", "RowConv", "RowLinear", "Segment", "Share",
+    "SwiGLU", "VocabEmbedding", "dropout", "fan_in",
 ]  # fmt: skip

@@ -35,11 +35,18 @@ class Parameter:
     init: Init = Init()
     true_rows: int | None = None  # rows from here on are padding: zero, and in no checkpoint
     tied_to: str | None = None  # its value is that of the parameter of this name
+    # A running statistic, not trained: each step moves it by this share towards the step's mean
+    # over samples, for which ops add samples x value to its gradient. Always float32.
+    momentum: float | None = None
     array: Array = field(init=False)  # (local rows, ...) in the compute type
     grads: Array = field(init=False)  # float32 (slots, [tensor leaves,] local rows, ...)
     _position: Position | None = field(init=False, default=None)
 
     is_parameter = True
+
+    @property
+    def statistic(self) -> bool:
+        return self.momentum is not None
 
     @property
     def replicated(self) -> bool:
@@ -67,9 +74,11 @@ class Parameter:
                 top -= 1
 
     def _merge(self, low: int, high: int) -> None:
-        chains = zip(self.grads[low], self.grads[high], strict=True) if self.replicated else [
-            (self.grads[low], self.grads[high])
-        ]
+        chains = (
+            zip(self.grads[low], self.grads[high], strict=True)
+            if self.replicated
+            else [(self.grads[low], self.grads[high])]
+        )
         for left, right in chains:
             kernels.add([left, right], left)
 

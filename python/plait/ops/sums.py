@@ -47,6 +47,7 @@ def sum_over_leaves(
         out = empty(shape, dtype)
         part(0, bounds[-1] - bounds[0], [b - bounds[0] for b in bounds], bias, out)
         return Ready(out)
+    bias = None if bias is None else bias.astype(float32, copy=False)
     stack = empty((len(nodes), *shape), float32)
     for out, (low, high) in zip(stack, nodes, strict=True):
         cut = bounds[low - first : high - first + 1]

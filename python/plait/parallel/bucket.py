@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
+from collections.abc import Container
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -35,7 +36,8 @@ class Span:
 
 
 class Bucket:
-    """Parameters of one kind: all split over tensor leaves, or all replicated."""
+    """Parameters of one kind: all split over tensor leaves, or all replicated; all trained, or all
+    running statistics."""
 
     def __init__(
         self, parameters: list[Parameter], data: Communicator, tensor: Communicator, slots: int,
@@ -43,7 +45,8 @@ class Bucket:
     ):  # fmt: skip
         self.parameters, self.data, self.tensor = parameters, data, tensor
         self.replicated = parameters[0].replicated
-        assert all(p.replicated == self.replicated for p in parameters)
+        self.statistic = parameters[0].statistic
+        assert all(_kind(p) == _kind(parameters[0]) for p in parameters)
         self.offsets: list[int] = []
         size = 0
         for p in parameters:
@@ -53,8 +56,9 @@ class Bucket:
         self.slices = list(self._slices())
         self.bounds = self._cut(data.size)
         self.cut = slice(self.bounds[data.rank], self.bounds[data.rank + 1])
-        self.own = self.cut if zero else slice(0, size)
-        self.weights = empty(size, precision)
+        self.zero = zero > 0
+        self.own = self.cut if self.zero else slice(0, size)
+        self.weights = empty(size, float32 if self.statistic else precision)
         self.weights.fill(0)
         leaves = (len(tensor.leaves.run(tensor.rank)),) if self.replicated else ()
         self.grads = empty((slots, *leaves, size), float32)
@@ -98,7 +102,7 @@ class Bucket:
         self._work = None
         if self.replicated:
             gradient = self._sum_tensor_leaves(gradient)
-        if self.own != self.cut:
+        if not self.zero:
             gradient = self.data.all_gather(gradient, bounds=self.bounds)
         self.gradient = gradient
 
@@ -114,7 +118,7 @@ class Bucket:
 
     def gather_weights(self) -> None:
         """After an update of `own`: the other data ranks' cuts."""
-        if self.own == self.cut and self.data.size > 1:
+        if self.zero:
             self.data.all_gather(self.weights[self.own], bounds=self.bounds, out=self.weights)
 
     def chunks(self) -> list[slice]:
@@ -138,6 +142,10 @@ class Bucket:
         return found
 
 
+def _kind(p: Parameter) -> tuple[bool, bool]:
+    return p.replicated, p.statistic
+
+
 def make_buckets(
     parameters: list[Parameter],
     data: Communicator,
@@ -145,19 +153,19 @@ def make_buckets(
     slots: int,
     precision: Any,
     zero: int,
-    target: int = 1 << 20,
+    target: int,
+    alone: Container[str] = (),
 ) -> list[Bucket]:
-    """Buckets of about `target` elements in the order in which backward finishes them. A tied
-    parameter and the one it is tied to get buckets of their own, so that their cuts agree on every
-    stage."""
-    tied = {p.tied_to for p in parameters if p.tied_to} | {p.name for p in parameters if p.tied_to}
+    """Buckets of about `target` elements in the order in which backward finishes them. Parameters
+    named in `alone` (tied ones) get buckets of their own, so that their cuts agree on every stage.
+    """
     groups: list[list[Parameter]] = []
-    for replicated in (False, True):
+    for kind in itertools.product((False, True), (False, True)):
         group: list[Parameter] = []
         for p in reversed(parameters):
-            if p.replicated != replicated:
+            if _kind(p) != kind:
                 continue
-            if p.name in tied:
+            if p.name in alone:
                 groups.append([p])
                 continue
             group.append(p)

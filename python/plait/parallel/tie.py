@@ -32,6 +32,7 @@ class Tie:
         """Makes the gradient of both buckets (original's + copy's)."""
         if self.original is not None and self.copy is not None:
             _add(self.original, self.original.gradient, self.copy.gradient)
+            self.copy.gradient = self.original.gradient
             return
         mine = self.original if self.original is not None else self.copy
         if mine is None:

@@ -4,16 +4,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from .screen import Screen
 from .text import bytes_text, count_text, time_text
 
-if TYPE_CHECKING:
-    import rich.progress
-
 _REFRESH_SECONDS = 0.2
 _FIRST_SECONDS, _LAST_SECONDS = 2.0, 30.0  # between plain lines: often at first, then rarely
+_BAR_WIDTH = 20
 _WINDOW = 50  # steps that the time left is guessed from
 
 
@@ -36,22 +33,17 @@ class Progress:
         self._screen, self._total, self._unit, self._clock = screen, total, unit, clock
         self._times: deque[tuple[float, int]] = deque([(clock(), done)], maxlen=_WINDOW + 1)
         self._shown, self._wait = float("-inf"), _FIRST_SECONDS
-        self._bar: rich.progress.Progress | None = None
-        if screen.live:
-            self._bar = _bar(screen)
-            self._task = self._bar.add_task("", total=total, completed=done, text="")
-            self._bar.start()
 
     def step(self, done: int, *, loss: float, rate: float, memory_bytes: int) -> None:
         """After each step: finished steps; the rate of all ranks; the memory of this one."""
-        if self._screen.console is None:
+        if self._screen.file is None:
             return
         now = self._clock()
         self._times.append((now, done))
-        wait = _REFRESH_SECONDS if self._bar else self._wait
+        wait = _REFRESH_SECONDS if self._screen.live else self._wait
         if now - self._shown < wait and done < self._total:
             return
-        if self._bar is None and self._shown >= 0:
+        if self._shown >= 0:
             self._wait = min(self._wait * 1.25, _LAST_SECONDS)
         self._shown = now
         parts = [
@@ -61,23 +53,20 @@ class Progress:
             bytes_text(memory_bytes),
             f"{time_text(self._seconds_left(done))} left",
         ]
-        if self._bar:
-            self._bar.update(self._task, completed=done, text="  ".join(parts), refresh=True)
-        else:
-            self._screen.say("  ".join(parts))
-
-    def note(self, text: str) -> None:
-        """A line of its own, above the bar."""
-        if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        text = "  ".join(parts)
+        if self._screen.live:
+            room = min(_BAR_WIDTH, self._screen.width - len(text) - 2)
+            self._screen.move(f"{_bar(done / max(self._total, 1), room)}  {text}")
         else:
             self._screen.say(text)
 
+    def note(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        self._screen.say(text)
+
     def close(self) -> None:
         """Leaves the bar as it stands; later output goes below it."""
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
+        self._screen.rest()
 
     def __enter__(self) -> "Progress":
         return self
@@ -95,8 +84,6 @@ class Progress:
         return (now - then) / (done - first) * (self._total - done) if done > first else 0.0
 
 
-def _bar(screen: Screen) -> "rich.progress.Progress":
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    columns = (BarColumn(bar_width=20), TextColumn("{task.fields[text]}", markup=False))
-    return Progress(*columns, console=screen.console, auto_refresh=False)
+def _bar(fraction: float, width: int) -> str:
+    full = round(width * min(fraction, 1.0))
+    return "━" * full + "┄" * (width - full)

@@ -39,9 +39,9 @@ class RunFolder:
 
     def __init__(self, path: Path, comm: Comm):
         self.path, self._comm = path, comm
-        self.config = path / "config.toml"
-        self.metrics = path / "metrics.jsonl"
-        self.events = path / "events.jsonl"
+        self.config_path = path / "config.toml"
+        self.metrics_path = path / "metrics.jsonl"
+        self.events_path = path / "events.jsonl"
         self.checkpoints = path / "checkpoints"
         self._lock: IO[bytes] | None = None
         self._open: dict[Path, BinaryIO] = {}
@@ -56,27 +56,27 @@ class RunFolder:
 
     def write_config(self, text: str) -> None:
         """Replaces config.toml. Collective."""
-        self._on_rank_0(lambda: write_whole(self.config, [text.encode()]))
+        self._on_rank_0(lambda: write_whole(self.config_path, [text.encode()]))
 
     def resume(self, next_step: int) -> None:
         """Drops metrics of steps from next_step on: they will run again. Collective."""
         self._on_rank_0(lambda: self._trim_metrics(next_step))
 
-    def metric(self, row: Mapping[str, Any]) -> None:
+    def metrics(self, row: Mapping[str, Any]) -> None:
         """Appends a row, with "step" in it, to metrics.jsonl. NaN and infinity become null."""
         assert "step" in row, "a metrics row has a step"
-        self._append(self.metrics, row)
+        self._append(self.metrics_path, row)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Appends start, save, resume, fault or stop to events.jsonl, with time, host, versions."""
         assert kind in _KINDS, kind
-        self._append(self.events, _event(kind, fields))
+        self._append(self.events_path, _event(kind, fields))
 
     def fault(self, text: str, **fields: Any) -> None:
         """A fault event from any rank that is about to end; never raises."""
         text_line = line(_event("fault", {"rank": self._comm.rank, "text": text, **fields}))
         try:
-            handle = os.open(self.events, os.O_WRONLY | os.O_APPEND)
+            handle = os.open(self.events_path, os.O_WRONLY | os.O_APPEND)
             os.write(handle, text_line)
             os.close(handle)
         except OSError:
@@ -115,10 +115,10 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         self.checkpoints.mkdir(exist_ok=True)
-        for path in (self.metrics, self.events):
+        for path in (self.metrics_path, self.events_path):
             trim_last_line(path)
             self._reopen(path)
-        return self.config.read_text() if self.config.exists() else None, aside
+        return self.config_path.read_text() if self.config_path.exists() else None, aside
 
     def _reopen(self, path: Path) -> None:
         self._open[path] = open(path, "ab", buffering=0)  # noqa: SIM115
@@ -147,12 +147,12 @@ class RunFolder:
 
     def _trim_metrics(self, next_step: int) -> None:
         """Keeps the whole rows of steps before next_step; rewrites only where there are others."""
-        self._open.pop(self.metrics).close()
-        with open(self.metrics, "rb") as file:
+        self._open.pop(self.metrics_path).close()
+        with open(self.metrics_path, "rb") as file:
             if any(_step_of(row) >= next_step for row in file):
                 file.seek(0)
-                write_whole(self.metrics, (row for row in file if _step_of(row) < next_step))
-        self._reopen(self.metrics)
+                write_whole(self.metrics_path, (row for row in file if _step_of(row) < next_step))
+        self._reopen(self.metrics_path)
 
     def _append(self, path: Path, row: Mapping[str, Any]) -> None:
         if self._comm.rank != 0:

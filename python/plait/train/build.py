@@ -1,72 +1,112 @@
-"""From a config to the objects of a run: data set, model, optimizer, mesh, trainer."""
+"""From a config to the objects of a run: data set, model, optimizer, mesh."""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import inspect
+import os
+import sys
+from typing import Any
 
 from plait import data, models, optim
 from plait.data import Dataset
-from plait.errors import UserError
-from plait.mesh import Mesh
 from plait.nn import LayerSpec
 from plait.optim import Optimizer, Schedule
-from plait.train.grains import auto_grains
-
-if TYPE_CHECKING:
-    from plait.train.config import Config
+from plait.train import sections
+from plait.train.config import Config, ConfigError
 
 STANDARD = {"gpt": models.gpt, "llama": models.llama, "mlp": models.mlp, "resnet": models.resnet}
 
 
 def build_dataset(config: Config) -> Dataset:
     """The data set as a description: nothing is read before prepare()."""
-    c = config.data
-    length = config.model.arguments.get("sequence_length")
-    if c.kind == "text":
+    c, length = config.data, sequence_length(config)
+    if isinstance(c, sections.Text):
         return data.text(c.path, vocabulary=c.vocabulary, sequence_length=length)
-    if c.kind == "tokens":
-        return data.tokens(c.path, vocabulary=c.vocabulary, sequence_length=length)
-    if c.kind == "images":
-        return data.images(c.path)
-    return data.synthetic(**c.arguments)
+    if isinstance(c, sections.Tokens):
+        return data.tokens(
+            c.path,
+            vocabulary=c.vocabulary,
+            sequence_length=length,
+            dtype=c.dtype,
+            held_out=c.held_out,
+        )
+    if isinstance(c, sections.Images):
+        return data.images(c.path, image_size=c.image_size)
+    if c.vocabulary is not None:
+        return data.synthetic(
+            samples=c.samples, vocabulary=c.vocabulary, sequence_length=length, seed=config.seed
+        )
+    return data.synthetic(
+        samples=c.samples,
+        input_shape=c.input_shape or (),
+        classes=c.classes or 0,
+        seed=config.seed,
+    )
+
+
+def sequence_length(config: Config) -> int:
+    """Tokens a sample; 0 for models of something else."""
+    model = config.model
+    if isinstance(model, sections.Custom):
+        return int(model.arguments.get("sequence_length", 0))
+    return model.sequence_length if isinstance(model, sections.GPT | sections.Llama) else 0
 
 
 def build_model(config: Config, dataset: Dataset) -> list[LayerSpec]:
-    """The layers; a model that says so also gets vocabulary, classes and input_shape from the data."""
-    kind, arguments = config.model.kind, dict(config.model.arguments)
-    if kind in STANDARD:
-        make: Any = STANDARD[kind]
+    """The layers. Those of images need a prepared data set: they follow its shape and classes.
+
+    A function of the user's own gets what it has parameters for of vocabulary, sequence_length,
+    input_shape and classes, unless the config gives it. ConfigError if it cannot be called so.
+    """
+    known: dict[str, Any]
+    if dataset.kind == "tokens":
+        known = {"vocabulary": dataset.vocabulary, "sequence_length": dataset.sequence_length}
     else:
-        module, _, name = kind.partition(":")
-        try:
-            make = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"model.kind = {kind!r}: {error}") from error
-    known = make.__code__.co_varnames[: make.__code__.co_argcount + make.__code__.co_kwonlyargcount]
-    given = {
-        "vocabulary": dataset.vocabulary,
-        "sequence_length": dataset.sequence_length,
-        "classes": dataset.classes,
-        "input_shape": dataset.input_shape,
-    }
-    for name, value in given.items():
-        if name in known and name not in arguments:
-            arguments[name] = value
+        known = {"input_shape": dataset.input_shape, "classes": dataset.classes}
+    model = config.model
+    if isinstance(model, sections.Custom):
+        return _custom(model, known)
+    given = {name: value for name, value in vars(model).items() if name != "kind"}
+    make: Any = STANDARD[model.kind]
+    specs: list[LayerSpec] = make(**{**known, **given})
+    return specs
+
+
+def _custom(model: sections.Custom, known: dict[str, Any]) -> list[LayerSpec]:
+    module, _, name = model.kind.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as with `python -m`
     try:
-        specs: list[LayerSpec] = make(**arguments)
+        make = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ConfigError(
+            f'model.kind = "{model.kind}" cannot be imported: {error}; the module is looked for in '
+            "the working folder and on PYTHONPATH"
+        ) from error
+    if not callable(make):
+        raise ConfigError(f'model.kind = "{model.kind}": {module} has no function {name}')
+    signature = inspect.signature(make)
+    arguments = {name: value for name, value in known.items() if name in signature.parameters}
+    arguments |= model.arguments
+    try:
+        signature.bind(**arguments)
     except TypeError as error:
-        raise UserError(f"[model] kind = {kind!r}: {error}") from error
+        raise ConfigError(
+            f"[model]: {model.kind}{signature} cannot be called with "
+            f"{', '.join(arguments) or 'nothing'}: {error}"
+        ) from error
+    specs: list[LayerSpec] = make(**arguments)
     return specs
 
 
 def build_optimizer(config: Config) -> tuple[Optimizer, Schedule]:
     c = config.optimizer
     optimizer: Optimizer
-    if c.kind == "adamw":
+    if isinstance(c, sections.AdamW):
         optimizer = optim.AdamW(
             learning_rate=c.learning_rate,
-            betas=tuple(c.betas),
+            betas=c.betas,
             epsilon=c.epsilon,
             weight_decay=c.weight_decay,
         )
@@ -74,19 +114,9 @@ def build_optimizer(config: Config) -> tuple[Optimizer, Schedule]:
         optimizer = optim.SGD(
             learning_rate=c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay
         )
-    schedules = {"constant": optim.constant, "linear": optim.linear, "cosine": optim.cosine}
-    return optimizer, schedules[c.schedule](warmup_steps=c.warmup_steps)
-
-
-def build_mesh(config: Config, ranks: int) -> Mesh:
-    layout = config.layout.resolve(ranks)
-    return Mesh(layout.data, layout.tensor, layout.pipeline)
-
-
-def build_grains(config: Config, specs: list[LayerSpec], mesh: Mesh) -> tuple[int, int]:
-    grains = config.numerics.grains
-    if grains == "auto":
-        return auto_grains(specs, config.train.batch)
-    if grains == "layout":
-        return mesh.data.size, mesh.tensor.size
-    return grains.data, grains.tensor
+    if c.schedule == "constant":
+        return optimizer, optim.constant(warmup_steps=c.warmup_steps)
+    make = optim.cosine if c.schedule == "cosine" else optim.linear
+    if c.final is None:
+        return optimizer, make(warmup_steps=c.warmup_steps)
+    return optimizer, make(warmup_steps=c.warmup_steps, final=c.final)

@@ -17,10 +17,9 @@ from plait.autograd import Tensor
 from plait.backend import PRECISIONS, Array, float32, kernels, zeros
 from plait.mesh import Mesh
 from plait.nn import Build, LayerSpec, Recomputed
-from plait.ops.parameter import Parameter
 from plait.ops.position import Position, Share
 from plait.optim import Optimizer
-from plait.parallel.bucket import Span, make_buckets
+from plait.parallel.bucket import Bucket, Span, make_buckets
 from plait.parallel.partition import partition
 from plait.parallel.reduction import Reduction
 from plait.parallel.schedule import SCHEDULES
@@ -54,6 +53,11 @@ class StepResult:
     targets: int
 
 
+def _kind(bucket: Bucket) -> str:
+    """What a checkpoint calls a bucket's values."""
+    return "buffer" if bucket.statistic else "master"
+
+
 class Engine:
     def __init__(
         self,
@@ -83,11 +87,14 @@ class Engine:
             ]
         self.stage = Stage(run, self.pipeline, precision)
         self.parameters = [p for layer in self.layers for p in layer.parameters()]
+        mine = {p.name: p.tied_to for p in self.parameters}
+        everywhere = self.pipeline.broadcast_object(self.pipeline.gather_object(mine))
+        tied = {x for names in everywhere for pair in names.items() if pair[1] for x in pair}
         self.buckets = make_buckets(
             self.parameters, self.data, self.tensor, self.share.slots, precision, settings.zero,
-            bucket_size,
+            bucket_size, alone=tied,
         )  # fmt: skip
-        self.ties = self._ties()
+        self.ties = self._ties(everywhere)
         self.master: dict[int, Array] = {}
         self.state: dict[int, dict[str, Array]] = {}
         for index, bucket in enumerate(self.buckets):
@@ -95,22 +102,20 @@ class Engine:
             self.master[index] = (
                 weights if weights.dtype == float32 else zeros(len(weights), float32)
             )
-            self.state[index] = {name: zeros(len(weights), float32) for name in optimizer.state}
+            names = () if bucket.statistic else optimizer.state
+            self.state[index] = {name: zeros(len(weights), float32) for name in names}
         self.log: list[tuple[str, Any]] | None = None  # of Reduction, for tests and traces
         self.initialize()
 
     # --- parameters ---
 
-    def _ties(self) -> list[Tie]:
+    def _ties(self, everywhere: list[dict[str, str | None]]) -> list[Tie]:
         """Pairs of tied parameters over all stages, in the same order on every stage."""
-        mine = [(p.name, p.tied_to) for p in self.parameters]
-        everywhere = self.pipeline.gather_object(mine)
-        everywhere = self.pipeline.broadcast_object(everywhere)
-        stage_of = {name: stage for stage, names in enumerate(everywhere) for name, _ in names}
+        stage_of = {name: stage for stage, names in enumerate(everywhere) for name in names}
         holders = {b.parameters[0].name: b for b in self.buckets if len(b.parameters) == 1}
         ties = []
         for stage, names in enumerate(everywhere):
-            for name, original in names:
+            for name, original in names.items():
                 if original is None:
                     continue
                 if original not in stage_of:
@@ -151,18 +156,18 @@ class Engine:
                 continue
             for span in bucket.spans(bucket.cut):
                 where = slice(span.start - bucket.own.start, span.stop - bucket.own.start)
-                found.append(("master", span, self.master[index][where]))
+                found.append((_kind(bucket), span, self.master[index][where]))
                 found += [(kind, span, x[where]) for kind, x in self.state[index].items()]
         return found
 
     def to_load(self) -> tuple[list[tuple[str, Span, Array]], Callable[[], None]]:
-        """(kind, span, array) of everything this rank needs from a checkpoint, to be filled in place,
-        and what to call once that is done."""
+        """(kind, span, array) of everything this rank needs from a checkpoint, to be filled in
+        place, and what to call once that is done."""
         wanted: list[tuple[str, Span, Array]] = []
         wholes = [zeros(bucket.size, float32) for bucket in self.buckets]
         for index, (bucket, whole) in enumerate(zip(self.buckets, wholes, strict=True)):
             for span in bucket.spans(slice(0, bucket.size)):
-                wanted.append(("master", span, whole[span.start : span.stop]))
+                wanted.append((_kind(bucket), span, whole[span.start : span.stop]))
             for kind, state in self.state[index].items():
                 for span in bucket.spans(bucket.own):
                     start = span.start - bucket.own.start
@@ -207,8 +212,8 @@ class Engine:
         found = getattr(self.layers[-1], "vocabulary", None)
         if not isinstance(found, int):
             raise ValueError(
-                f"the last layer ({self.specs[-1].name}) must give logits split over the tensor axis "
-                "and say how many there are: end with nn.Head, or set its attribute `vocabulary`"
+                f"the last layer ({self.specs[-1].name}) must give logits split over the tensor "
+                "axis and say how many there are: end with nn.Head, or set its `vocabulary`"
             )
         return found
 
@@ -241,10 +246,18 @@ class Engine:
             if low >= high:
                 continue
             where = slice(low - bucket.own.start, high - bucket.own.start)
+            if p.momentum is not None:
+                self._average(self.master[index][where], bucket.gradient[where], p.momentum)
+                continue
             self.optimizer.update(
                 bucket.gradient[where], scale, learning_rate, len(p.shape) > 1, step,
                 self.master[index][where], {k: x[where] for k, x in state.items()}, weights[where],
             )  # fmt: skip
+
+    def _average(self, running: Array, total: Array, momentum: float) -> None:
+        """Moves a running statistic towards this step's mean over samples."""
+        mean = total / np.float32(self.settings.batch)
+        running += np.float32(momentum) * (mean - running)
 
     def _loss_and_norm(self, losses: list[Array]) -> tuple[float, float]:
         """Exact sums over all ranks, in one integer all_reduce: of losses, and of squared
@@ -256,7 +269,9 @@ class Engine:
                     kernels.exact_sum(sample, False, limbs[0])
         counted_twice = {id(tie.copy) for tie in self.ties}
         for bucket in self.buckets:
-            if id(bucket) in counted_twice or (bucket.replicated and self.tensor.rank != 0):
+            if id(bucket) in counted_twice or bucket.statistic:
+                continue
+            if bucket.replicated and self.tensor.rank != 0:
                 continue
             for where in bucket.chunks():
                 start = where.start - bucket.own.start
@@ -315,7 +330,6 @@ class Engine:
 
     @property
     def parameter_count(self) -> int:
-        """Elements of this rank's parameters, padding left out."""
-        return sum(
-            span.stop - span.start for b in self.buckets for span in b.spans(slice(0, b.size))
-        )
+        """Elements of this rank's trained parameters, padding left out."""
+        trained = [b for b in self.buckets if not b.statistic]
+        return sum(s.stop - s.start for b in trained for s in b.spans(slice(0, b.size)))

@@ -76,8 +76,7 @@ class Trainer:
 
     batch: samples a step over all replicas; microbatch: samples a replica passes at once. grains:
     the leaves of canonical sums, "auto" (a function of the model and the batch), "layout", or
-    (data, tensor). run: a folder; a checkpoint in it is resumed from. steps_total: the length the
-    schedule runs over, by default what steps() is asked for.
+    (data, tensor). run: a folder; a checkpoint in it is resumed from.
     """
 
     def __init__(
@@ -98,10 +97,14 @@ class Trainer:
         pipeline_schedule: Literal["one_f_one_b", "gpipe"] = "one_f_one_b",
         sequence_parallel: bool = False,
         grains: Literal["auto", "layout"] | tuple[int, int] = "auto",
-        run: str | Path | None = None,
+        run: str | Path | RunFolder | None = None,
         keep: int = 3,
         metadata: dict[str, Any] | None = None,
     ):
+        if isinstance(run, str | Path):
+            run = RunFolder(Path(run), mesh.world)
+            run.open()
+        self.run = run
         if grains == "auto":
             grains = auto_grains(layers, batch)
         elif grains == "layout":
@@ -127,16 +130,9 @@ class Trainer:
         self.sampler = Sampler(dataset.samples, batch, seed)
         self.engine = Engine(layers, mesh, optimizer, settings)
         self.keep, self.metadata = keep, metadata or {}
-        self.folder = Path(run) if run is not None else None
-        self.run = RunFolder(self.folder) if self.folder is not None and self._speaks else None
         self.next_step = 0
-        self.steps_total: int | None = None
-        if self.folder is not None:
-            self._resume(self.folder)
-
-    @property
-    def _speaks(self) -> bool:
-        return self.mesh.world.rank == 0
+        if self.run is not None:
+            self._resume(self.run)
 
     # --- training ---
 
@@ -145,7 +141,6 @@ class Trainer:
 
         stop() is asked after each step; once it is true on any rank, all ranks stop there.
         ValueError if the loss or the gradient is not finite."""
-        self.steps_total = steps
         while self.next_step < steps:
             step = self._step(self.next_step, steps)
             self.next_step += 1
@@ -187,30 +182,29 @@ class Trainer:
 
     def save(self) -> Path:
         """Writes a checkpoint of the state before step `next_step`. Needs run=."""
-        if self.folder is None:
+        if self.run is None:
             raise ValueError("this Trainer has no run folder: give it run=")
         pieces = [_piece(*entry) for entry in self.engine.owned()]
         path = checkpoint.save(
-            self.folder / "checkpoints",
+            self.run.checkpoints,
             self.next_step,
             pieces,
             self.mesh.world,
             metadata={**self.metadata, "layout": str(self.mesh.layout)},
             keep=self.keep,
         )
-        if self.run is not None:
-            self.run.event("save", step=self.next_step, path=str(path))
+        self.run.event("save", step=self.next_step, path=str(path))
         return path
 
-    def _resume(self, folder: Path) -> None:
+    def _resume(self, run: RunFolder) -> None:
         world = self.mesh.world
-        path = checkpoint.latest(folder / "checkpoints") if self._speaks else None
+        path = checkpoint.latest(run.checkpoints) if world.rank == 0 else None
         path = world.broadcast_object(path)
         if path is None:
             return
         self.load(path)
-        if self.run is not None:
-            self.run.resume(self.next_step)
+        run.resume(self.next_step)
+        run.event("resume", step=self.next_step, layout=str(self.mesh.layout))
 
     def load(self, path: Path) -> None:
         """Takes all state from a checkpoint written at any layout."""
@@ -261,8 +255,17 @@ class Trainer:
         per_byte = total / math.log(2) / int(counts[2]) if counts[2] else None
         return Evaluation(total / targets_seen, int(counts[1]) / targets_seen, samples, per_byte)
 
+    def next_logits(self, tokens: Array) -> Array:
+        """tokens (1, S) int32 -> float32 logits (vocabulary,) of the next token, on all ranks."""
+        position = Position(self.next_step, 0, 1, False, self.settings.seed)
+        found = self.engine.logits(position, tokens)
+        last = None if found is None else found[0, -1]
+        stages = self.mesh.pipeline.size
+        result: Array = self.mesh.pipeline.broadcast_object(last, root=stages - 1)
+        return result
 
-def _piece(kind: str, span: Span, array: Array) -> checkpoint.Piece:
+
+def _piece(kind: Any, span: Span, array: Array) -> checkpoint.Piece:
     """A checkpoint's view of a span: true shape, no padding; a tied parameter is its original."""
     p = span.parameter
     rows = p.true_rows if p.true_rows is not None else p.shape[0]

@@ -1,0 +1,170 @@
+"""The commands and their options; each body checks what only the command line knows, calls on."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from plait import __version__
+from plait.errors import UserError
+from plait.launch.world import SPAWNED, World
+
+_PATH = click.Path(path_type=Path)
+_RANKS = click.option(
+    "--ranks",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Ranks to start on this machine; under mpirun or srun it must equal their number.",
+)
+_RUN = click.argument("run", type=_PATH)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="plait")
+def plait() -> None:
+    """Trains neural networks over MPI: data x tensor x pipeline, the same bits at every layout."""
+
+
+@plait.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_RANKS
+@click.option("--dry-run", is_flag=True, help="Check everything and print sizes, without MPI.")
+@click.option("--fresh", is_flag=True, help="Move an earlier run of this name aside first.")
+@click.pass_obj
+def train(
+    world: World,
+    config: Path,
+    overrides: tuple[str, ...],
+    ranks: int | None,
+    dry_run: bool,
+    fresh: bool,
+) -> int:
+    """Train as CONFIG (TOML) says, or go on where the run stopped.
+
+    KEY=VALUE changes keys of the config, such as train.steps=1000 or layout=2x2x1.
+    """
+    loaded = _load(config, overrides)
+    if dry_run:
+        if world.speaks:
+            from plait.train import run
+
+            run.dry_run(loaded, ranks if ranks is not None else world.size)
+        return 0
+    if _must_spawn(world, ranks):
+        return _spawn(ranks)
+    from plait.launch.signals import StopRequest
+    from plait.train import run
+
+    def say(text: str) -> None:
+        if world.speaks and SPAWNED not in os.environ:  # else the process that was asked says it
+            click.echo(f"plait: {text}", err=True)
+
+    with StopRequest(say, lambda: world.abort(3)) as stop:
+        return run.train(loaded, config_text=config.read_text(), fresh=fresh, stop=stop)
+
+
+@plait.command()
+@_RUN
+@_RANKS
+@click.pass_obj
+def evaluate(world: World, run: Path, ranks: int | None) -> int:
+    """Evaluate the newest checkpoint of RUN (runs/NAME) on its held-out data."""
+    if _must_spawn(world, ranks):
+        return _spawn(ranks)
+    from plait.train.run import evaluate
+
+    evaluate(run)
+    return 0
+
+
+@plait.command()
+@_RUN
+@click.option("--prompt", default="", help="The text to go on from.")
+@click.option("--tokens", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+def generate(run: Path, prompt: str, tokens: int, temperature: float, seed: int) -> int:
+    """Write text with the newest checkpoint of RUN (runs/NAME)."""
+    from plait.train.run import generate
+
+    generate(run, prompt, tokens, temperature, seed)
+    return 0
+
+
+@plait.command()
+@click.pass_obj
+def doctor(world: World) -> int:
+    """Look at Python, MPI, Slurm and this machine; name what is wrong and how to mend it."""
+    if not world.speaks:
+        return 0
+    from .doctor import examine
+
+    return examine()
+
+
+@plait.group()
+def checkpoint() -> None:
+    """Look into a checkpoint, check it, export it."""
+
+
+@checkpoint.command()
+@click.argument("path", type=_PATH)
+@click.pass_obj
+def inspect(world: World, path: Path) -> int:
+    """List the arrays of PATH: a checkpoint, or a run, whose newest is taken."""
+    from .show import inspect
+
+    return inspect(path) if world.speaks else 0
+
+
+@checkpoint.command()
+@click.argument("path", type=_PATH)
+@click.pass_obj
+def verify(world: World, path: Path) -> int:
+    """Read all of PATH and compare every hash; exit code 2 if anything is damaged."""
+    from .show import verify
+
+    return verify(path) if world.speaks else 0
+
+
+@checkpoint.command()
+@click.argument("path", type=_PATH)
+@click.argument("out", type=_PATH)
+@click.pass_obj
+def export(world: World, path: Path, out: Path) -> int:
+    """Write the weights of PATH to OUT, one safetensors file of whole arrays."""
+    from .show import export
+
+    return export(path, out) if world.speaks else 0
+
+
+def _load(path: Path, overrides: tuple[str, ...]) -> Any:
+    wrong = [text for text in overrides if "=" not in text]
+    if wrong:
+        raise UserError(f"{wrong[0]!r} is not of the form key=value, such as train.steps=1000")
+    from plait.train.config import load
+
+    return load(path, overrides)
+
+
+def _must_spawn(world: World, ranks: int | None) -> bool:
+    """Whether this process is to start the ranks. Raises UserError where a launcher started another
+    number of them."""
+    if ranks is None or ranks == world.size:
+        return False
+    if world.size > 1:
+        raise UserError(
+            f"--ranks {ranks}, but the launcher started {world.size}: leave --ranks out under "
+            "mpirun and srun, or make them equal"
+        )
+    return True
+
+
+def _spawn(ranks: int | None) -> int:
+    from plait.launch.spawn import spawn
+
+    assert ranks is not None
+    return spawn(sys.argv[1:], ranks)

@@ -1,0 +1,88 @@
+"""What ends a job: an exception on any rank ends all of them, told once and with its place.
+
+A UserError is one message and exit code 2; anything else is a traceback with rank and host and exit
+code 3. Nothing here waits for ranks that may never come.
+"""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from types import TracebackType
+from typing import NoReturn
+
+from plait.errors import UserError
+
+from .world import World, flush
+
+USER_ERROR, FAILED = 2, 3  # exit codes
+_TOGETHER_SECONDS = 1.0  # for the other ranks to meet the same error
+_STAGGER_SECONDS, _STEP_SECONDS = 0.2, 0.3  # so that one rank speaks where many fail
+
+
+def install_abort_hook(world: World) -> None:
+    """From here on an uncaught exception in any thread of any rank ends the job."""
+
+    def uncaught(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        end(world, error.with_traceback(trace))
+
+    def uncaught_in_thread(found: threading.ExceptHookArgs) -> None:
+        if found.exc_value is not None and not isinstance(found.exc_value, SystemExit):
+            end(world, found.exc_value)
+
+    sys.excepthook = uncaught
+    threading.excepthook = uncaught_in_thread
+    if not faulthandler.is_enabled():
+        faulthandler.enable()
+
+
+def end(world: World, error: BaseException) -> NoReturn:
+    """Tells of the error and ends all ranks."""
+    if isinstance(error, UserError):
+        _end_for_user(world, str(error))
+    if isinstance(error, KeyboardInterrupt):
+        text = "interrupted\n"
+    else:
+        text = "".join(traceback.format_exception(error))
+    _wait_for_others(world)
+    _print(f"[{world.name}] {text}")
+    _let_it_through(world)
+    world.abort(FAILED)
+
+
+def _end_for_user(world: World, message: str) -> NoReturn:
+    """The rank that speaks prints the message at once. If all ranks met the error they leave in
+    order, silently; if not, whoever did ends the others."""
+    if world.speaks:
+        _print(f"plait: {message}\n")
+    world.leave_together(USER_ERROR, _TOGETHER_SECONDS)
+    if not world.speaks:  # the one that does would have ended this process by now
+        _wait_for_others(world)
+        _print(f"plait: [{world.name}] {message}\n")
+    _let_it_through(world)
+    world.abort(USER_ERROR)
+
+
+def _wait_for_others(world: World) -> None:
+    """The lower the rank the sooner it speaks, and then ends the rest."""
+    if world.rank:
+        time.sleep(_STAGGER_SECONDS + _STEP_SECONDS * min(world.rank, 10))
+
+
+def _let_it_through(world: World) -> None:
+    """What a rank printed must reach the launcher before its pipes close."""
+    if world.size > 1:
+        time.sleep(0.1)
+
+
+def _print(text: str) -> None:
+    """Writes in one piece, so that lines of ranks do not mix."""
+    flush()
+    try:
+        os.write(2, text.encode(errors="backslashreplace"))
+    except OSError:
+        return

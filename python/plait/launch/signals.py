@@ -1,0 +1,74 @@
+"""Stopping when asked: the first signal finishes the step and saves, a second one ends at once.
+
+Signals are noticed by a thread that sleeps in a pipe, so a second one works while the main thread
+waits inside MPI.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPED = 75  # exit code: stopped with a checkpoint, start again to go on
+REPEATED_SECONDS = 1.0  # sooner it is the same: a launcher and a terminal may both deliver one
+
+
+class StopRequest:
+    """Calling it says whether this process was asked to stop; ranks agree by a maximum over all.
+
+    say gets a line at the first signal. at_once is called, in another thread, at the second.
+    """
+
+    def __init__(self, say: Callable[[str], None], at_once: Callable[[], None]):
+        self._say, self._at_once = say, at_once
+        self._first: float | None = None
+
+    def __call__(self) -> bool:
+        return self._first is not None
+
+    def __enter__(self) -> "StopRequest":
+        self._old = {number: signal.signal(number, _nothing) for number in SIGNALS}
+        read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._old_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, args=(read,), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.set_wakeup_fd(self._old_wakeup)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        os.close(self._write)
+        self._thread.join()
+
+    def _watch(self, read: int) -> None:
+        while numbers := os.read(read, 1):
+            if numbers[0] in SIGNALS:
+                self._received(signal.Signals(numbers[0]), time.monotonic())
+        os.close(read)
+
+    def _received(self, number: signal.Signals, now: float) -> None:
+        if self._first is None:
+            self._first = now
+            self._say(told(number))
+        elif now - self._first >= REPEATED_SECONDS:
+            self._at_once()
+
+
+def told(number: int) -> str:
+    """What is said at the first signal."""
+    name = signal.Signals(number).name
+    return f"{name}: stopping after this step with a checkpoint; once more: at once"
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """A handler must be there for the pipe to be written."""

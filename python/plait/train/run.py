@@ -1,0 +1,312 @@
+"""What the command line calls: train, dry_run, evaluate, generate."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plait import __version__, checkpoint
+from plait.comm import Communicator
+from plait.comm.alone import Alone
+from plait.data import Dataset
+from plait.data.text_set import Text
+from plait.errors import UserError
+from plait.mesh import Layout, Mesh, world_communicator
+from plait.nn import LayerSpec
+from plait.report import Progress, RunFolder, Screen, bytes_text, count_text, time_text
+from plait.train import sections
+from plait.train.build import build_dataset, build_model, build_optimizer
+from plait.train.config import Config, compare, dump, load, load_record
+from plait.train.grains import AUTO_VERSION
+from plait.train.setup import (
+    agree_on_instructions,
+    check_memory,
+    grains_of,
+    memory_request,
+    ranks_here,
+    set_threads,
+    users_fault,
+)
+from plait.train.trainer import Evaluation, Trainer
+
+DONE, STOPPED = 0, 75
+
+
+def train(
+    config: Config, *, config_text: str, fresh: bool, stop: Callable[[], bool] | None = None
+) -> int:
+    """Trains as the config says, or goes on where its run folder stopped. Exit code 0 or 75."""
+    with users_fault():
+        world = world_communicator()
+        screen = Screen(active=world.rank == 0)
+        layout = config.layout.resolve(world.size)
+        run = RunFolder(Path(config.runs_dir) / config.name, world)
+        run.open(fresh=fresh)
+        previous = _check_resumable(config, run, world)
+        local = ranks_here(world)
+        threads, path = set_threads(config, local), agree_on_instructions(world)
+        dataset = build_dataset(config)
+        dataset.prepare(world)
+        if previous.get("data", dataset.fingerprint) != dataset.fingerprint:
+            raise UserError(
+                f"{run.path} holds a run on other data: the content of data.path has changed; give "
+                "this run another name, or start it afresh with --fresh"
+            )
+        specs = build_model(config, dataset)
+        needed, _ = check_memory(config, specs, layout, local)
+        mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=world)
+        grains = grains_of(config, specs, layout)
+        record = {
+            "plait": __version__,
+            "instructions": path,
+            "grains": list(grains),
+            "auto_grains_version": AUTO_VERSION,
+            "data": dataset.fingerprint,
+            "mpi": mpi_name(world),
+        }
+        trainer = make_trainer(config, specs, dataset, mesh, run, record)
+        run.write_config(dump(config, record))
+        if isinstance(dataset, Text) and world.rank == 0:
+            (run.path / "tokenizer.json").write_text(dataset.tokenizer.json)
+    if trainer.next_step >= config.train.steps:
+        screen.say(f"{run.path} has finished: step {trainer.next_step} of {config.train.steps}")
+        return DONE
+    screen.header(
+        {
+            "run": run.path,
+            "layout": f"{mesh.layout} (data x tensor x pipeline) on {world.size} ranks",
+            "mpi": f"{mpi_name(world)}, transport {world.transport}",
+            "engine": f"cpu, {path}, {threads} thread{'s' * (threads > 1)} a rank",
+            "model": f"{count_text(sum(spec.parameters for spec in specs))} parameters, "
+            f"{config.train.precision}, grains {grains[0]} x {grains[1]}",
+            "data": f"{dataset.samples} samples, {count_text(_epochs(config, dataset))} epochs",
+            "memory": f"{bytes_text(needed)} a rank planned",
+        }
+    )
+    run.event("start", step=trainer.next_step, layout=str(mesh.layout), ranks=world.size)
+    try:
+        return _steps(config, trainer, run, screen, stop)
+    except Exception as error:
+        run.fault(f"{type(error).__name__}: {error}", step=trainer.next_step)
+        raise
+
+
+def _steps(
+    config: Config,
+    trainer: Trainer,
+    run: RunFolder,
+    screen: Screen,
+    stop: Callable[[], bool] | None,
+) -> int:
+    total, begin = config.train.steps, time.monotonic()
+    saved = None
+    unit = "tokens/s" if trainer.dataset.kind == "tokens" else "samples/s"
+    with Progress(screen, total, done=trainer.next_step, unit=unit) as progress, users_fault():
+        held_out, every = trainer.dataset.held_out, config.evaluate.every
+        for step in trainer.steps(total, stop=stop):
+            done = step.index + 1
+            progress.step(done, loss=step.loss, rate=step.rate, memory_bytes=step.memory_bytes)
+            if held_out is not None and every and done % every == 0 and done < total:
+                found = trainer.evaluate(batches=config.evaluate.batches)
+                run.metrics({"step": step.index, **validation_row(found)})
+                progress.note(f"step {done}: {validation_text(found)}")
+            if config.checkpoint.every and done % config.checkpoint.every == 0:
+                saved = trainer.save()
+    if saved is None or not saved.name.endswith(f"{trainer.next_step:08d}"):
+        saved = trainer.save()
+    if trainer.next_step < total:
+        run.event("stop", step=trainer.next_step)
+        screen.say(
+            f"stopped at step {trainer.next_step} of {total}; {saved} is written. The same command "
+            "goes on from there"
+        )
+        return STOPPED
+    if trainer.dataset.held_out is not None:
+        found = trainer.evaluate(batches=config.evaluate.batches)
+        run.metrics({"step": total - 1, **validation_row(found)})
+        screen.say(f"held out: {validation_text(found)}")
+    run.event("stop", step=total)
+    screen.say(f"trained {total} steps in {time_text(time.monotonic() - begin)}; {saved}")
+    return DONE
+
+
+def make_trainer(
+    config: Config,
+    specs: list[LayerSpec],
+    dataset: Dataset,
+    mesh: Mesh,
+    run: RunFolder | None,
+    record: dict[str, Any] | None = None,
+) -> Trainer:
+    train, grains = config.train, config.numerics.grains
+    optimizer, schedule = build_optimizer(config)
+    return Trainer(
+        specs,
+        dataset,
+        mesh=mesh,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip=config.optimizer.clip,
+        batch=train.batch,
+        microbatch=train.microbatch,
+        precision=train.precision,
+        zero=config.layout.zero,
+        seed=config.seed,
+        recompute=train.recompute,
+        pipeline_schedule=train.schedule,
+        sequence_parallel=train.sequence_parallel,
+        grains=grains if isinstance(grains, str) else (grains.data, grains.tensor),
+        run=run,
+        keep=config.checkpoint.keep,
+        metadata=record,
+    )
+
+
+def dry_run(config: Config, ranks: int) -> None:
+    """Checks everything that needs no MPI and prints what a rank will hold."""
+    with users_fault():
+        layout = config.layout.resolve(
+            ranks if config.layout.ranks is None else config.layout.ranks
+        )
+        dataset = build_dataset(config)
+        if dataset.kind != "tokens":
+            dataset.prepare(None)
+        specs = build_model(config, dataset)
+        shape = Layout(layout.data or 1, layout.tensor, layout.pipeline)
+        request = memory_request(config, specs, layout)
+        from plait.plan import memory
+
+        plan = memory(specs, request)
+        screen = Screen()
+        screen.header(
+            {
+                "layout": f"{shape} on {shape.ranks} ranks",
+                "parameters": count_text(sum(spec.parameters for spec in specs)),
+                "grains": "{} x {}".format(*grains_of(config, specs, layout)),
+                "weights": bytes_text(plan.weights),
+                "gradients": bytes_text(plan.gradients),
+                "masters": bytes_text(plan.masters),
+                "optimizer": bytes_text(plan.state),
+                "activations": bytes_text(plan.activations),
+                "a rank": bytes_text(plan.total),
+            }
+        )
+        check_memory(config, specs, layout, shape.ranks)
+
+
+def evaluate(folder: Path) -> Evaluation:
+    """Evaluates the newest checkpoint of a run on all of its held-out data and prints it."""
+    with users_fault():
+        world = world_communicator()
+        screen = Screen(active=world.rank == 0, file=sys.stdout)
+        trainer = _restored(folder, world)
+        found = trainer.evaluate()
+    screen.say(f"{folder} at step {trainer.next_step}, {found.samples} held-out samples")
+    screen.say(validation_text(found))
+    if isinstance(trainer.dataset, Text):
+        trigram = trainer.dataset.trigram_bits_per_byte
+        if math.isfinite(trigram):
+            screen.say(f"a byte-trigram model of the same text: {trigram:.3f} bits per byte")
+    return found
+
+
+def generate(folder: Path, prompt: str, tokens: int, temperature: float, seed: int) -> str:
+    """Goes on from `prompt` with the newest checkpoint of a run, on this rank alone; prints it."""
+    with users_fault():
+        trainer = _restored(folder, Alone())
+        dataset = trainer.dataset
+        if not isinstance(dataset, Text):
+            raise UserError(f"{folder} was not trained on text: there is nothing to generate")
+        window = dataset.sequence_length
+        ids = [int(token) for token in dataset.encode(prompt)] or [0]
+        start = len(ids) if prompt else 0
+        random = np.random.default_rng(seed)
+        for _ in range(tokens):
+            logits = trainer.next_logits(np.array([ids[-window:]], np.int32))
+            ids.append(sample(logits, temperature, random))
+            if ids[-1] == 0:  # end of text
+                break
+    text = prompt + dataset.decode([token for token in ids[start:] if token])
+    sys.stdout.write(text + "\n")
+    return text
+
+
+def sample(logits: Any, temperature: float, random: np.random.Generator) -> int:
+    """A token drawn from softmax(logits / temperature); the likeliest at temperature 0."""
+    if temperature == 0.0:
+        return int(np.argmax(logits))
+    scaled = np.asarray(logits, np.float64) / temperature
+    weights = np.exp(scaled - scaled.max())
+    return int(random.choice(len(weights), p=weights / weights.sum()))
+
+
+def _restored(folder: Path, world: Communicator) -> Trainer:
+    """A trainer with the newest checkpoint of a run, at the layout of this world."""
+    path = checkpoint.find(folder) if world.rank == 0 else None
+    path = world.broadcast_object(path)
+    place = folder / "config.toml"
+    if not place.exists():
+        raise UserError(f"{folder} is no run: it has no config.toml; give runs/NAME")
+    config = load(place)
+    set_threads(config, ranks_here(world))
+    agree_on_instructions(world)
+    dataset = build_dataset(config)
+    dataset.prepare(world)
+    specs = build_model(config, dataset)
+    layout = (
+        config.layout if config.layout.ranks == world.size else sections.Layout(data=world.size)
+    )
+    mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=world)
+    trainer = make_trainer(config, specs, dataset, mesh, None)
+    trainer.load(path)
+    return trainer
+
+
+def _check_resumable(config: Config, run: RunFolder, world: Communicator) -> dict[str, Any]:
+    """Refuses a folder that holds a run of another model or optimizer. Collective. Returns the
+    record of the run that is resumed, {} if there is none."""
+    if run.previous_config is None:
+        return {}
+    found = checkpoint.latest(run.checkpoints) if world.rank == 0 else None
+    if world.broadcast_object(found) is None:
+        return {}
+    differing = compare(load(run.config_path), config)
+    if differing:
+        raise UserError(
+            f"{run.path} holds a run with another {', '.join(differing)}: give this one another "
+            "name, or start it afresh with --fresh (the old folder is moved aside)"
+        )
+    return load_record(run.config_path)
+
+
+def validation_row(found: Evaluation) -> dict[str, Any]:
+    row = {"validation_loss": found.loss, "validation_accuracy": found.accuracy}
+    if found.bits_per_byte is not None:
+        row["validation_bits_per_byte"] = found.bits_per_byte
+    return row
+
+
+def validation_text(found: Evaluation) -> str:
+    text = f"loss {found.loss:.4f}, accuracy {found.accuracy:.4f}"
+    if found.bits_per_byte is not None:
+        text += f", {found.bits_per_byte:.3f} bits per byte"
+    return text
+
+
+def mpi_name(world: Communicator) -> str:
+    """The MPI library in use, in a few words."""
+    if world.transport == "alone":
+        return "none"
+    from mpi4py import MPI
+
+    return " ".join(MPI.Get_library_version().split()[:3]).rstrip(",")
+
+
+def _epochs(config: Config, dataset: Dataset) -> float:
+    return config.train.steps * config.train.batch / max(dataset.samples, 1)

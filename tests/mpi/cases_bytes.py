@@ -1,0 +1,137 @@
+"""Nothing is quietly replicated: memory and traffic of every rank equal the formulas of
+docs/layouts.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+
+import numpy as np
+from engines import GPT, factorisations, gpt, gpt_batch
+from harness import case
+
+from plait.comm import Communicator
+from plait.mesh import Mesh
+from plait.nn.linear import padded
+from plait.optim import AdamW
+from plait.train.engine import Engine, Settings
+
+LAYERS, C, V, S = 4, GPT["hidden_dim"], GPT["vocabulary"], GPT["sequence_length"]
+BATCH, MICROBATCH = 8, 2
+GRAINS = {"data": 8, "tensor": 4}
+
+
+def split_elements(layers: int, first: bool, last: bool, tensor: int) -> int:
+    """Elements of a stage's parameters that the tensor axis divides."""
+    block = 3 * C * C + 3 * C + C * C + 8 * C * C + 4 * C
+    vocabulary = padded(V, GRAINS["tensor"]) * C
+    return (layers * block + (first + last) * vocabulary) // tensor
+
+
+def replicated_elements(layers: int, first: bool, last: bool) -> int:
+    """Norm weights and biases, row-parallel biases, positions."""
+    return layers * 6 * C + first * S * C + last * 2 * C
+
+
+def stage_of(engine: Engine, mesh: Mesh) -> tuple[int, bool, bool]:
+    a, b = engine.stage_bounds[mesh.pipeline.rank : mesh.pipeline.rank + 2]
+    total = LAYERS + 2
+    return min(b, total - 1) - max(a, 1), a == 0, b == total
+
+
+@case((2, 4, 8), limit=120.0)
+def memory_is_as_documented(world: Communicator) -> None:
+    for layout in factorisations(world.size):
+        if layout[1] > GRAINS["tensor"] or layout[2] > LAYERS:
+            continue
+        for zero in (0, 1):
+            mesh = Mesh(*layout, grains=GRAINS, comm=world)
+            settings = Settings(batch=BATCH, microbatch=MICROBATCH, precision="bfloat16", zero=zero)
+            engine = Engine(gpt(layers=LAYERS), mesh, AdamW(), settings)
+            layers, first, last = stage_of(engine, mesh)
+            split = split_elements(layers, first, last, mesh.tensor.size)
+            whole = replicated_elements(layers, first, last)
+            elements = sum(prod(p.local_shape) for b in engine.buckets for p in b.parameters)
+            assert elements == split + whole, (layout, elements, split, whole)
+            # Buckets start parameters at multiples of 16 elements: at most 15 more each.
+            slack = 15 * len(engine.parameters)
+            flat = sum(b.size for b in engine.buckets)
+            assert split + whole <= flat <= split + whole + slack, (layout, flat)
+            grads = sum(b.grads.size for b in engine.buckets)
+            leaves = GRAINS["tensor"] // mesh.tensor.size
+            slots = engine.share.slots
+            most = slots * (split + leaves * whole + slack * leaves)
+            assert slots * (split + leaves * whole) <= grads <= most, (layout, grads)
+            # Masters and moments: all of it, or with ZeRO this data rank's cut of each bucket.
+            own = sum(len(engine.master[i]) for i in engine.master)
+            share = sum(
+                b.bounds[mesh.data.rank + 1] - b.bounds[mesh.data.rank] for b in engine.buckets
+            )
+            assert own == (share if zero else flat), (layout, zero, own)
+            assert all(
+                len(x) == len(engine.master[i]) for i, s in engine.state.items() for x in s.values()
+            )
+            if zero:
+                total = mesh.data.all_reduce(np.array([own]))
+                assert int(total[0]) == flat
+                assert own <= flat / mesh.data.size + 1024 * len(engine.buckets)
+
+
+def expected_calls(engine: Engine, layers: int, first: bool, last: bool) -> Counter[str]:
+    """Calls of one step on the tensor communicator, as docs/layouts.md has them."""
+    m = len(engine.share.microbatches(0, 0))
+    replicated = sum(b.replicated for b in engine.buckets)
+    tensor = Counter(all_reduce_nodes=m * (4 * layers + last) + replicated)
+    if first:
+        tensor["all_reduce"] += m
+    if last:
+        tensor["all_gather"] += m
+        tensor["all_reduce"] += m
+    return tensor
+
+
+@case((2, 4, 8), limit=120.0)
+def traffic_is_as_documented(world: Communicator) -> None:
+    for layout in factorisations(world.size):
+        if layout[1] > GRAINS["tensor"] or layout[2] > LAYERS:
+            continue
+        # One leaf a rank: each rank sends one node.
+        grains = {"data": layout[0], "tensor": layout[1]}
+        mesh = Mesh(*layout, grains=grains, comm=world)
+        settings = Settings(batch=BATCH, microbatch=MICROBATCH, precision="bfloat16", zero=1)
+        engine = Engine(gpt(layers=LAYERS), mesh, AdamW(), settings)
+        layers, first, last = stage_of(engine, mesh)
+        inputs, targets = gpt_batch(BATCH)
+        where = slice(engine.share.start, engine.share.stop)
+        for comm in (mesh.tensor, mesh.data, mesh.pipeline):
+            comm.calls.clear()
+            comm.bytes.clear()
+        engine.step(0, 1e-3, inputs[where], targets[where])
+        m = len(engine.share.microbatches(0, 0))
+        activation = MICROBATCH * S * C
+        if mesh.tensor.size > 1:
+            expected = expected_calls(engine, layers, first, last)
+            assert +mesh.tensor.calls == +expected, (layout, mesh.tensor.calls, expected)
+            sums = 4 * activation * m * (4 * layers + last)
+            replicated = sum(4 * (b.cut.stop - b.cut.start) for b in engine.buckets if b.replicated)
+            assert mesh.tensor.bytes["all_reduce_nodes"] == sums + replicated, layout
+        if mesh.data.size > 1:
+            flat = sum(b.size for b in engine.buckets)
+            assert mesh.data.calls["reduce_scatter_nodes"] == len(engine.buckets)
+            assert mesh.data.bytes["reduce_scatter_nodes"] == 4 * flat, layout
+            updated = [b for b in engine.buckets if not (first and last and _is_copy(engine, b))]
+            own = sum(b.own.stop - b.own.start for b in updated)
+            assert mesh.data.calls["all_gather"] == len(updated)
+            assert mesh.data.bytes["all_gather"] == 2 * own, layout
+        if mesh.pipeline.size > 1:
+            neighbours = (not first) + (not last)
+            tied = 4 * sum(
+                b.own.stop - b.own.start for t in engine.ties for b in (t.original, t.copy) if b
+            )
+            headers = 64 * neighbours
+            sent = mesh.pipeline.bytes["send"]
+            assert sent == 2 * activation * m * neighbours + tied + headers, (layout, sent)
+
+
+def _is_copy(engine: Engine, bucket: object) -> bool:
+    return any(t.copy is bucket for t in engine.ties)

@@ -1,0 +1,314 @@
+"""conv2d against float64, and the bits its contract fixes: chains, leaves, samples, threads."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from plait import _cpu
+from plait.comm import tree
+
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+float32 = np.dtype(np.float32)
+best = _cpu.isa()
+paths = ["portable", "avx2", "avx512"][: ["portable", "avx2", "avx512"].index(best) + 1]
+
+
+class Shape(NamedTuple):
+    b: int
+    h: int
+    w: int
+    i: int
+    o: int
+    kh: int
+    kw: int
+    stride: int
+    padding: int
+
+    @property
+    def x(self):
+        return self.b, self.h, self.w, self.i
+
+    @property
+    def out(self):
+        oh = (self.h + 2 * self.padding - self.kh) // self.stride + 1
+        ow = (self.w + 2 * self.padding - self.kw) // self.stride + 1
+        return self.b, oh, ow, self.o
+
+    def weight(self, input_first):
+        ends = (self.i, self.o) if input_first else (self.o, self.i)
+        return ends[0], self.kh, self.kw, ends[1]
+
+
+SHAPES = [
+    Shape(1, 1, 1, 1, 1, 1, 1, 1, 0),
+    Shape(2, 5, 7, 3, 5, 3, 3, 1, 1),
+    Shape(3, 8, 6, 5, 16, 3, 3, 2, 1),
+    Shape(1, 13, 29, 16, 33, 3, 3, 1, 0),
+    Shape(2, 9, 14, 33, 3, 1, 1, 1, 0),
+    Shape(2, 9, 10, 5, 33, 1, 1, 2, 0),
+    Shape(2, 11, 4, 16, 5, 1, 1, 3, 1),
+    Shape(1, 17, 16, 3, 16, 7, 7, 2, 3),
+    Shape(2, 4, 4, 1, 3, 7, 7, 1, 3),
+    Shape(2, 10, 11, 5, 3, 3, 3, 3, 0),
+    Shape(1, 2, 3, 3, 5, 3, 3, 3, 3),
+    Shape(2, 6, 5, 16, 64, 2, 4, 3, 2),
+    Shape(1, 3, 40, 33, 1, 3, 1, 1, 1),
+    Shape(0, 5, 5, 3, 4, 3, 3, 1, 1),
+    Shape(2, 5, 5, 0, 4, 3, 3, 1, 1),
+    Shape(2, 5, 5, 4, 0, 3, 3, 1, 1),
+]
+
+
+@pytest.fixture(autouse=True)
+def _reset() -> Iterator[None]:
+    yield
+    _cpu.set_isa(best)
+    _cpu.set_threads(1)
+
+
+def randoms(*shape, dtype=float32, seed=0):
+    x = np.random.default_rng([seed, *shape]).standard_normal(shape)
+    return x.astype(np.float32).astype(dtype)
+
+
+def exact_randoms(*shape, seed=0):
+    """Float32 values whose products and sums a float64 holds exactly: it can imitate fma."""
+    x = np.asarray(randoms(*shape, dtype=bfloat16, seed=seed), np.float32)
+    return np.where(np.abs(x) < 2.0**-6, np.float32(0.75), x)
+
+
+def same_bits(x, y):
+    assert x.dtype == y.dtype
+    kind = np.uint16 if x.dtype == bfloat16 else np.uint32
+    np.testing.assert_array_equal(
+        np.ascontiguousarray(x).view(kind), np.ascontiguousarray(y).view(kind)
+    )
+
+
+def operands(shape, input_first, dtype=float32, make=randoms):
+    x, weight, grad = shape.x, shape.weight(input_first), shape.out
+    return tuple(make(*s, seed=i).astype(dtype) for i, s in enumerate((x, weight, grad)))
+
+
+def forward(x, weight, shape, input_first, leaves=None, dtype=None):
+    out = np.full((len(x), *shape.out[1:]), 7, dtype or x.dtype)
+    leaves = leaves or [0, shape.i]
+    _cpu.conv2d_forward(x, weight, input_first, shape.stride, shape.padding, leaves, out)
+    return out
+
+
+def backward(grad, weight, shape, input_first, leaves=None, dtype=None):
+    grad_x = np.full((len(grad), *shape.x[1:]), 7, dtype or grad.dtype)
+    leaves = leaves or [0, shape.o]
+    _cpu.conv2d_backward(grad, weight, input_first, shape.stride, shape.padding, leaves, grad_x)
+    return grad_x
+
+
+def backward_weight(grad, x, shape, input_first, out=None):
+    accumulate = out is not None
+    if out is None:
+        out = np.full(shape.weight(input_first), 7, float32)
+    _cpu.conv2d_backward_weight(grad, x, input_first, shape.stride, shape.padding, accumulate, out)
+    return out
+
+
+def taps(shape):
+    """(kh, kw, rows and columns of out, rows and columns of x) where out and x meet at that tap."""
+
+    def axis(k, n, m):
+        at = [j for j in range(m) if 0 <= j * shape.stride - shape.padding + k < n]
+        first = at[0] if at else 0
+        start = first * shape.stride - shape.padding + k
+        stop = start + len(at) * shape.stride
+        return slice(first, first + len(at)), slice(start, stop, shape.stride)
+
+    for y in range(shape.kh):
+        for z in range(shape.kw):
+            out_rows, x_rows = axis(y, shape.h, shape.out[1])
+            out_columns, x_columns = axis(z, shape.w, shape.out[2])
+            if out_rows.stop > out_rows.start and out_columns.stop > out_columns.start:
+                yield y, z, (out_rows, out_columns), (x_rows, x_columns)
+
+
+def reference(x, weight, grad, shape, input_first):
+    """Float64 (out, grad_x, grad_weight)."""
+    x, weight, grad = (np.asarray(a, np.float64) for a in (x, weight, grad))
+    w = weight.transpose(3, 1, 2, 0) if input_first else weight  # (O, KH, KW, I)
+    out, grad_x, grad_w = np.zeros(grad.shape), np.zeros(x.shape), np.zeros(w.shape)
+    for y, z, at_out, at_x in taps(shape):
+        out[:, *at_out] += x[:, *at_x] @ w[:, y, z].T
+        grad_x[:, *at_x] += grad[:, *at_out] @ w[:, y, z]
+        grad_w[:, y, z] += np.einsum("bhwo,bhwi->oi", grad[:, *at_out], x[:, *at_x])
+    return out, grad_x, grad_w.transpose(3, 1, 2, 0) if input_first else grad_w
+
+
+@pytest.mark.parametrize("isa", paths)
+@pytest.mark.parametrize("input_first", [False, True])
+@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+def test_close_to_float64(isa, input_first, dtype):
+    _cpu.set_isa(isa)
+    for shape in SHAPES:
+        x, weight, grad = operands(shape, input_first, dtype)
+        got = (
+            forward(x, weight, shape, input_first),
+            backward(grad, weight, shape, input_first),
+            backward_weight(grad, x, shape, input_first),
+        )
+        exact = reference(x, weight, grad, shape, input_first)
+        scale = reference(abs(x), abs(weight), abs(grad), shape, input_first)
+        for g, e, s in zip(got, exact, scale, strict=True):
+            assert g.shape == e.shape
+            rounding = 2.0**-8 if g.dtype == bfloat16 else 0.0
+            bound = 1e-5 * s + rounding * abs(e) + 1e-30
+            worst = np.abs(np.asarray(g, np.float64) - e) - bound
+            assert worst.size == 0 or worst.max() <= 0, (shape, g.dtype)
+
+
+def chains(x, weight, grad, shape, input_first):
+    """(out, grad_x, grad_weight), one float32 fma per term, in the order that ops.hpp gives."""
+    w = weight.transpose(3, 1, 2, 0) if input_first else weight
+    w, x, grad = w.astype(np.float64), x.astype(np.float64), grad.astype(np.float64)
+    out, grad_x = np.zeros(grad.shape, float32), np.zeros(x.shape, float32)
+    for y, z, at_out, at_x in taps(shape):
+        for c in range(x.shape[3]):
+            term = x[:, *at_x, c, None] * w[:, y, z, c]
+            out[:, *at_out] = out[:, *at_out].astype(np.float64) + term
+        for c in range(grad.shape[3]):
+            term = grad[:, *at_out, c, None] * w[c, y, z]
+            grad_x[:, *at_x] = grad_x[:, *at_x].astype(np.float64) + term
+    grad_w = np.zeros(w.shape, float32)
+    for y, z, at_out, at_x in taps(shape):
+        g, p = grad[:, *at_out].reshape(-1, w.shape[0]), x[:, *at_x].reshape(-1, w.shape[3])
+        for a, b in zip(g, p, strict=True):
+            grad_w[:, y, z] = grad_w[:, y, z].astype(np.float64) + a[:, None] * b
+    return out, grad_x, grad_w.transpose(3, 1, 2, 0) if input_first else grad_w
+
+
+@pytest.mark.parametrize("isa", paths)
+@pytest.mark.parametrize("input_first", [False, True])
+def test_each_element_is_the_chain_of_the_contract(isa, input_first):
+    _cpu.set_isa(isa)
+    for shape in SHAPES[:12]:
+        x, weight, grad = operands(shape, input_first, make=exact_randoms)
+        out, grad_x, grad_weight = chains(x, weight, grad, shape, input_first)
+        same_bits(forward(x, weight, shape, input_first), out)
+        same_bits(backward(grad, weight, shape, input_first), grad_x)
+        same_bits(backward_weight(grad, x, shape, input_first), grad_weight)
+
+
+def by_tree(parts):
+    """Float32 parts of leaves, merged as plait.comm.tree says."""
+    stack = []
+    for part, count in zip(parts, tree.merges(len(parts), [(i, i + 1) for i in range(len(parts))])):
+        stack.append(part)
+        for _ in range(count):
+            right = stack.pop()
+            stack[-1] = stack[-1] + right
+    (whole,) = stack
+    return whole
+
+
+@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+@pytest.mark.parametrize("leaves", [[0, 33], [0, 7, 33], [0, 5, 5, 33], [0, 1, 9, 17, 20, 26, 33]])
+def test_leaves_are_merged_by_the_tree(dtype, leaves):
+    for tail in [(3, 3, 1, 1), (3, 3, 2, 1), (1, 1, 1, 0)]:
+        shape = Shape(2, 7, 6, 33, 5, *tail)
+        x, weight, _ = operands(shape, True, dtype)
+        parts = [
+            forward(x[..., a:b], weight[a:b], shape._replace(i=b - a), True, dtype=float32)
+            for a, b in pairwise(leaves)
+        ]
+        same_bits(forward(x, weight, shape, True, leaves), by_tree(parts).astype(dtype))
+
+        shape = Shape(2, 7, 6, 5, 33, *tail)
+        _, weight, grad = operands(shape, False, dtype)
+        parts = [
+            backward(grad[..., a:b], weight[a:b], shape._replace(o=b - a), False, dtype=float32)
+            for a, b in pairwise(leaves)
+        ]
+        same_bits(backward(grad, weight, shape, False, leaves), by_tree(parts).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+@pytest.mark.parametrize("input_first", [False, True])
+def test_grad_weight_continues_sample_by_sample(dtype, input_first):
+    """Also beyond one chunk: the images of the last shape are cut by samples and by rows."""
+    for shape in [
+        *SHAPES[1:12],
+        Shape(3, 41, 43, 24, 40, 3, 3, 1, 1),
+        Shape(2, 90, 64, 16, 32, 3, 3, 2, 1),
+    ]:
+        x, _, grad = operands(shape, input_first, dtype)
+        whole = backward_weight(grad, x, shape, input_first)
+        first = backward_weight(grad[:1], x[:1], shape, input_first)
+        parts = first
+        for b in range(1, len(x)):
+            parts = backward_weight(grad[b : b + 1], x[b : b + 1], shape, input_first, parts)
+        same_bits(parts, whole)
+
+
+def test_bits_do_not_depend_on_threads_batch_or_sharding():
+    shape = Shape(5, 14, 13, 24, 70, 3, 3, 1, 1)
+    x, weight, grad = operands(shape, False)
+    results = []
+    for threads in (1, 2, 3):
+        _cpu.set_threads(threads)
+        results.append(
+            (
+                forward(x, weight, shape, False),
+                backward(grad, weight, shape, False),
+                backward_weight(grad, x, shape, False),
+            )
+        )
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            same_bits(a, b)
+    out, grad_x, grad_weight = results[0]
+    same_bits(forward(x[3:4], weight, shape, False), out[3:4])
+    same_bits(backward(grad[3:4], weight, shape, False), grad_x[3:4])
+    part = shape._replace(o=35)
+    same_bits(forward(x, weight[35:], part, False), out[..., 35:])
+    same_bits(
+        backward_weight(np.ascontiguousarray(grad[..., 35:]), x, part, False), grad_weight[35:]
+    )
+
+
+def test_padding_adds_no_terms():
+    """An infinite weight spoils the outputs that have a pixel under it, and no others."""
+    shape = Shape(1, 4, 4, 2, 3, 3, 3, 1, 1)
+    x, weight, grad = operands(shape, False)
+    weight[1, 0, 0, 0] = np.inf
+    spoilt = ~np.isfinite(forward(x, weight, shape, False))
+    expected = np.zeros_like(spoilt)
+    expected[:, 1:, 1:, 1] = True
+    np.testing.assert_array_equal(spoilt, expected)
+    spoilt = ~np.isfinite(backward(grad, weight, shape, False))
+    expected = np.zeros((1, 4, 4, 2), bool)
+    expected[:, :3, :3, 0] = True
+    np.testing.assert_array_equal(spoilt, expected)
+    grad[0, 0, 0, 2] = np.inf
+    spoilt = ~np.isfinite(backward_weight(grad, x, shape, False))
+    expected = np.zeros_like(weight, bool)
+    expected[2, 1:, 1:] = True
+    np.testing.assert_array_equal(spoilt, expected)
+
+
+def test_wrong_shapes_are_named():
+    x, w = np.zeros((2, 5, 5, 3), float32), np.zeros((4, 3, 3, 3), float32)
+    out = np.zeros((2, 5, 5, 4), float32)
+    for args, message in [
+        ((x, w, False, 1, 0, [0, 3], out), r"expected \(2, 3, 3, 4\)"),
+        ((x, w, False, 0, 1, [0, 3], out), "stride 0"),
+        ((x, w, True, 1, 1, [0, 3], out), r"\(I, KH, KW, O\) does not fit 3 input and 4 output"),
+        ((x, w, False, 1, 1, [0, 2], out), "leaves 0 2 must rise from 0 to 3"),
+        ((x[:, :1, :1], w, False, 1, 0, [0, 3], out), "larger than the image"),
+        ((x[:, ::2], w, False, 1, 1, [0, 3], out[:, :3]), "contiguous"),
+        ((x[:, :, ::2], w, False, 1, 1, [0, 3], np.zeros((2, 5, 3, 4), float32)), "contiguous"),
+        ((x, w.astype(bfloat16), False, 1, 1, [0, 3], out), "types are float32 and bfloat16"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            _cpu.conv2d_forward(*args)
