@@ -101,8 +101,8 @@ void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_
 
 // --- cross-entropy over a sharded vocabulary -----------------------------------------------------
 // logits (R, V) of columns first_column ..., columns at or beyond `vocabulary` are padding and never win.
-// peak, sum (R) float32: max and sum of exp(logit - max) over this shard. Rows of logits strided. target_logit (R) float32 is written only where
-// this shard holds the target (targets (R) int32; negative: ignored).
+// peak, sum (R) float32: max and sum of exp(logit - max) over this shard, in one fixed order; rows of logits strided. target_logit (R) float32 is written
+// only where this shard holds the target (targets (R) int32; negative: ignored; at or beyond `vocabulary`: ValueError).
 void cross_entropy_statistics(const ConstArray& logits, const ConstArray& targets, int64_t first_column,
                               int64_t vocabulary, const Array& peak, const Array& sum,
                               const Array& target_logit);
@@ -153,11 +153,14 @@ void mean_pool_backward(const ConstArray& grad, const Array& grad_x);
 
 // --- optimizers over flat shards --------------------------------------------------------------------
 // All (n): master, first, second, grad float32; weight (n) float32 or bfloat16 = rounded master (may alias a float32
-// master). Loshchilov and Hutter (2019): gradient times grad_scale; decay multiplies the master by 1 - learning_rate * weight_decay.
+// master). Loshchilov and Hutter (2019), every operation rounded to float32, settings computed in double:
+// g = grad * grad_scale; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) (g g);
+// master = master * (1 - learning_rate * weight_decay) - rate * (m / (sqrt(v) * scale + epsilon)),
+// rate = learning_rate / (1 - beta1^step), scale = 1 / sqrt(1 - beta2^step). The first step is 1.
 void adamw(const ConstArray& grad, float grad_scale, float learning_rate, float beta1, float beta2, float epsilon,
            float weight_decay, int64_t step, const Array& master, const Array& first, const Array& second,
            const Array& weight);
-// momentum (n): m = mu m + g; master -= learning_rate * (m + weight_decay * master).
+// momentum (n): m = mu m + grad * grad_scale; master = master - learning_rate * (m + weight_decay * master).
 void sgd(const ConstArray& grad, float grad_scale, float learning_rate, float mu, float weight_decay,
          const Array& master, const Array& momentum, const Array& weight);
 

@@ -2,6 +2,8 @@
 // log_sum. Blocks are 64 queries x 64 keys for every head size, counted from query 0 and key 0 (attention_block.hpp).
 // Orders of addition: a score is one chain over the head size; a row's sum is one chain per key block, joined block after
 // block; out, grad_q are chains over keys, grad_k, grad_v over queries (grouped heads one after another), all ascending.
+// Masked keys add exact zeros or are skipped, which leaves the same bits; only a NaN in v may reach up to 15 queries before it.
+// Each thread keeps some blocks as float32, in backward also grad_k and grad_v of one head: 8 bytes x keys x head size.
 #include <algorithm>
 
 #include "core/ops.hpp"
@@ -15,6 +17,8 @@ namespace plait {
 namespace {
 
 using namespace attention;
+
+constexpr int64_t WORTH_A_THREAD = 1 << 18;  // products of query, key and head size
 
 struct Sizes {
   int64_t samples, queries, keys, heads, groups, size;
@@ -30,14 +34,13 @@ struct Sizes {
 // Queries and keys of a pair of blocks that meet. Where the causal mask cuts the pair, sixteen queries at a time meet the keys
 // that the last of them sees; else all queries meet all keys.
 struct Pairing {
-  int64_t last;  // query 0 sees keys up to this one, counted in their blocks
+  int64_t last;     // query 0 sees keys up to this one, counted in their blocks
   int64_t keys;
-  int64_t queries;  // at a time
+  int64_t queries;  // at a time; a multiple of 16
 
-  Pairing(const Sizes& n, int64_t first_query, int64_t first_key, int64_t key_count)
-      : last(first_query + n.keys - n.queries - first_key), keys(key_count) {
-    if (!n.causal || last >= keys) last = keys;
-    queries = last < keys - 1 ? 16 : QUERIES;
+  Pairing(const Sizes& n, int64_t first_query, int64_t query_count, int64_t first_key, int64_t key_count)
+      : last(n.causal ? first_query + n.keys - n.queries - first_key : key_count), keys(key_count) {
+    queries = last < keys - 1 ? 16 : padded(query_count);
   }
   int64_t seen(int64_t query) const { return std::clamp<int64_t>(last + query + queries, 0, keys); }
   float last_of(int64_t query) const { return float(last + query); }
@@ -54,9 +57,11 @@ Sizes sizes_of(const char* call, const ConstArray& q, const ConstArray& k, const
   expect_array(call, "log_sum", log_sum, DType::float32, {n.samples, n.heads, n.queries});
   PLAIT_CHECK(n.groups > 0 ? n.heads % n.groups == 0 : n.heads == 0, call, n.heads, " heads are no multiple of ",
               n.groups, " key-value heads");
-  for (const ConstArray* x : {&q, &k, &v, &out}) {
-    expect_dtype(call, "an array", *x, q.dtype);
-    expect_unit_last(call, "an array", *x);
+  const char* names[] = {"q", "k", "v", "out"};
+  const ConstArray* arrays[] = {&q, &k, &v, &out};
+  for (int i = 0; i < 4; i++) {
+    expect_dtype(call, names[i], *arrays[i], q.dtype);
+    expect_unit_last(call, names[i], *arrays[i]);
   }
   return n;
 }
@@ -93,7 +98,7 @@ void forward_block(const Sizes& n, Head<const T> q, Head<const T> k, Head<const 
   std::fill_n(sum, QUERIES, 0.0f);
   const int64_t visible = n.visible(first_query);
   for (int64_t j = 0; j < visible; j += KEYS) {
-    const Pairing pair(n, first_query, j, std::min(KEYS, visible - j));
+    const Pairing pair(n, first_query, count, j, std::min(KEYS, visible - j));
     copy_rows(k.row(j), k.stride, pair.keys, n.size, k_rows);
     copy_rows(v.row(j), v.stride, pair.keys, n.size, v_rows);
     for (int64_t i = 0; i < count; i += pair.queries) {
@@ -145,7 +150,7 @@ void backward_group(const Sizes& n, const ConstArray& grad, const ConstArray& q,
       std::fill_n(dq, n.size * QUERIES, 0.0f);
       const int64_t visible = n.visible(i);
       for (int64_t j = 0; j < visible; j += KEYS) {
-        const Pairing pair(n, i, j, std::min(KEYS, visible - j));
+        const Pairing pair(n, i, queries, j, std::min(KEYS, visible - j));
         copy_rows(k_head.row(j), k_head.stride, pair.keys, n.size, k_rows);
         copy_rows(v_head.row(j), v_head.stride, pair.keys, n.size, v_rows);
         float *dk_rows = dk + j * width, *dv_rows = dv + j * width;
@@ -177,9 +182,10 @@ void attention_forward(const ConstArray& q, const ConstArray& k, const ConstArra
   const char* call = "attention_forward";
   const Sizes n = sizes_of(call, q, k, v, out, log_sum, causal);
   const int64_t blocks = (n.queries + QUERIES - 1) / QUERIES;
+  const int64_t grain = 1 + WORTH_A_THREAD / (std::min(QUERIES, n.queries) * n.keys * n.size + 1);
   PLAIT_FLOATS(q.dtype, call, [&](auto zero) {
     using T = decltype(zero);
-    parallel_for(n.samples * n.heads * blocks, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(n.samples * n.heads * blocks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; item++) {
         const int64_t first = item % blocks * QUERIES, row = item / blocks;
         const int64_t sample = row / n.heads, head = row % n.heads, group = head / (n.heads / n.groups);
@@ -199,9 +205,10 @@ void attention_backward(const ConstArray& grad, const ConstArray& q, const Const
   expect_dtype(call, "grad", grad, q.dtype);
   expect_shape(call, "grad", grad, {n.samples, n.queries, n.heads, n.size});
   expect_shape(call, "grad_k", grad_k, {n.samples, n.keys, n.groups, n.size});
+  const int64_t grain = 1 + WORTH_A_THREAD / (n.queries * n.keys * n.size + 1);
   PLAIT_FLOATS(q.dtype, call, [&](auto zero) {
     using T = decltype(zero);
-    parallel_for(n.samples * n.groups, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(n.samples * n.groups, grain, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; item++)
         backward_group<T>(n, grad, q, k, v, out, log_sum, scale, item / n.groups, item % n.groups, grad_q, grad_k,
                           grad_v);

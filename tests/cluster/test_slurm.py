@@ -1,9 +1,11 @@
 """plait under a real Slurm: both wheels' MPI on two and four nodes, and what a user sees when a
 job goes wrong."""
 
+import json
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from conftest import MPICH, OPENMPI, ROOT, Cluster
 
 PROGRAMS = Path(__file__).with_name("programs")
 MPIS = {"mpich": ("pmi2", MPICH), "openmpi": ("pmix", OPENMPI)}
+TRAIN = ("-m", "plait", "train", PROGRAMS / "tiny.toml")
 
 
 @pytest.mark.parametrize("nodes", [2, 4])
@@ -24,8 +27,36 @@ def test_all_reduce(cluster: Cluster, library: str, nodes: int) -> None:
     assert f"{2 * nodes} ranks on {hosts} by" in done.out, str(done)
 
 
+def weights(run: Path) -> dict[str, bytes]:
+    """Everything in a run's newest checkpoint, as bytes by name."""
+    from plait.checkpoint import Reader, find
+
+    reader = Reader(find(run))
+    arrays = reader.manifest.arrays.values()
+    return {f"{a.kind}/{a.name}": reader.read(a.name, a.kind, 0, a.size).tobytes() for a in arrays}
+
+
+def test_training_is_the_same_on_any_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    """Two nodes, four nodes, either MPI: the same bits in every weight and moment."""
+    found = {}
+    for library, nodes, tasks, layout in (
+        ("mpich", 2, 2, "2x2x1"),
+        ("mpich", 4, 1, "2x1x2"),
+        ("openmpi", 2, 2, "1x2x2"),
+    ):
+        pmi, python = MPIS[library]
+        folder = tmp_path / f"{library}-{layout}"
+        words = [python, *TRAIN, f"layout={layout}", f"runs_dir={folder}"]
+        done = cluster.srun(nodes, pmi, *words, tasks=tasks)
+        assert done.code == 0, str(done)
+        found[folder.name] = weights(folder / "tiny")
+    first, *others = found.values()
+    assert len(first) > 50
+    assert all(other == first for other in others), list(found)
+
+
 @pytest.mark.parametrize("library", MPIS)
-def test_a_rank_that_raises_takes_the_job_down(
+def test_a_script_that_raises_takes_the_job_down(
     cluster: Cluster, library: str, tmp_path: Path
 ) -> None:
     pmi, python = MPIS[library]
@@ -38,12 +69,71 @@ def test_a_rank_that_raises_takes_the_job_down(
     assert not cluster.processes()
 
 
+@pytest.mark.parametrize("library", MPIS)
+def test_a_layer_that_raises_takes_the_job_down(
+    cluster: Cluster, library: str, tmp_path: Path
+) -> None:
+    pmi, python = MPIS[library]
+    words = ["env", f"PYTHONPATH={PROGRAMS}", python, *TRAIN, "layout=2x2x1"]
+    words += ["model.kind=broken:model", f"runs_dir={tmp_path}"]
+    done = cluster.srun(2, pmi, *words)
+    assert done.code == 3, str(done)
+    assert done.err.count("RuntimeError: this layer is broken") == 1, str(done)
+    assert "rank 1 of 4 on host cn1" in done.err, str(done)
+    assert not cluster.processes()
+
+
 @pytest.mark.parametrize(("library", "pmi"), [("mpich", "none"), ("openmpi", "pmi2")])
-def test_the_wrong_pmi_is_named(cluster: Cluster, library: str, pmi: str) -> None:
-    program = [MPIS[library][1], "-m", "mpi4py", PROGRAMS / "all_reduce.py", 4]
-    done = cluster.srun(2, pmi, *program)
-    assert done.code != 0, str(done)
-    assert "srun --mpi=" in done.err + done.out, str(done)
+def test_the_wrong_pmi_is_named_once(
+    cluster: Cluster, library: str, pmi: str, tmp_path: Path
+) -> None:
+    words = [MPIS[library][1], *TRAIN, "layout=2x2x1", f"runs_dir={tmp_path}"]
+    done = cluster.srun(2, pmi, *words)
+    assert done.code == 2, str(done)
+    assert done.err.count("srun --mpi=pmi2") == 1, str(done)
+    assert not list(tmp_path.iterdir())
+
+
+def until(condition: Callable[[], bool], seconds: float, told: Callable[[], str]) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s\n{told()}"
+        time.sleep(0.2)
+
+
+def test_a_batch_job_stops_requeues_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    """Signalled as before a time limit, it saves, requeues itself and ends with every step once."""
+    steps, log = 600, tmp_path / "job.log"
+    run = tmp_path / "runs" / "tiny"
+    options = ["--parsable", "-N2", "--ntasks-per-node=2", "--time=10", f"--output={log}"]
+    job = [ROOT / "slurm" / "train.sbatch", PROGRAMS / "tiny.toml", "layout=2x2x1"]
+    job += [f"train.steps={steps}", f"runs_dir={tmp_path / 'runs'}"]
+    cluster.env["PLAIT_VENV"] = str(MPICH.parent.parent)
+    submitted = cluster.run("sbatch", *options, *job)
+    assert submitted.code == 0, str(submitted)
+    number = submitted.out.strip()
+
+    def rows() -> list[int]:
+        metrics = run / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        return [row["step"] for row in map(json.loads, lines) if "loss" in row]
+
+    def told() -> str:
+        return log.read_text() if log.exists() else "no log"
+
+    def waits() -> bool:
+        return bool(cluster.run("squeue", "-h", "-j", number).out.strip())
+
+    until(lambda: len(rows()) > 5 or not waits(), 120, told)
+    cluster.run("scancel", "--signal=USR1", number)
+    until(lambda: "requeued" in told() or not waits(), 60, told)
+    stopped = len(rows())
+    assert 5 < stopped < steps, told()
+    until(lambda: not waits(), 400, told)
+    state = cluster.run("scontrol", "show", "job", number).out
+    assert "JobState=COMPLETED" in state, f"{state}\n{told()}"
+    assert "Restarts=1" in state, state
+    assert rows() == list(range(steps)), told()
 
 
 def test_scripts_are_clean() -> None:

@@ -48,7 +48,7 @@ def test_gelu(shape, dtype):
     _cpu.gelu_forward(x, out)
     _cpu.gelu_backward(grad, x, grad_x)
     assert_near(out, gelu(wide(x)), 16, 1e-3)
-    assert_near(grad_x, wide(grad) * gelu_slope(wide(x)), 32, np.abs(wide(grad)))
+    assert_near(grad_x, wide(grad) * gelu_slope(wide(x)), 8, np.abs(wide(grad)))
 
 
 def test_gelu_extremes():
@@ -71,7 +71,7 @@ def test_gelu_tail_keeps_relative_accuracy():
     out = like(x)
     _cpu.gelu_forward(x, out)
     z = np.sqrt(2 / np.pi) * (wide(x) + 0.044715 * wide(x) ** 3)
-    assert_near(out, wide(x) / (1 + np.exp(-2 * z)), 400, 0.0)
+    assert_near(out, wide(x) / (1 + np.exp(-2 * z)), 100, 0.0)
 
 
 @pytest.mark.parametrize("dtype", STORAGE)
@@ -105,7 +105,7 @@ def test_swiglu(shape, dtype):
     _cpu.swiglu_backward(grad, gate, up, grad_gate, grad_up)
     g, u, d = wide(gate), wide(up), wide(grad)
     assert_near(out, g * sigmoid(g) * u, 16, 1e-3)
-    assert_near(grad_gate, d * u * silu_slope(g), 16, np.abs(d * u))
+    assert_near(grad_gate, d * u * silu_slope(g), 8, np.abs(d * u))
     assert_near(grad_up, d * g * sigmoid(g), 16, 1e-3)
 
 

@@ -15,6 +15,7 @@ SHAPES = [
     (2, 130, 70, 3, 1, 20),
     (1, 1, 200, 2, 1, 64),
     (1, 200, 1, 2, 2, 17),
+    (1, 17, 81, 2, 1, 48),
     (1, 100, 100, 1, 1, 256),
     (1, 33, 150, 2, 1, 128),
     (0, 4, 4, 1, 1, 8),
@@ -83,12 +84,12 @@ def test_forward_and_backward(shape, causal, dtype):
     assert_near(out, expected[0], 32, 2)
     empty = np.isneginf(expected[1])
     assert np.array_equal(np.isneginf(log_sum), empty)
-    assert_near(np.where(empty, 0, log_sum), np.where(empty, 0, expected[1]), 64)
+    assert_near(np.where(empty, 0, log_sum), np.where(empty, 0, expected[1]), 12)
     grads = backward(grad, q, k, v, out, log_sum, causal, scale)
     # backward sees `out` as it was stored: a bfloat16 rounding of it moves delta
     rounding = 1.0 if dtype.itemsize == 4 else 2.0**14 * np.abs(expected[0]).max(initial=0)
     for got, exact in zip(grads, expected[2:], strict=True):
-        assert_near(got, exact, 64 + rounding, 8)
+        assert_near(got, exact, 64 + rounding, 4)
 
 
 def test_rows_without_a_visible_key_are_zero():

@@ -66,7 +66,7 @@ def test_a_damaged_entry_is_built_anew(places: dict[str, Path], damage: str) -> 
     elif damage == "no manifest":
         manifest.unlink()
     else:
-        path.write_bytes({"shorter": b"ab", "longer": b"abcd", "changed": b"abd"}[damage])
+        path.write_bytes({"shorter": b"ab", "longer": b"abcd", "changed": b"abx"}[damage])
     assert open_entry(places["home"] / "key") is None
     assert obtain("key", writer()).path("a.bin").read_bytes() == b"abc"
     assert [path.name for path in places["home"].iterdir()] == ["key"]

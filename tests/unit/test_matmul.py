@@ -116,6 +116,21 @@ def test_an_element_is_one_chain_of_fused_multiply_adds(isa):
             assert out[i, j] == chain
 
 
+@pytest.mark.parametrize("isa", paths)
+def test_a_bit_far_below_breaks_a_tie(isa):
+    """1 + 2^-24 lies halfway between two float32; 2^-70 more, lost in double, decides."""
+    _cpu.set_isa(isa)
+    high, low = 2.0**23 + 2**12 + 1, 2.0**23 - 2**12 + 1  # their product is 2^46 + 1
+    for sign in (1, -1):
+        a = np.array([[sign, sign * high]], np.float32)
+        b = np.array([[1] * 5, [low * 2.0**-70] * 5], np.float32)
+        assert (run(a, b) == sign * (1 + 2.0**-23)).all()
+        b[0] = 1 + 2.0**-23  # here the tie alone would go up, and a little less must go down
+        b[1] = (2.0**23 - 1) * 2.0**-70
+        a[0, 1] = sign * (2.0**23 + 1)
+        assert (run(a, b) == sign * (1 + 2.0**-23)).all()
+
+
 @pytest.mark.parametrize("dtype", [float32, bfloat16])
 def test_accumulate_continues_the_chain(dtype):
     for m, k1, k2, n in [(3, 1, 1, 2), (20, 256, 256, 40), (33, 100, 477, 50), (15, 0, 5, 3)]:

@@ -94,6 +94,31 @@ def test_sgd_against_float64(isa):
         np.testing.assert_array_equal(weight, state[0].astype(bfloat16))
 
 
+def test_every_rounding_is_the_stated_one():
+    """ops.hpp writes the steps as single float32 operations; numpy does the same ones."""
+    n, f = 5000, np.float32
+    grad, (w, m, v) = randoms(n, 0), adamw_state(n)
+    state = [w.copy(), m.copy(), v.copy()]
+    adamw(grad, state, state[0], 3, **ADAMW)
+    rate, beta1, beta2, decay = (
+        float(f(ADAMW[key])) for key in ("rate", "beta1", "beta2", "decay")
+    )
+    g = grad * f(ADAMW["scale"])
+    m = f(beta1) * m + f(1 - beta1) * g
+    v = f(beta2) * v + f(1 - beta2) * (g * g)
+    step = m / (np.sqrt(v) * f(1 / np.sqrt(1 - beta2**3)) + f(ADAMW["epsilon"]))
+    w = w * f(1 - rate * decay) - f(rate / (1 - beta1**3)) * step
+    for got, expected in zip(state, (w, m, v), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+    w, m = adamw_state(n)[:2]
+    state = [w.copy(), m.copy()]
+    sgd(grad, state, state[0])
+    m = f(0.9) * m + grad * f(0.5)
+    np.testing.assert_array_equal(state[1], m)
+    np.testing.assert_array_equal(state[0], w - f(0.1) * (m + f(0.01) * w))
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_bits_depend_on_neither_path_threads_cuts_nor_aliasing(name):
     n = 70_001

@@ -24,7 +24,7 @@ def test_rope(shape, dtype, inverse):
     x = random(shape, dtype)
     out = np.empty_like(x)
     _cpu.rope(x, 10000.0, 3, inverse, out)
-    assert_near(out, reference(x, 10000.0, 3, inverse), 8, 4)
+    assert_near(out, reference(x, 10000.0, 3, inverse), 12, 1)
 
 
 @pytest.mark.parametrize("base", [1.0, 10000.0, 500000.0, 1e9])
@@ -47,7 +47,7 @@ def test_in_place_on_views_and_back():
     assert bits(q) == bits(expected)
     assert np.array_equal(qkv[:, :, 1:], before[:, :, 1:])
     _cpu.rope(q, 10000.0, 0, True, q)
-    assert_near(q, wide(before[:, :, 0]), 8, 4)
+    assert_near(q, wide(before[:, :, 0]), 12, 1)
 
 
 def test_a_position_depends_on_no_other():

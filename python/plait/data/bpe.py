@@ -16,7 +16,7 @@ from plait.errors import UserError
 VERSION = 1  # of the settings below; part of the cache's key
 END_OF_TEXT = "<|endoftext|>"  # token 0; text that reads like it is encoded as plain text
 SMALLEST = 257  # the bytes and the end of text
-_BATCH = 128  # pieces encoded at once
+_BATCH = 32  # pieces encoded at once
 _TRAINING_PIECES = 4096  # at most (256 MiB): a larger corpus is sampled evenly
 
 Ids = npt.NDArray[np.int32]

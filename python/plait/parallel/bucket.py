@@ -56,7 +56,8 @@ class Bucket:
         self.slices = list(self._slices())
         self.bounds = self._cut(data.size)
         self.cut = slice(self.bounds[data.rank], self.bounds[data.rank + 1])
-        self.own = self.cut if zero else slice(0, size)
+        self.zero = zero > 0
+        self.own = self.cut if self.zero else slice(0, size)
         self.weights = empty(size, float32 if self.statistic else precision)
         self.weights.fill(0)
         leaves = (len(tensor.leaves.run(tensor.rank)),) if self.replicated else ()
@@ -101,7 +102,7 @@ class Bucket:
         self._work = None
         if self.replicated:
             gradient = self._sum_tensor_leaves(gradient)
-        if self.own != self.cut:
+        if not self.zero:
             gradient = self.data.all_gather(gradient, bounds=self.bounds)
         self.gradient = gradient
 
@@ -117,7 +118,7 @@ class Bucket:
 
     def gather_weights(self) -> None:
         """After an update of `own`: the other data ranks' cuts."""
-        if self.own == self.cut and self.data.size > 1:
+        if self.zero:
             self.data.all_gather(self.weights[self.own], bounds=self.bounds, out=self.weights)
 
     def chunks(self) -> list[slice]:

@@ -19,14 +19,14 @@ from plait.train.options import ConfigError, Raw, Source, decode, from_raw, opti
 from plait.train.reference import Option, markdown, options_of
 from plait.train.toml import document, to_toml
 
-__all__ = ["Config", "ConfigError", "compare", "dump", "load", "options"]
+__all__ = ["Config", "ConfigError", "compare", "dump", "load", "load_record", "options"]
 
 RECORD = "record"  # the table that a run adds to its config.toml; it is not read back
 
 # What may differ when a run is resumed, for it does not change what a step computes. A data path
 # is here too: what counts is the data's fingerprint, which the run's record keeps.
 _RESUMABLE = frozenset(
-    {"name", "runs_dir", "threads", "layout", "checkpoint", "evaluate", "data.path"}
+    {"name", "runs_dir", "threads", "memory", "layout", "checkpoint", "evaluate", "data.path"}
     | {"data.held_out", "train.steps", "train.microbatch", "train.recompute", "train.schedule"}
     | {"train.sequence_parallel"}
 )
@@ -81,6 +81,13 @@ def dump(config: Config, record: Mapping[str, Any] | None = None) -> str:
     """TOML that loads to the same config. record: what else a run keeps, as a last table."""
     tables = _tables(config)
     return document(tables | ({RECORD: record} if record else {}))
+
+
+def load_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a run kept beside its config, as given to dump. {} if there is nothing."""
+    with open(path, "rb") as file:
+        record: dict[str, Any] = tomllib.load(file).get(RECORD, {})
+    return record
 
 
 def options() -> list[Option]:

@@ -22,7 +22,7 @@ from plait.nn import LayerSpec
 from plait.report import Progress, RunFolder, Screen, bytes_text, count_text, time_text
 from plait.train import sections
 from plait.train.build import build_dataset, build_model, build_optimizer
-from plait.train.config import Config, compare, dump, load
+from plait.train.config import Config, compare, dump, load, load_record
 from plait.train.grains import AUTO_VERSION
 from plait.train.setup import (
     agree_on_instructions,
@@ -48,11 +48,16 @@ def train(
         layout = config.layout.resolve(world.size)
         run = RunFolder(Path(config.runs_dir) / config.name, world)
         run.open(fresh=fresh)
-        _check_resumable(config, run, world)
+        previous = _check_resumable(config, run, world)
         local = ranks_here(world)
         threads, path = set_threads(config, local), agree_on_instructions(world)
         dataset = build_dataset(config)
         dataset.prepare(world)
+        if previous.get("data", dataset.fingerprint) != dataset.fingerprint:
+            raise UserError(
+                f"{run.path} holds a run on other data: the content of data.path has changed; give "
+                "this run another name, or start it afresh with --fresh"
+            )
         specs = build_model(config, dataset)
         needed, _ = check_memory(config, specs, layout, local)
         mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=world)
@@ -263,19 +268,21 @@ def _restored(folder: Path, world: Communicator) -> Trainer:
     return trainer
 
 
-def _check_resumable(config: Config, run: RunFolder, world: Communicator) -> None:
-    """Refuses a folder that holds a run of another model, data or optimizer. Collective."""
+def _check_resumable(config: Config, run: RunFolder, world: Communicator) -> dict[str, Any]:
+    """Refuses a folder that holds a run of another model or optimizer. Collective. Returns the
+    record of the run that is resumed, {} if there is none."""
     if run.previous_config is None:
-        return
+        return {}
     found = checkpoint.latest(run.checkpoints) if world.rank == 0 else None
     if world.broadcast_object(found) is None:
-        return
+        return {}
     differing = compare(load(run.config_path), config)
     if differing:
         raise UserError(
             f"{run.path} holds a run with another {', '.join(differing)}: give this one another "
             "name, or start it afresh with --fresh (the old folder is moved aside)"
         )
+    return load_record(run.config_path)
 
 
 def validation_row(found: Evaluation) -> dict[str, Any]:
