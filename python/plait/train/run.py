@@ -19,7 +19,7 @@ from plait.data.text_set import Text
 from plait.errors import UserError
 from plait.mesh import Layout, Mesh, world_communicator
 from plait.nn import LayerSpec
-from plait.report import Progress, RunFolder, Screen, bytes_text, count_text, time_text
+from plait.report import Progress, RunFolder, Screen, bytes_text, count_text, peak_bytes, time_text
 from plait.train import sections
 from plait.train.build import build_dataset, build_model, build_optimizer
 from plait.train.config import Config, compare, dump, load, load_record
@@ -91,7 +91,7 @@ def train(
     )
     run.event("start", step=trainer.next_step, layout=str(mesh.layout), ranks=world.size)
     try:
-        return _steps(config, trainer, run, screen, stop)
+        return _steps(config, trainer, run, screen, stop, needed)
     except Exception as error:
         run.fault(f"{type(error).__name__}: {error}", step=trainer.next_step)
         raise
@@ -103,6 +103,7 @@ def _steps(
     run: RunFolder,
     screen: Screen,
     stop: Callable[[], bool] | None,
+    needed: int,
 ) -> int:
     total, begin = config.train.steps, time.monotonic()
     saved = None
@@ -132,6 +133,9 @@ def _steps(
         run.metrics({"step": total - 1, **validation_row(found)})
         screen.say(f"held out: {validation_text(found)}")
     run.event("stop", step=total)
+    peak = np.array([peak_bytes()], np.int64)
+    peak = trainer.mesh.world.all_reduce(peak, op="max")
+    screen.say(f"memory: at most {bytes_text(int(peak[0]))} a rank, {bytes_text(needed)} planned")
     screen.say(f"trained {total} steps in {time_text(time.monotonic() - begin)}; {saved}")
     return DONE
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from plait.nn import LayerSpec
 from plait.ops.position import Position
 from plait.optim import Optimizer, Schedule, constant
 from plait.parallel.bucket import Span
-from plait.report import RunFolder
+from plait.report import RunFolder, peak_bytes
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
 
@@ -171,7 +170,7 @@ class Trainer:
         done = self.settings.batch * (inputs.shape[1] if unit == "tokens" else 1)
         return Step(
             index, result.loss, result.grad_norm, float(rate[0]), seconds, done / seconds, unit,
-            peak_memory(),
+            peak_bytes(),
         )  # fmt: skip
 
     def _agree(self, wanted: bool) -> bool:
@@ -272,8 +271,3 @@ def _piece(kind: Any, span: Span, array: Array) -> checkpoint.Piece:
     return checkpoint.Piece(
         p.tied_to or p.name, kind, (rows, *p.shape[1:]), span.global_start, array
     )
-
-
-def peak_memory() -> int:
-    """Peak resident bytes of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
