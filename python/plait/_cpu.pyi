@@ -1,4 +1,5 @@
-# The extension module; csrc/core/ops.hpp says what is in it.
+"""The compiled module: its functions and shapes are in csrc/core/ops.hpp."""
+
 from typing import Any
 
 def __getattr__(name: str) -> Any: ...
