@@ -2,6 +2,7 @@
 #include "core/ops.hpp"
 
 #include "bindings/array_caster.hpp"
+#include "bindings/peer.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/threads.hpp"
 
@@ -83,4 +84,7 @@ PYBIND11_MODULE(_cpu, m) {
   // optimizers
   m.def("adamw", &adamw, nogil);
   m.def("sgd", &sgd, nogil);
+
+  // memory and collectives of a node
+  bind_peer(m);
 }

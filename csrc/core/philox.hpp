@@ -1,8 +1,9 @@
-// Philox 4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw (SC 2011): any word of any stream is computed
-// alone. How plait numbers them:
-//   random_normal: key = seed; counter = (index / 4, stream); element `index` takes the words of its pair, see random.cpp.
-//   dropout: key = the first two words of the block with key = seed and counter = (step, layer);
-//            counter = (element / 4, sample); element e of a sample takes word e % 4.
+// Philox 4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw (SC 2011): any word
+// of any stream is computed alone. How plait numbers them:
+// - random_normal: key = seed, counter = (index / 4, stream); a pair of elements takes the two words
+//   at its place in the block (cpu/random.cpp says how).
+// - dropout: key = the first two words of the block with key = seed, counter = (step, layer); then
+//   counter = (element / 4, sample), and element e of a sample takes word e % 4.
 // A 64-bit number is two words, low first; negative numbers count as their two's complement.
 #pragma once
 #include <cstdint>
@@ -19,7 +20,8 @@ constexpr int PHILOX_ROUNDS = 10;
 
 // counter = (low, high), key: 128 and 64 bits.
 inline PhiloxBlock philox(uint64_t low, uint64_t high, uint64_t key) {
-  uint32_t c0 = uint32_t(low), c1 = uint32_t(low >> 32), c2 = uint32_t(high), c3 = uint32_t(high >> 32);
+  uint32_t c0 = uint32_t(low), c1 = uint32_t(low >> 32), c2 = uint32_t(high),
+           c3 = uint32_t(high >> 32);
   uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
   for (int round = 0; round < PHILOX_ROUNDS; round++) {
     const uint64_t p0 = uint64_t(PHILOX_MULTIPLIER_0) * c0, p1 = uint64_t(PHILOX_MULTIPLIER_1) * c2;

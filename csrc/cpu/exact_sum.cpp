@@ -1,4 +1,5 @@
-// Sums that no order of additions can change: a float32 is an integer times 2^-149, so limbs of 32 bits hold any sum of them.
+// Sums that no order of additions can change: a float32 is an integer times 2^-149, so limbs of 32
+// bits hold any sum of them.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -14,7 +15,8 @@ namespace {
 
 constexpr int64_t CHUNK = 1024, LANES = 16;
 
-// Lane l takes elements l, l + 16, ...; then lanes fold in halves: l + (l + 8), l + (l + 4), l + (l + 2), l + (l + 1).
+// Lane l takes elements l, l + 16, ...; then lanes fold in halves: l + (l + 8), l + (l + 4), l + (l
+// + 2), l + (l + 1).
 PLAIT_INLINE void chunk_sum_body(const float* x, int64_t n, bool squares, float* sum) {
   float lane[LANES] = {};
   int64_t i = 0;
@@ -33,7 +35,8 @@ PLAIT_INLINE void chunk_sum_body(const float* x, int64_t n, bool squares, float*
 
 PLAIT_KERNEL(chunk_sum, chunk_sum_body)
 
-// Limb i counts multiples of 2^(32 i - 149). An addition changes a limb by less than 2^32: 2^31 additions fit.
+// Limb i counts multiples of 2^(32 i - 149). An addition changes a limb by less than 2^32: 2^31
+// additions fit.
 void add_to_limbs(float x, int64_t* limbs) {
   uint32_t u;
   std::memcpy(&u, &x, 4);
@@ -56,8 +59,8 @@ void add_to_limbs(float x, int64_t* limbs) {
 }  // namespace
 
 void exact_sum(const ConstArray& x, bool squares, const Array& limbs) {
-  PLAIT_CHECK(limbs.ndim == 1 && limbs.shape[0] == LIMBS && limbs.contiguous(), "exact_sum", "limbs is ",
-              shape_text(limbs), ", must be (", LIMBS, ",) int64");
+  PLAIT_CHECK(limbs.ndim == 1 && limbs.shape[0] == LIMBS && limbs.contiguous(), "exact_sum",
+              "limbs is ", shape_text(limbs), ", must be (", LIMBS, ",) int64");
   PLAIT_CHECK(x.contiguous(), "exact_sum", "x ", shape_text(x), " must be contiguous");
   const float* data = x.as<float>();
   int64_t* total = limbs.as<int64_t>();
@@ -76,8 +79,8 @@ void exact_sum(const ConstArray& x, bool squares, const Array& limbs) {
 }
 
 double exact_value(const ConstArray& limbs) {
-  PLAIT_CHECK(limbs.ndim == 1 && limbs.shape[0] == LIMBS && limbs.contiguous(), "exact_value", "limbs is ",
-              shape_text(limbs), ", must be (", LIMBS, ",) int64");
+  PLAIT_CHECK(limbs.ndim == 1 && limbs.shape[0] == LIMBS && limbs.contiguous(), "exact_value",
+              "limbs is ", shape_text(limbs), ", must be (", LIMBS, ",) int64");
   const int64_t* x = limbs.as<int64_t>();
   if (x[LIMBS - 1]) return std::numeric_limits<double>::quiet_NaN();
   uint32_t digits[LIMBS + 1];  // two's complement, then its magnitude
@@ -100,7 +103,8 @@ double exact_value(const ConstArray& limbs) {
   }
   int top = LIMBS;
   while (top > 0 && digits[top] == 0) top--;
-  // The leading 64 bits, of which the last also stands for everything below: one rounding, to nearest even.
+  // The leading 64 bits, of which the last also stands for everything below: one rounding, to
+  // nearest even.
   auto digit = [&](int i) { return i >= 0 ? uint64_t(digits[i]) : 0; };
   uint64_t lead = digit(top) << 32 | digit(top - 1), rest = digit(top - 2) << 32;
   int shift = 0;

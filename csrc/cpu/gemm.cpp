@@ -1,5 +1,6 @@
-// Blocking: k runs in passes that the caches hold. In a pass b is packed once per block of columns, a per few tiles of rows, and
-// every tile goes through all leaves of the pass while its open tree nodes, the slots, lie in L1.
+// Blocking: k runs in passes that the caches hold. In a pass b is packed once per block of columns,
+// a per few tiles of rows, and every tile goes through all leaves of the pass while its open tree
+// nodes, the slots, lie in L1.
 #include "cpu/gemm.hpp"
 
 #include <algorithm>
@@ -12,15 +13,17 @@
 namespace plait {
 namespace {
 
-constexpr int64_t PASS = 1024;            // k packed at once
-constexpr int64_t BLOCK_ROWS = 1024;      // rows and columns of out whose chains wait in scratch between passes
-constexpr int64_t BLOCK_COLUMNS = 1024;
-constexpr int64_t PACKED_A = 64 * 1024;   // elements of a packed at once: a part of L2
+constexpr int64_t PASS = 1024;           // k packed at once
+constexpr int64_t PACKED_A = 64 * 1024;  // elements of a packed at once: a part of L2
+constexpr int64_t BLOCK_COLUMNS = 1024;  // of out; b is packed this wide
+constexpr int64_t BLOCK_ROWS = 1024;     // all slots together; between passes they wait in scratch
+constexpr int64_t LEAST_ROWS = 256;
 constexpr double WORTH_A_THREAD = 1 << 20;  // multiply-adds
 
 constexpr int ZERO = -1, OUT = -2;  // instead of a slot
 
-// A run of k. Tiles start from slot `init` (or ZERO, or OUT), merge with the slots lower, lower - 1, ... and go to `target`.
+// A run of k. Tiles start from slot `init` (or ZERO, or OUT), merge with `merges` slots from
+// `lower` downwards and go to `target`.
 struct Chunk {
   int64_t begin, end;
   int init, lower, merges, target;
@@ -47,7 +50,8 @@ Plan make_plan(const Gemm& g) {
     const int64_t begin = leaves[size_t(leaf)], length = leaves[size_t(leaf) + 1] - begin;
     const int64_t pieces = std::max<int64_t>(1, (length + PASS - 1) / PASS);
     for (int64_t p = 0; p < pieces; p++) {
-      Chunk c{begin + length * p / pieces, begin + length * (p + 1) / pieces, open, open - 1, 0, open};
+      Chunk c{
+          begin + length * p / pieces, begin + length * (p + 1) / pieces, open, open - 1, 0, open};
       if (p == 0) c.init = g.accumulate ? OUT : ZERO;
       if (p == pieces - 1) {
         c.merges = merges[size_t(leaf)];
@@ -65,41 +69,45 @@ Plan make_plan(const Gemm& g) {
   return plan;
 }
 
-void pack(const Operand& x, bool columns, int64_t first_wide, int64_t first_k, int64_t wide, int64_t depth, int panel,
-          float* out) {
+void pack(const Operand& x, bool columns, int64_t first_wide, int64_t first_k, int64_t wide,
+          int64_t depth, int panel, float* out) {
   const int64_t wide_stride = columns ? x.column_stride : x.row_stride;
   const int64_t depth_stride = columns ? x.row_stride : x.column_stride;
   const int64_t offset = first_wide * wide_stride + first_k * depth_stride;
   if (x.dtype == DType::float32)
-    pack_panels(static_cast<const float*>(x.data) + offset, wide_stride, depth_stride, wide, depth, panel, out);
+    pack_panels(static_cast<const float*>(x.data) + offset, wide_stride, depth_stride, wide, depth,
+                panel, out);
   else
-    pack_panels(static_cast<const bfloat16*>(x.data) + offset, wide_stride, depth_stride, wide, depth, panel, out);
+    pack_panels(static_cast<const bfloat16*>(x.data) + offset, wide_stride, depth_stride, wide,
+                depth, panel, out);
 }
 
 template <class B, class T>
-PLAIT_INLINE void finish_body(const float* tile, int64_t stride, int rows, int columns, const B* bias, T* out,
-                              int64_t out_stride) {
+PLAIT_INLINE void finish_body(const float* tile, int64_t stride, int rows, int columns,
+                              const B* bias, T* out, int64_t out_stride) {
   for (int i = 0; i < rows; i++) {
     if (bias)
       for (int j = 0; j < columns; j++)
         out[i * out_stride + j] = from_float<T>(tile[i * stride + j] + to_float(bias[j]));
     else
-      for (int j = 0; j < columns; j++) out[i * out_stride + j] = from_float<T>(tile[i * stride + j]);
+      for (int j = 0; j < columns; j++)
+        out[i * out_stride + j] = from_float<T>(tile[i * stride + j]);
   }
 }
 
 PLAIT_KERNEL(finish, finish_body)
 
 // Bias and the one rounding: float32 tile to out at (row, column).
-void finish_tile(const Gemm& g, const float* tile, int64_t stride, int64_t row, int64_t column, int rows, int columns) {
+void finish_tile(const Gemm& g, const float* tile, int64_t stride, int64_t row, int64_t column,
+                 int rows, int columns) {
   const int64_t offset = row * g.out_stride + column;
   auto to = [&](auto* out) {
     if (g.bias_dtype == DType::bfloat16)
-      finish(tile, stride, rows, columns, g.bias ? static_cast<const bfloat16*>(g.bias) + column : nullptr, out,
-             g.out_stride);
+      finish(tile, stride, rows, columns,
+             g.bias ? static_cast<const bfloat16*>(g.bias) + column : nullptr, out, g.out_stride);
     else
-      finish(tile, stride, rows, columns, g.bias ? static_cast<const float*>(g.bias) + column : nullptr, out,
-             g.out_stride);
+      finish(tile, stride, rows, columns,
+             g.bias ? static_cast<const float*>(g.bias) + column : nullptr, out, g.out_stride);
   };
   if (g.out_dtype == DType::float32)
     to(static_cast<float*>(g.out) + offset);
@@ -126,9 +134,10 @@ void load_edge(const Gemm& g, const Place& p, int tile_columns, float* local) {
       local[y * tile_columns + x] = x < p.columns ? out[y * g.out_stride + x] : 0.0f;
 }
 
-// Takes the tile through chunks [first, last); a and b point at its panels of the pass that begins at `pass_begin`.
-void run_chunks(const Gemm& g, const TileKernel& kernel, const Chunk* first, const Chunk* last, int64_t pass_begin,
-                const Place& p, const float* a, const float* b) {
+// Takes the tile through chunks [first, last); a and b point at its panels of the pass that begins
+// at `pass_begin`.
+void run_chunks(const Gemm& g, const TileKernel& kernel, const Chunk* first, const Chunk* last,
+                int64_t pass_begin, const Place& p, const float* a, const float* b) {
   alignas(64) float local[MAX_TILE];
   float* out = static_cast<float*>(g.out) + p.row * g.out_stride + p.column;
   const bool whole = p.columns == kernel.columns;
@@ -136,8 +145,11 @@ void run_chunks(const Gemm& g, const TileKernel& kernel, const Chunk* first, con
     const int64_t k = c->begin - pass_begin;
     const float* lower[64];
     for (int m = 0; m < c->merges; m++) lower[m] = p.slots + (c->lower - m) * p.slot_size;
-    Tile t{a + k * kernel.rows, b + k * kernel.columns, c->end - c->begin, nullptr, kernel.columns, lower,
-           c->merges,           local,                  kernel.columns};
+    Tile t{a + k * kernel.rows, b + k * kernel.columns,
+           c->end - c->begin,   nullptr,
+           kernel.columns,      lower,
+           c->merges,           local,
+           kernel.columns};
     if (c->init >= 0) t.init = p.slots + c->init * p.slot_size;
     if (c->init == OUT && whole) t.init = out, t.init_stride = g.out_stride;
     if (c->init == OUT && !whole) load_edge(g, p, kernel.columns, local), t.init = local;
@@ -145,7 +157,8 @@ void run_chunks(const Gemm& g, const TileKernel& kernel, const Chunk* first, con
     if (c->target >= 0) t.out = p.slots + c->target * p.slot_size;
     if (direct) t.out = out, t.out_stride = g.out_stride;
     kernel.run(t, p.rows);
-    if (c->target == OUT && !direct) finish_tile(g, local, kernel.columns, p.row, p.column, p.rows, p.columns);
+    if (c->target == OUT && !direct)
+      finish_tile(g, local, kernel.columns, p.row, p.column, p.rows, p.columns);
   }
 }
 
@@ -161,8 +174,8 @@ void run_block(const Gemm& g, const Plan& plan, const TileKernel& kernel, const 
 
   for (const Pass& pass : plan.passes) {
     const int64_t depth = pass.end - pass.begin;
-    const int64_t tiles_at_once =
-        std::min(tiles_down, std::max<int64_t>(1, PACKED_A / (std::max<int64_t>(depth, 1) * kernel.rows)));
+    const int64_t tiles_at_once = std::min(
+        tiles_down, std::max<int64_t>(1, PACKED_A / (std::max<int64_t>(depth, 1) * kernel.rows)));
     const int64_t rows_at_once = tiles_at_once * kernel.rows;
     float* b = packed_b.get<float>(depth * tiles_across * kernel.columns);
     float* a = packed_a.get<float>(depth * rows_at_once);
@@ -179,8 +192,9 @@ void run_block(const Gemm& g, const Plan& plan, const TileKernel& kernel, const 
                         int(std::min<int64_t>(kernel.columns, r.columns - x)),
                         slots + (kept > 1 ? tile * tile_size : 0),
                         kept * tile_size};
-          run_chunks(g, kernel, plan.chunks.data() + pass.first_chunk, plan.chunks.data() + pass.last_chunk,
-                     pass.begin, p, a + y * depth, b + x * depth);
+          run_chunks(g, kernel, plan.chunks.data() + pass.first_chunk,
+                     plan.chunks.data() + pass.last_chunk, pass.begin, p, a + y * depth,
+                     b + x * depth);
         }
     }
   }
@@ -192,9 +206,13 @@ int64_t cut(int64_t length, int64_t tile, int64_t i, int64_t n) {
 }
 
 void run_region(const Gemm& g, const Plan& plan, const TileKernel& kernel, const Region& r) {
-  const int64_t down = (r.rows + BLOCK_ROWS - 1) / BLOCK_ROWS, across = (r.columns + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
+  const int64_t waiting = plan.passes.size() > 1 ? plan.slots : 1;
+  const int64_t rows = std::max(LEAST_ROWS, BLOCK_ROWS / waiting);
+  const int64_t down = (r.rows + rows - 1) / rows,
+                across = (r.columns + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
   for (int64_t y = 0; y < down; y++) {
-    const int64_t top = cut(r.rows, kernel.rows, y, down), bottom = cut(r.rows, kernel.rows, y + 1, down);
+    const int64_t top = cut(r.rows, kernel.rows, y, down),
+                  bottom = cut(r.rows, kernel.rows, y + 1, down);
     for (int64_t x = 0; x < across; x++) {
       const int64_t left = cut(r.columns, kernel.columns, x, across);
       const int64_t right = cut(r.columns, kernel.columns, x + 1, across);
@@ -204,13 +222,16 @@ void run_region(const Gemm& g, const Plan& plan, const TileKernel& kernel, const
   }
 }
 
-// How many parts of rows: the grid of `threads` regions with the least work and packing in its largest region.
+// How many parts of rows: the grid of `threads` regions with the least work and packing in its
+// largest region.
 int64_t parts_of_rows(const Gemm& g, const TileKernel& kernel, int64_t threads) {
   constexpr int64_t PACKING = 16;  // packing an element costs about as much as 16 multiply-adds
   int64_t best = 1, best_cost = INT64_MAX;
   for (int64_t parts = 1; parts <= threads; parts++) {
     if (threads % parts) continue;
-    auto largest = [](int64_t length, int64_t tile, int64_t n) { return ((length + tile - 1) / tile + n - 1) / n * tile; };
+    auto largest = [](int64_t length, int64_t tile, int64_t n) {
+      return ((length + tile - 1) / tile + n - 1) / n * tile;
+    };
     const int64_t rows = largest(g.rows, kernel.rows, parts);
     const int64_t columns = largest(g.columns, kernel.columns, threads / parts);
     const int64_t cost = rows * columns + PACKING * (rows + columns);
@@ -236,7 +257,8 @@ void gemm_parallel(const Gemm& g) {
   parallel_for(n, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t y = i / across, x = i % across;
-      const int64_t top = cut(g.rows, kernel.rows, y, down), left = cut(g.columns, kernel.columns, x, across);
+      const int64_t top = cut(g.rows, kernel.rows, y, down),
+                    left = cut(g.columns, kernel.columns, x, across);
       run_region(g, plan, kernel,
                  {top, left, cut(g.rows, kernel.rows, y + 1, down) - top,
                   cut(g.columns, kernel.columns, x + 1, across) - left});

@@ -1,5 +1,6 @@
-// Matrix multiplication for kernels: out = op(a) op(b), each element one fused-multiply-add chain in ascending k per
-// leaf, whatever the sizes, tiles, threads and instruction path (ops.hpp, matmul). float32 inside.
+// Matrix multiplication for kernels: out = op(a) op(b), each element one fused-multiply-add chain
+// in ascending k per leaf, whatever the sizes, tiles, threads and instruction path (ops.hpp,
+// matmul). float32 inside.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -8,8 +9,9 @@
 
 namespace plait {
 
-// Element (i, j) of the operand as multiplied lies at data[i * row_stride + j * column_stride]: a transposed
-// matrix has its strides swapped. float32 or bfloat16. Any strides work, one of them 1 is fast.
+// Element (i, j) of the operand as multiplied lies at data[i * row_stride + j * column_stride]: a
+// transposed matrix has its strides swapped. float32 or bfloat16. Any strides work, one of them 1
+// is fast.
 struct Operand {
   const void* data;
   DType dtype;
@@ -17,13 +19,13 @@ struct Operand {
 };
 
 struct Gemm {
-  int64_t rows, columns, depth;   // out (rows, columns) = a (rows, depth) b (depth, columns)
+  int64_t rows, columns, depth;  // out (rows, columns) = a (rows, depth) b (depth, columns)
   Operand a, b;
-  void* out;                      // float32 or bfloat16, out_stride elements between rows
+  void* out;  // float32 or bfloat16, out_stride elements between rows
   DType out_dtype;
   int64_t out_stride;
-  bool accumulate = false;        // continue the chain that out holds: float32 out, one leaf
-  const void* bias = nullptr;     // (columns), added last
+  bool accumulate = false;     // continue the chain that out holds: float32 out, one leaf
+  const void* bias = nullptr;  // (columns), added last
   DType bias_dtype = DType::float32;
   std::vector<int64_t> leaves{};  // bounds 0 ... depth, merged by the tree; empty: one leaf
 };

@@ -1,5 +1,6 @@
-// Packs operands of a matrix multiplication into panels that a register tile reads front to back, as float32.
-// Eight by eight elements at a time, in compiler vectors: one text for every instruction path.
+// Packs operands of a matrix multiplication into panels that a register tile reads front to back,
+// as float32. Eight by eight elements at a time, in compiler vectors: one text for every
+// instruction path.
 #include <type_traits>
 
 #include "cpu/gemm_tile.hpp"
@@ -47,7 +48,8 @@ PLAIT_INLINE void store(Word8 x, float* out) {
   std::memcpy(out, &x, WIDTH * sizeof(float));
 }
 
-// out[k * panel + w] for 8 or 16 k, from rows of 8 elements (32 bits each: a float, or two neighbouring bfloat16).
+// out[k * panel + w] for 8 or 16 k, from rows of 8 elements (32 bits each: a float, or two
+// neighbouring bfloat16).
 template <int WIDTH>
 PLAIT_INLINE void turn(const float* x, int64_t wide_stride, int valid, int64_t panel, float* out) {
   Word8 r[8] = {};
@@ -59,7 +61,8 @@ PLAIT_INLINE void turn(const float* x, int64_t wide_stride, int valid, int64_t p
   for (int k = 0; k < 8; k++) store<WIDTH>(r[k], out + k * panel);
 }
 template <int WIDTH>
-PLAIT_INLINE void turn(const bfloat16* x, int64_t wide_stride, int valid, int64_t panel, float* out) {
+PLAIT_INLINE void turn(const bfloat16* x, int64_t wide_stride, int valid, int64_t panel,
+                       float* out) {
   Word8 r[8] = {};
 #pragma GCC unroll 8
   for (int w = 0; w < WIDTH; w++)
@@ -92,8 +95,8 @@ PLAIT_INLINE void widen(const bfloat16* x, float* out) {
 }
 
 template <class T>
-PLAIT_INLINE void pack_plain(const T* x, int64_t wide_stride, int64_t depth_stride, int valid, int64_t depth, int width,
-                             int64_t panel, float* out) {
+PLAIT_INLINE void pack_plain(const T* x, int64_t wide_stride, int64_t depth_stride, int valid,
+                             int64_t depth, int width, int64_t panel, float* out) {
   for (int64_t k = 0; k < depth; k++)
     for (int w = 0; w < width; w++)
       out[k * panel + w] = w < valid ? to_float(x[w * wide_stride + k * depth_stride]) : 0.0f;
@@ -101,12 +104,13 @@ PLAIT_INLINE void pack_plain(const T* x, int64_t wide_stride, int64_t depth_stri
 
 // A column of a panel, WIDTH wide at most 8, of which `valid` are in x.
 template <int WIDTH, class T>
-PLAIT_INLINE void pack_group(const T* x, int64_t wide_stride, int64_t depth_stride, int valid, int64_t depth,
-                             int64_t panel, float* out) {
+PLAIT_INLINE void pack_group(const T* x, int64_t wide_stride, int64_t depth_stride, int valid,
+                             int64_t depth, int64_t panel, float* out) {
   constexpr int64_t AT_ONCE = 32 / sizeof(T);
   if (depth_stride == 1 && valid > 0) {
     int64_t k = 0;
-    for (; k + AT_ONCE <= depth; k += AT_ONCE) turn<WIDTH>(x + k, wide_stride, valid, panel, out + k * panel);
+    for (; k + AT_ONCE <= depth; k += AT_ONCE)
+      turn<WIDTH>(x + k, wide_stride, valid, panel, out + k * panel);
     pack_plain(x + k, wide_stride, 1, valid, depth - k, WIDTH, panel, out + k * panel);
   } else if (wide_stride == 1 && valid == WIDTH) {
     for (int64_t k = 0; k < depth; k++) widen<WIDTH>(x + k * depth_stride, out + k * panel);
@@ -116,8 +120,8 @@ PLAIT_INLINE void pack_group(const T* x, int64_t wide_stride, int64_t depth_stri
 }
 
 template <class T, int PANEL>
-PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide, int64_t depth,
-                            std::integral_constant<int, PANEL>, float* out) {
+PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
+                            int64_t depth, std::integral_constant<int, PANEL>, float* out) {
   // Along the rows of x, a few at a time: whole cache lines are used before they leave.
   const int64_t run = wide_stride == 1 ? 8 : depth;
   for (int64_t first = 0; first < depth; first += run) {
@@ -128,12 +132,14 @@ PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, int64_t depth_strid
       float* to = out + w * depth + first * PANEL;
       for (int g = 0; g + 8 <= PANEL; g += 8) {
         const int valid = width - g < 0 ? 0 : width - g < 8 ? width - g : 8;
-        pack_group<8>(from + g * wide_stride, wide_stride, depth_stride, valid, here, PANEL, to + g);
+        pack_group<8>(from + g * wide_stride, wide_stride, depth_stride, valid, here, PANEL,
+                      to + g);
       }
       if constexpr (PANEL % 8 != 0) {
         constexpr int G = PANEL / 8 * 8, REST = PANEL % 8;
         const int valid = width - G < 0 ? 0 : width - G < REST ? width - G : REST;
-        pack_group<REST>(from + G * wide_stride, wide_stride, depth_stride, valid, here, PANEL, to + G);
+        pack_group<REST>(from + G * wide_stride, wide_stride, depth_stride, valid, here, PANEL,
+                         to + G);
       }
     }
   }
@@ -142,26 +148,34 @@ PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, int64_t depth_strid
 PLAIT_KERNEL(pack, pack_body)
 
 template <class T>
-void pack_any(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide, int64_t depth, int panel,
-              float* out) {
+void pack_any(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide, int64_t depth,
+              int panel, float* out) {
   switch (panel) {
-    case 4: return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 4>{}, out);
-    case 6: return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 6>{}, out);
-    case 14: return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 14>{}, out);
-    case 16: return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 16>{}, out);
-    default: return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 32>{}, out);
+    case 4:
+      return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 4>{}, out);
+    case 6:
+      return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 6>{}, out);
+    case 14:
+      return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 14>{},
+                  out);
+    case 16:
+      return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 16>{},
+                  out);
+    default:
+      return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 32>{},
+                  out);
   }
 }
 
 }  // namespace
 
-void pack_panels(const float* x, int64_t wide_stride, int64_t depth_stride, int64_t wide, int64_t depth,
-                 int panel, float* out) {
+void pack_panels(const float* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
+                 int64_t depth, int panel, float* out) {
   pack_any(x, wide_stride, depth_stride, wide, depth, panel, out);
 }
 
-void pack_panels(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, int64_t wide, int64_t depth,
-                 int panel, float* out) {
+void pack_panels(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
+                 int64_t depth, int panel, float* out) {
   pack_any(x, wide_stride, depth_stride, wide, depth, panel, out);
 }
 

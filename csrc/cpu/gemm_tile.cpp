@@ -1,5 +1,5 @@
-// Register tiles: 14 x 32 with AVX-512, 6 x 16 with AVX2, 4 x 16 in vectors of four. Every element is one chain of
-// correctly rounded fused multiply-adds, so all give the same bits.
+// Register tiles: 14 x 32 with AVX-512, 6 x 16 with AVX2, 4 x 16 in vectors of four. Every element
+// is one chain of correctly rounded fused multiply-adds, so all give the same bits.
 #include "cpu/gemm_tile.hpp"
 
 #include "cpu/fma.hpp"
@@ -74,9 +74,10 @@ PLAIT_TARGET_AVX512 void tile_avx512(const Tile& t) {
 
 void run_avx512(const Tile& t, int rows) {
   using Run = void (*)(const Tile&);
-  static const Run table[] = {tile_avx512<1>,  tile_avx512<2>,  tile_avx512<3>,  tile_avx512<4>,  tile_avx512<5>,
-                              tile_avx512<6>,  tile_avx512<7>,  tile_avx512<8>,  tile_avx512<9>,  tile_avx512<10>,
-                              tile_avx512<11>, tile_avx512<12>, tile_avx512<13>, tile_avx512<14>};
+  static const Run table[] = {tile_avx512<1>,  tile_avx512<2>,  tile_avx512<3>,  tile_avx512<4>,
+                              tile_avx512<5>,  tile_avx512<6>,  tile_avx512<7>,  tile_avx512<8>,
+                              tile_avx512<9>,  tile_avx512<10>, tile_avx512<11>, tile_avx512<12>,
+                              tile_avx512<13>, tile_avx512<14>};
   table[rows - 1](t);
 }
 
@@ -120,7 +121,8 @@ PLAIT_TARGET_AVX2 void tile_avx2(const Tile& t) {
 
 void run_avx2(const Tile& t, int rows) {
   using Run = void (*)(const Tile&);
-  static const Run table[] = {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>, tile_avx2<5>, tile_avx2<6>};
+  static const Run table[] = {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>,
+                              tile_avx2<4>, tile_avx2<5>, tile_avx2<6>};
   table[rows - 1](t);
 }
 

@@ -9,51 +9,64 @@ void check_matrix(const ConstArray& x, const char* name) {
   PLAIT_CHECK(x.ndim == 2, "matmul", name, " must have 2 axes, got ", shape_text(x));
   PLAIT_CHECK(x.dtype == DType::float32 || x.dtype == DType::bfloat16, "matmul", name,
               " must be float32 or bfloat16, got ", shape_text(x));
-  PLAIT_CHECK(x.shape[0] == 0 || x.shape[1] <= 1 || x.strides[1] == 1, "matmul", "the last axis of ", name,
-              " must have stride 1, got stride ", x.strides[1], " in ", shape_text(x));
+  PLAIT_CHECK(x.shape[0] == 0 || x.shape[1] <= 1 || x.strides[1] == 1, "matmul",
+              "the last axis of ", name, " must have stride 1, got stride ", x.strides[1], " in ",
+              shape_text(x));
 }
 
 Operand operand(const ConstArray& x, bool transpose) {
-  return transpose ? Operand{x.data, x.dtype, 1, x.strides[0]} : Operand{x.data, x.dtype, x.strides[0], 1};
+  return transpose ? Operand{x.data, x.dtype, 1, x.strides[0]}
+                   : Operand{x.data, x.dtype, x.strides[0], 1};
 }
 
 }  // namespace
 
 void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool transpose_b,
-            const std::vector<int64_t>& leaves, bool accumulate, const std::optional<ConstArray>& bias,
-            const Array& out) {
+            const std::vector<int64_t>& leaves, bool accumulate,
+            const std::optional<ConstArray>& bias, const Array& out) {
   check_matrix(a, "a");
   check_matrix(b, "b");
   check_matrix(out, "out");
-  const int64_t rows = a.shape[transpose_a], depth = a.shape[!transpose_a], columns = b.shape[!transpose_b];
+  const int64_t rows = a.shape[transpose_a], depth = a.shape[!transpose_a],
+                columns = b.shape[!transpose_b];
   PLAIT_CHECK(b.shape[transpose_b] == depth, "matmul", "inner sizes differ: a ", shape_text(a),
-              transpose_a ? " transposed" : "", " and b ", shape_text(b), transpose_b ? " transposed" : "");
-  PLAIT_CHECK(out.shape[0] == rows && out.shape[1] == columns, "matmul", "out is ", shape_text(out), ", needs (", rows,
-              ", ", columns, ") for a ", shape_text(a), " and b ", shape_text(b));
-  PLAIT_CHECK(rows <= 1 || out.strides[0] >= columns, "matmul", "the rows of out overlap: stride ", out.strides[0],
-              " in ", shape_text(out));
-  PLAIT_CHECK(out.dtype == DType::float32 || out.dtype == a.dtype, "matmul", "out is ", shape_text(out),
-              ", must be float32 or of a's type: a ", shape_text(a));
+              transpose_a ? " transposed" : "", " and b ", shape_text(b),
+              transpose_b ? " transposed" : "");
+  PLAIT_CHECK(out.shape[0] == rows && out.shape[1] == columns, "matmul", "out is ", shape_text(out),
+              ", needs (", rows, ", ", columns, ") for a ", shape_text(a), " and b ",
+              shape_text(b));
+  PLAIT_CHECK(rows <= 1 || out.strides[0] >= columns, "matmul", "the rows of out overlap: stride ",
+              out.strides[0], " in ", shape_text(out));
+  PLAIT_CHECK(out.dtype == DType::float32 || out.dtype == a.dtype, "matmul", "out is ",
+              shape_text(out), ", must be float32 or of a's type: a ", shape_text(a));
   bool ordered = !leaves.empty() && leaves.front() == 0 && leaves.back() == depth;
   for (size_t i = 1; i < leaves.size(); i++) ordered = ordered && leaves[i - 1] <= leaves[i];
   if (!ordered) {
     std::ostringstream text;
     for (int64_t bound : leaves) text << (text.tellp() > 0 ? ", " : "") << bound;
-    fail("matmul", "leaves must ascend from 0 to the inner size ", depth, ", got {", text.str(), "}");
+    fail("matmul", "leaves must ascend from 0 to the inner size ", depth, ", got {", text.str(),
+         "}");
   }
   if (accumulate)
     PLAIT_CHECK(out.dtype == DType::float32 && leaves.size() <= 2, "matmul",
-                "accumulate needs a float32 out and a single leaf, got out ", shape_text(out), " and ",
-                leaves.size() - 1, " leaves");
-  Gemm g{rows, columns, depth, operand(a, transpose_a), operand(b, transpose_b), const_cast<void*>(out.data),
-         out.dtype, out.strides[0]};
+                "accumulate needs a float32 out and a single leaf, got out ", shape_text(out),
+                " and ", leaves.size() - 1, " leaves");
+  Gemm g{rows,
+         columns,
+         depth,
+         operand(a, transpose_a),
+         operand(b, transpose_b),
+         const_cast<void*>(out.data),
+         out.dtype,
+         out.strides[0]};
   g.accumulate = accumulate;
   g.leaves = leaves;
   if (bias) {
     PLAIT_CHECK(bias->ndim == 1 && bias->shape[0] == columns && bias->contiguous() &&
                     (bias->dtype == DType::float32 || bias->dtype == DType::bfloat16),
-                "matmul", "bias is ", shape_text(*bias), ", must be a contiguous float32 or bfloat16 (", columns,
-                ",) for out ", shape_text(out));
+                "matmul", "bias is ", shape_text(*bias),
+                ", must be a contiguous float32 or bfloat16 (", columns, ",) for out ",
+                shape_text(out));
     g.bias = bias->data;
     g.bias_dtype = bias->dtype;
   }

@@ -1,4 +1,4 @@
-// Optimizer steps on flat shards: one pass over memory, plain multiplications and additions in a fixed order.
+// Optimizer steps on flat shards: one pass over memory, single float32 operations in a fixed order.
 #include <cmath>
 
 #include "core/ops.hpp"
@@ -19,8 +19,8 @@ struct AdamW {
   float epsilon;
 };
 
-PLAIT_INLINE void adamw_body(const float* __restrict grad, AdamW o, float* __restrict master, float* __restrict first,
-                             float* __restrict second, int64_t n) {
+PLAIT_INLINE void adamw_body(const float* __restrict grad, AdamW o, float* __restrict master,
+                             float* __restrict first, float* __restrict second, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
     const float g = grad[i] * o.grad_scale;
     const float m = o.beta1 * first[i] + o.rest1 * g;
@@ -35,8 +35,8 @@ struct Sgd {
   float grad_scale, learning_rate, mu, weight_decay;
 };
 
-PLAIT_INLINE void sgd_body(const float* __restrict grad, Sgd o, float* __restrict master, float* __restrict momentum,
-                           int64_t n) {
+PLAIT_INLINE void sgd_body(const float* __restrict grad, Sgd o, float* __restrict master,
+                           float* __restrict momentum, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
     const float m = o.mu * momentum[i] + grad[i] * o.grad_scale;
     momentum[i] = m;
@@ -54,11 +54,12 @@ PLAIT_KERNEL(sgd_run, sgd_body)
 PLAIT_KERNEL(round_run, round_body)
 
 void check(const char* call, const char* name, const ConstArray& x, const ConstArray& master) {
-  PLAIT_CHECK(x.ndim == 1 && x.shape[0] == master.shape[0] && x.contiguous(), call, name, " is ", shape_text(x),
-              ", must be contiguous and as long as master ", shape_text(master));
+  PLAIT_CHECK(x.ndim == 1 && x.shape[0] == master.shape[0] && x.contiguous(), call, name, " is ",
+              shape_text(x), ", must be contiguous and as long as master ", shape_text(master));
 }
 
-// Runs update(begin, end) over blocks and writes the rounded master to weight, unless it is the master.
+// Runs update(begin, end) over blocks and writes the rounded master to weight, unless it is the
+// master.
 template <class Update>
 void run(const Array& master, const Array& weight, const char* call, Update update) {
   const float* from = master.as<float>();
@@ -86,12 +87,12 @@ double power(double base, int64_t exponent) {
 
 }  // namespace
 
-void adamw(const ConstArray& grad, float grad_scale, float learning_rate, float beta1, float beta2, float epsilon,
-           float weight_decay, int64_t step, const Array& master, const Array& first, const Array& second,
-           const Array& weight) {
+void adamw(const ConstArray& grad, float grad_scale, float learning_rate, float beta1, float beta2,
+           float epsilon, float weight_decay, int64_t step, const Array& master, const Array& first,
+           const Array& second, const Array& weight) {
   PLAIT_CHECK(step >= 1, "adamw", "step is ", step, ", the first is 1");
-  PLAIT_CHECK(beta1 >= 0.0f && beta1 < 1.0f && beta2 >= 0.0f && beta2 < 1.0f, "adamw", "beta1 is ", beta1,
-              " and beta2 is ", beta2, ", must be in [0, 1)");
+  PLAIT_CHECK(beta1 >= 0.0f && beta1 < 1.0f && beta2 >= 0.0f && beta2 < 1.0f, "adamw", "beta1 is ",
+              beta1, " and beta2 is ", beta2, ", must be in [0, 1)");
   check("adamw", "master", master, master);
   check("adamw", "grad", grad, master);
   check("adamw", "first", first, master);
@@ -105,11 +106,12 @@ void adamw(const ConstArray& grad, float grad_scale, float learning_rate, float 
   o.scale2 = float(1.0 / std::sqrt(1.0 - power(beta2, step)));
   const float* g = grad.as<float>();
   float *w = master.as<float>(), *m = first.as<float>(), *v = second.as<float>();
-  run(master, weight, "adamw", [=](int64_t i, int64_t n) { adamw_run(g + i, o, w + i, m + i, v + i, n); });
+  run(master, weight, "adamw",
+      [=](int64_t i, int64_t n) { adamw_run(g + i, o, w + i, m + i, v + i, n); });
 }
 
-void sgd(const ConstArray& grad, float grad_scale, float learning_rate, float mu, float weight_decay,
-         const Array& master, const Array& momentum, const Array& weight) {
+void sgd(const ConstArray& grad, float grad_scale, float learning_rate, float mu,
+         float weight_decay, const Array& master, const Array& momentum, const Array& weight) {
   check("sgd", "master", master, master);
   check("sgd", "grad", grad, master);
   check("sgd", "momentum", momentum, master);

@@ -1,4 +1,5 @@
-// Random numbers from counters, a block of lanes at a time. No libm: its log and cos differ from one version to the next.
+// Random numbers from counters, a block of lanes at a time. No libm: its log and cos differ from
+// one version to the next.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -11,12 +12,13 @@
 namespace plait {
 namespace {
 
-constexpr int64_t LANES = 64;       // counters at once
+constexpr int64_t LANES = 64;         // counters at once
 constexpr int64_t BLOCK = 4 * LANES;  // words, elements
 constexpr int64_t WORTH_A_THREAD = 8192;
 constexpr uint64_t LOW = 0xffffffffu;
 
-// words[4 l + w] = word w of the block at counter (first + l, high). 32-bit words live in 64-bit lanes: products come whole.
+// words[4 l + w] = word w of the block at counter (first + l, high). 32-bit words live in 64-bit
+// lanes: products come whole.
 PLAIT_INLINE void philox_lanes(uint64_t first, uint64_t high, uint64_t key, uint32_t* words) {
   uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
   for (int l = 0; l < LANES; l++) {
@@ -26,8 +28,10 @@ PLAIT_INLINE void philox_lanes(uint64_t first, uint64_t high, uint64_t key, uint
   uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
   for (int round = 0; round < PHILOX_ROUNDS; round++) {
     for (int l = 0; l < LANES; l++) {
-      const uint32_t high0 = uint32_t((uint64_t(PHILOX_MULTIPLIER_0) * c0[l]) >> 32), low0 = PHILOX_MULTIPLIER_0 * c0[l];
-      const uint32_t high1 = uint32_t((uint64_t(PHILOX_MULTIPLIER_1) * c2[l]) >> 32), low1 = PHILOX_MULTIPLIER_1 * c2[l];
+      const uint32_t high0 = uint32_t((uint64_t(PHILOX_MULTIPLIER_0) * c0[l]) >> 32),
+                     low0 = PHILOX_MULTIPLIER_0 * c0[l];
+      const uint32_t high1 = uint32_t((uint64_t(PHILOX_MULTIPLIER_1) * c2[l]) >> 32),
+                     low1 = PHILOX_MULTIPLIER_1 * c2[l];
       c0[l] = high1 ^ c1[l] ^ k0;
       c1[l] = low1;
       c2[l] = high0 ^ c3[l] ^ k1;
@@ -41,8 +45,8 @@ PLAIT_INLINE void philox_lanes(uint64_t first, uint64_t high, uint64_t key, uint
   }
 }
 
-// ln(x) for normal x > 0, error below 2 units in the last place: x = 2^e m with m in [sqrt(1/2), sqrt(2)),
-// ln m = 2 artanh(f), f = (m - 1) / (m + 1).
+// ln(x) for normal x > 0, error below 2 units in the last place: x = 2^e m with m in [sqrt(1/2),
+// sqrt(2)), ln m = 2 artanh(f), f = (m - 1) / (m + 1).
 PLAIT_INLINE double natural_log(double x) {
   uint64_t bits;
   std::memcpy(&bits, &x, 8);
@@ -53,16 +57,20 @@ PLAIT_INLINE double natural_log(double x) {
   std::memcpy(&m, &bits, 8);
   const double f = (m - 1.0) / (m + 1.0), s = f * f;
   double p = 1.0 / 23;
-  p = p * s + 1.0 / 21, p = p * s + 1.0 / 19, p = p * s + 1.0 / 17, p = p * s + 1.0 / 15, p = p * s + 1.0 / 13;
-  p = p * s + 1.0 / 11, p = p * s + 1.0 / 9, p = p * s + 1.0 / 7, p = p * s + 1.0 / 5, p = p * s + 1.0 / 3;
+  p = p * s + 1.0 / 21, p = p * s + 1.0 / 19, p = p * s + 1.0 / 17, p = p * s + 1.0 / 15,
+  p = p * s + 1.0 / 13;
+  p = p * s + 1.0 / 11, p = p * s + 1.0 / 9, p = p * s + 1.0 / 7, p = p * s + 1.0 / 5,
+  p = p * s + 1.0 / 3;
   const double e = double(int32_t(exponent));
   return e * 0.6931471805599453 + (2.0 * f + 2.0 * f * (p * s));
 }
 
-// Sine and cosine of 2 pi turns / 2^32, by Taylor series in the eighth of a turn around a multiple of pi / 2.
+// Sine and cosine of 2 pi turns / 2^32, by Taylor series in the eighth of a turn around a multiple
+// of pi / 2.
 PLAIT_INLINE void sine_cosine(uint32_t turns, double* sine, double* cosine) {
   const uint32_t quarter = (turns + 0x20000000u) >> 30;
-  const double x = double(int32_t(turns - (quarter << 30))) * (6.283185307179586 / 4294967296.0), s = x * x;
+  const double x = double(int32_t(turns - (quarter << 30))) * (6.283185307179586 / 4294967296.0),
+               s = x * x;
   double a = -1.0 / 1307674368000.0;
   a = a * s + 1.0 / 6227020800.0, a = a * s - 1.0 / 39916800.0, a = a * s + 1.0 / 362880.0;
   a = a * s - 1.0 / 5040.0, a = a * s + 1.0 / 120.0, a = a * s - 1.0 / 6.0;
@@ -76,9 +84,10 @@ PLAIT_INLINE void sine_cosine(uint32_t turns, double* sine, double* cosine) {
   *cosine = (quarter + 1) & 2 ? -swapped_cosine : swapped_cosine;
 }
 
-// Box and Muller (1958): words (u, v) of a pair give sqrt(-2 ln((u + 1/2) / 2^32)) times cosine and sine of v / 2^32 turns.
-// In double, rounded to float32 once, after mean and std.
-PLAIT_INLINE void normal_body(uint64_t first, uint64_t stream, uint64_t seed, float mean, float std, float* out) {
+// Box and Muller (1958): words (u, v) of a pair give sqrt(-2 ln((u + 1/2) / 2^32)) times cosine and
+// sine of v / 2^32 turns. In double, rounded to float32 once, after mean and std.
+PLAIT_INLINE void normal_body(uint64_t first, uint64_t stream, uint64_t seed, float mean, float std,
+                              float* out) {
   uint32_t words[BLOCK];
   philox_lanes(first, stream, seed, words);
   for (int i = 0; i < BLOCK; i += 2) {
@@ -95,8 +104,8 @@ PLAIT_KERNEL(normal_block, normal_body)
 
 // Elements [first, first + n) of one sample; x and out point at the first.
 template <class T>
-PLAIT_INLINE void dropout_body(const T* x, T* out, int64_t n, uint64_t first, uint64_t sample, uint64_t key,
-                               uint32_t threshold, float scale) {
+PLAIT_INLINE void dropout_body(const T* x, T* out, int64_t n, uint64_t first, uint64_t sample,
+                               uint64_t key, uint32_t threshold, float scale) {
   uint32_t words[BLOCK];
   for (int64_t done = 0; done < n;) {
     const uint64_t at = first + uint64_t(done), skip = at % 4;
@@ -115,41 +124,50 @@ PLAIT_KERNEL(dropout_run, dropout_body)
 
 }  // namespace
 
-void random_normal(int64_t seed, int64_t stream, int64_t first_index, float mean, float std, const Array& out) {
-  PLAIT_CHECK(first_index >= 0, "random_normal", "first_index is ", first_index, ", must not be negative");
+void random_normal(int64_t seed, int64_t stream, int64_t first_index, float mean, float std,
+                   const Array& out) {
+  PLAIT_CHECK(first_index >= 0, "random_normal", "first_index is ", first_index,
+              ", must not be negative");
   PLAIT_CHECK(out.contiguous(), "random_normal", "out ", shape_text(out), " must be contiguous");
   float* to = out.as<float>();
   const int64_t size = out.size();
   if (size == 0) return;
-  const int64_t first_block = first_index / BLOCK, blocks = (first_index + size - 1) / BLOCK - first_block + 1;
+  const int64_t first_block = first_index / BLOCK,
+                blocks = (first_index + size - 1) / BLOCK - first_block + 1;
   parallel_for(blocks, WORTH_A_THREAD / BLOCK, [&](int64_t begin, int64_t end) {
     float values[BLOCK];
     for (int64_t block = first_block + begin; block < first_block + end; block++) {
-      normal_block(uint64_t(block * LANES), uint64_t(stream), uint64_t(seed), mean, std, static_cast<float*>(values));
+      normal_block(uint64_t(block * LANES), uint64_t(stream), uint64_t(seed), mean, std,
+                   static_cast<float*>(values));
       const int64_t from = std::max(first_index, block * BLOCK);
       const int64_t until = std::min(first_index + size, (block + 1) * BLOCK);
-      std::memcpy(to + from - first_index, values + from % BLOCK, size_t(until - from) * sizeof(float));
+      std::memcpy(to + from - first_index, values + from % BLOCK,
+                  size_t(until - from) * sizeof(float));
     }
   });
 }
 
-void dropout(const ConstArray& x, float probability, int64_t seed, int64_t step, int64_t layer, int64_t first_sample,
-             int64_t first_position, const Array& out) {
+void dropout(const ConstArray& x, float probability, int64_t seed, int64_t step, int64_t layer,
+             int64_t first_sample, int64_t first_position, const Array& out) {
   PLAIT_CHECK(probability >= 0.0f && probability < 1.0f, "dropout", "probability is ", probability,
               ", must be in [0, 1)");
-  PLAIT_CHECK(x.ndim == 3 && out.ndim == 3 && std::equal(x.shape, x.shape + 3, out.shape) && x.dtype == out.dtype,
-              "dropout", "x is ", shape_text(x), " and out is ", shape_text(out), ", must be the same (B, S, C)");
+  PLAIT_CHECK(x.ndim == 3 && out.ndim == 3 && std::equal(x.shape, x.shape + 3, out.shape) &&
+                  x.dtype == out.dtype,
+              "dropout", "x is ", shape_text(x), " and out is ", shape_text(out),
+              ", must be the same (B, S, C)");
   if (x.size() == 0) return;
   PLAIT_CHECK(x.shape[2] == 1 || x.strides[2] == 1, "dropout",
               "the last axis of x must have stride 1, got ", x.strides[2], " in ", shape_text(x));
   PLAIT_CHECK(out.contiguous(), "dropout", "out ", shape_text(out), " must be contiguous");
   const uint64_t key = dropout_key(seed, step, layer);
-  const uint32_t threshold = uint32_t(double(probability) * 4294967296.0);  // exact: probability has 24 bits
+  const uint32_t threshold =
+      uint32_t(double(probability) * 4294967296.0);  // exact: probability has 24 bits
   const float scale = float(1.0 / (1.0 - double(probability)));
   const int64_t positions = x.shape[1], channels = x.shape[2];
   // Positions without gaps run on as one long row.
   const bool flat = positions <= 1 || x.strides[1] == channels;
-  const int64_t length = flat ? positions * channels : channels, rows = flat ? x.shape[0] : x.shape[0] * positions;
+  const int64_t length = flat ? positions * channels : channels,
+                rows = flat ? x.shape[0] : x.shape[0] * positions;
   const int64_t piece = BLOCK * 16, pieces = (length + piece - 1) / piece;
   PLAIT_FLOATS(x.dtype, "dropout", [&](auto zero) {
     using T = decltype(zero);
@@ -158,11 +176,12 @@ void dropout(const ConstArray& x, float probability, int64_t seed, int64_t step,
     const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / std::min(piece, length));
     parallel_for(rows * pieces, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
-        const int64_t row = i / pieces, offset = i % pieces * piece, n = std::min(piece, length - offset);
+        const int64_t row = i / pieces, offset = i % pieces * piece,
+                      n = std::min(piece, length - offset);
         const int64_t b = flat ? row : row / positions, s = flat ? 0 : row % positions;
-        dropout_run(from + b * x.strides[0] + s * x.strides[1] + offset, to + row * length + offset, n,
-                    uint64_t((first_position + s) * channels + offset), uint64_t(first_sample + b), key, threshold,
-                    scale);
+        dropout_run(from + b * x.strides[0] + s * x.strides[1] + offset, to + row * length + offset,
+                    n, uint64_t((first_position + s) * channels + offset),
+                    uint64_t(first_sample + b), key, threshold, scale);
       }
     });
   });

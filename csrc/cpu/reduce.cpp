@@ -1,4 +1,5 @@
-// Sums of whole arrays in a fixed order, and conversions. A block of elements stays in cache while all parts pass over it.
+// Sums of whole arrays in a fixed order, and conversions. A block of elements stays in cache while
+// all parts pass over it.
 #include <algorithm>
 
 #include "core/ops.hpp"
@@ -24,16 +25,20 @@ template <class X>
 PLAIT_INLINE void add_body(const float* lower, const X* upper, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i++) out[i] = lower[i] + to_float(upper[i]);
 }
-// Complete trees of four and eight parts in registers: memory delivers that many streams side by side at full rate, and
-// one short block after the other at half of it.
+// Complete trees of four and eight parts in registers: memory delivers that many streams side by
+// side at full rate, and one short block after the other at half of it.
 PLAIT_INLINE void tree4_body(Parts p, int64_t first, float* __restrict out, int64_t n) {
-  const float *a = p.part[0] + first, *b = p.part[1] + first, *c = p.part[2] + first, *d = p.part[3] + first;
+  const float *a = p.part[0] + first, *b = p.part[1] + first, *c = p.part[2] + first,
+              *d = p.part[3] + first;
   for (int64_t i = 0; i < n; i++) out[i] = (a[i] + b[i]) + (c[i] + d[i]);
 }
 PLAIT_INLINE void tree8_body(Parts p, int64_t first, float* __restrict out, int64_t n) {
-  const float *a = p.part[0] + first, *b = p.part[1] + first, *c = p.part[2] + first, *d = p.part[3] + first;
-  const float *e = p.part[4] + first, *f = p.part[5] + first, *g = p.part[6] + first, *h = p.part[7] + first;
-  for (int64_t i = 0; i < n; i++) out[i] = ((a[i] + b[i]) + (c[i] + d[i])) + ((e[i] + f[i]) + (g[i] + h[i]));
+  const float *a = p.part[0] + first, *b = p.part[1] + first, *c = p.part[2] + first,
+              *d = p.part[3] + first;
+  const float *e = p.part[4] + first, *f = p.part[5] + first, *g = p.part[6] + first,
+              *h = p.part[7] + first;
+  for (int64_t i = 0; i < n; i++)
+    out[i] = ((a[i] + b[i]) + (c[i] + d[i])) + ((e[i] + f[i]) + (g[i] + h[i]));
 }
 template <class B, class Y>
 PLAIT_INLINE void finish_body(const float* x, const B* bias, Y* out, int64_t n) {
@@ -41,8 +46,9 @@ PLAIT_INLINE void finish_body(const float* x, const B* bias, Y* out, int64_t n) 
 }
 // x (samples, positions, n): out[i] continues its chain over samples, then positions.
 template <class X>
-PLAIT_INLINE void sum_rows_body(const X* x, int64_t samples, int64_t positions, int64_t sample_stride,
-                                int64_t position_stride, float* out, int64_t n) {
+PLAIT_INLINE void sum_rows_body(const X* x, int64_t samples, int64_t positions,
+                                int64_t sample_stride, int64_t position_stride, float* out,
+                                int64_t n) {
   for (int64_t b = 0; b < samples; b++)
     for (int64_t s = 0; s < positions; s++) {
       const X* row = x + b * sample_stride + s * position_stride;
@@ -59,22 +65,26 @@ PLAIT_KERNEL(sum_rows_run, sum_rows_body)
 
 void check_flat(const char* call, const char* name, const ConstArray& x, const ConstArray& out) {
   bool equal = x.ndim == out.ndim && std::equal(x.shape, x.shape + x.ndim, out.shape);
-  PLAIT_CHECK(equal, call, name, " is ", shape_text(x), " and out is ", shape_text(out), ": shapes must be equal");
+  PLAIT_CHECK(equal, call, name, " is ", shape_text(x), " and out is ", shape_text(out),
+              ": shapes must be equal");
   PLAIT_CHECK(x.contiguous(), call, name, " ", shape_text(x), " must be contiguous");
 }
 
-void copy_run(const void* x, DType from, void* out, DType to, int64_t x_offset, int64_t out_offset, int64_t n) {
+void copy_run(const void* x, DType from, void* out, DType to, int64_t x_offset, int64_t out_offset,
+              int64_t n) {
   PLAIT_FLOATS(from, "convert", [&](auto a) {
     PLAIT_FLOATS(to, "convert", [&](auto b) {
-      convert_run(static_cast<const decltype(a)*>(x) + x_offset, static_cast<decltype(b)*>(out) + out_offset, n);
+      convert_run(static_cast<const decltype(a)*>(x) + x_offset,
+                  static_cast<decltype(b)*>(out) + out_offset, n);
     });
   });
 }
 
-// Adds the bias of the last axis (length `columns`) to block [first, first + n) of flat elements, rounds and stores.
+// Adds the bias of the last axis (length `columns`) to block [first, first + n) of flat elements,
+// rounds and stores.
 template <class Y>
-void finish_block(const float* sum, const std::optional<ConstArray>& bias, int64_t columns, int64_t first, int64_t n,
-                  Y* out) {
+void finish_block(const float* sum, const std::optional<ConstArray>& bias, int64_t columns,
+                  int64_t first, int64_t n, Y* out) {
   if (!bias) return convert_run(sum, out, n);
   for (int64_t i = 0; i < n;) {
     const int64_t column = (first + i) % columns, here = std::min(n - i, columns - column);
@@ -96,12 +106,14 @@ std::vector<Step> tree_steps(const std::vector<ConstArray>& parts, const std::ve
   std::vector<Step> steps;
   for (size_t i = 0; i < parts.size();) {
     auto tree_of = [&](size_t n) {
-      return i + n <= parts.size() && std::equal(complete, complete + n - 1, merges.begin() + int64_t(i)) &&
+      return i + n <= parts.size() &&
+             std::equal(complete, complete + n - 1, merges.begin() + int64_t(i)) &&
              merges[i + n - 1] >= complete[n - 1];
     };
     const size_t n = tree_of(8) ? 8 : tree_of(4) ? 4 : 1;
     Step step{{}, int(n), merges[i + n - 1] - (n == 8 ? 3 : n == 4 ? 2 : 0)};
-    for (size_t j = 0; j < n; j++) step.parts.part[j] = static_cast<const float*>(parts[i + j].data);
+    for (size_t j = 0; j < n; j++)
+      step.parts.part[j] = static_cast<const float*>(parts[i + j].data);
     steps.push_back(step);
     i += n;
   }
@@ -114,8 +126,8 @@ void add(const std::vector<ConstArray>& inputs, const Array& out) {
   PLAIT_CHECK(!inputs.empty(), "add", "needs at least one input");
   for (const ConstArray& x : inputs) {
     check_flat("add", "an input", x, out);
-    PLAIT_CHECK(x.dtype == inputs[0].dtype, "add", "inputs differ in type: ", shape_text(x), " and ",
-                shape_text(inputs[0]));
+    PLAIT_CHECK(x.dtype == inputs[0].dtype, "add", "inputs differ in type: ", shape_text(x),
+                " and ", shape_text(inputs[0]));
   }
   PLAIT_CHECK(out.contiguous(), "add", "out ", shape_text(out), " must be contiguous");
   PLAIT_FLOATS(inputs[0].dtype, "add", [&](auto x) {
@@ -128,7 +140,8 @@ void add(const std::vector<ConstArray>& inputs, const Array& out) {
           const int64_t n = std::min(BLOCK, end - first);
           convert_run(inputs[0].as<X>() + first, static_cast<float*>(sum), n);
           for (size_t i = 1; i < inputs.size(); i++)
-            add_run(static_cast<const float*>(sum), inputs[i].as<X>() + first, static_cast<float*>(sum), n);
+            add_run(static_cast<const float*>(sum), inputs[i].as<X>() + first,
+                    static_cast<float*>(sum), n);
           convert_run(static_cast<const float*>(sum), out.as<Y>() + first, n);
         }
       });
@@ -138,23 +151,25 @@ void add(const std::vector<ConstArray>& inputs, const Array& out) {
 
 void tree_sum(const std::vector<ConstArray>& parts, const std::vector<int>& merges,
               const std::optional<ConstArray>& bias, const Array& out) {
-  PLAIT_CHECK(!parts.empty() && parts.size() == merges.size(), "tree_sum", "needs parts and as many merges, got ",
-              parts.size(), " and ", merges.size());
+  PLAIT_CHECK(!parts.empty() && parts.size() == merges.size(), "tree_sum",
+              "needs parts and as many merges, got ", parts.size(), " and ", merges.size());
   int64_t open = 0, most = 0;
   for (size_t i = 0; i < parts.size(); i++) {
     check_flat("tree_sum", "a part", parts[i], out);
-    PLAIT_CHECK(parts[i].dtype == DType::float32, "tree_sum", "parts must be float32, got ", shape_text(parts[i]));
+    PLAIT_CHECK(parts[i].dtype == DType::float32, "tree_sum", "parts must be float32, got ",
+                shape_text(parts[i]));
     most = std::max(most, ++open);
-    PLAIT_CHECK(merges[i] >= 0 && merges[i] < open, "tree_sum", "merges[", i, "] = ", merges[i], " with ", open,
-                " parts on the stack");
+    PLAIT_CHECK(merges[i] >= 0 && merges[i] < open, "tree_sum", "merges[", i, "] = ", merges[i],
+                " with ", open, " parts on the stack");
     open -= merges[i];
   }
   PLAIT_CHECK(open == 1, "tree_sum", "the merges leave ", open, " parts, must leave 1");
   PLAIT_CHECK(out.contiguous(), "tree_sum", "out ", shape_text(out), " must be contiguous");
   const int64_t columns = out.ndim ? out.shape[out.ndim - 1] : 1;
   if (bias)
-    PLAIT_CHECK(bias->ndim == 1 && bias->shape[0] == columns && bias->contiguous(), "tree_sum", "bias is ",
-                shape_text(*bias), ", must be a contiguous (", columns, ",) for out ", shape_text(out));
+    PLAIT_CHECK(bias->ndim == 1 && bias->shape[0] == columns && bias->contiguous(), "tree_sum",
+                "bias is ", shape_text(*bias), ", must be a contiguous (", columns, ",) for out ",
+                shape_text(out));
 
   const std::vector<Step> steps = tree_steps(parts, merges);
   PLAIT_FLOATS(out.dtype, "tree_sum", [&](auto zero) {
@@ -165,7 +180,7 @@ void tree_sum(const std::vector<ConstArray>& parts, const std::vector<int>& merg
       std::vector<const float*> stack(size_t(most), nullptr);
       for (int64_t first = begin; first < end; first += BLOCK) {
         const int64_t n = std::min(BLOCK, end - first);
-        int64_t top = 0;  // a part enters as a pointer to its own memory, a sum lies in the block of its depth
+        int64_t top = 0;  // a part lies in its own memory, a sum in the block of its depth
         for (const Step& step : steps) {
           float* sum = blocks + top * BLOCK;
           if (step.count == 8) tree8_run(step.parts, first, sum, n);
@@ -185,8 +200,9 @@ void tree_sum(const std::vector<ConstArray>& parts, const std::vector<int>& merg
 }
 
 void sum_rows(const ConstArray& x, bool accumulate, const Array& out) {
-  PLAIT_CHECK(x.ndim == 3 && out.ndim == 1 && out.shape[0] == x.shape[2] && out.contiguous(), "sum_rows", "x is ",
-              shape_text(x), " and out is ", shape_text(out), ", must be (B, S, C) and a contiguous (C,)");
+  PLAIT_CHECK(x.ndim == 3 && out.ndim == 1 && out.shape[0] == x.shape[2] && out.contiguous(),
+              "sum_rows", "x is ", shape_text(x), " and out is ", shape_text(out),
+              ", must be (B, S, C) and a contiguous (C,)");
   PLAIT_CHECK(x.size() == 0 || x.shape[2] == 1 || x.strides[2] == 1, "sum_rows",
               "the last axis of x must have stride 1, got ", x.strides[2], " in ", shape_text(x));
   float* sums = out.as<float>();
@@ -205,24 +221,29 @@ void sum_rows(const ConstArray& x, bool accumulate, const Array& out) {
 
 void convert(const ConstArray& x, const Array& out) {
   bool equal = x.ndim == out.ndim && std::equal(x.shape, x.shape + x.ndim, out.shape);
-  PLAIT_CHECK(equal, "convert", "x is ", shape_text(x), " and out is ", shape_text(out), ": shapes must be equal");
-  if (out.size() == 0) return copy_run(x.data, x.dtype, const_cast<void*>(out.data), out.dtype, 0, 0, 0);
+  PLAIT_CHECK(equal, "convert", "x is ", shape_text(x), " and out is ", shape_text(out),
+              ": shapes must be equal");
+  if (out.size() == 0)
+    return copy_run(x.data, x.dtype, const_cast<void*>(out.data), out.dtype, 0, 0, 0);
   // Rows as long as both arrays allow: axes that lie without gaps in both become one.
   int64_t shape[MAX_DIMS + 1] = {1}, x_stride[MAX_DIMS + 1] = {1}, out_stride[MAX_DIMS + 1] = {1};
   int axes = 1;  // axis 0 is the fastest
   for (int i = x.ndim - 1; i >= 0; i--) {
     if (x.shape[i] == 1) continue;
     const int top = axes - 1;
-    if (x.strides[i] == x_stride[top] * shape[top] && out.strides[i] == out_stride[top] * shape[top]) {
+    if (x.strides[i] == x_stride[top] * shape[top] &&
+        out.strides[i] == out_stride[top] * shape[top]) {
       shape[top] *= x.shape[i];
       continue;
     }
-    PLAIT_CHECK(shape[0] > 1 || x.shape[x.ndim - 1] == 1, "convert", "the last axis must have stride 1: x ", shape_text(x), " has ", x.strides[i],
+    PLAIT_CHECK(shape[0] > 1 || x.shape[x.ndim - 1] == 1, "convert",
+                "the last axis must have stride 1: x ", shape_text(x), " has ", x.strides[i],
                 ", out has ", out.strides[i]);
     shape[axes] = x.shape[i], x_stride[axes] = x.strides[i], out_stride[axes] = out.strides[i];
     axes++;
   }
-  const int64_t pieces = (shape[0] + WORTH_A_THREAD - 1) / WORTH_A_THREAD, rows = out.size() / shape[0];
+  const int64_t pieces = (shape[0] + WORTH_A_THREAD - 1) / WORTH_A_THREAD,
+                rows = out.size() / shape[0];
   const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD * pieces / shape[0]);
   parallel_for(rows * pieces, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {

@@ -1,4 +1,4 @@
-// Working memory that a thread keeps between calls, so that kernels meet no fresh pages. It only grows.
+// Working memory that a thread keeps between calls: kernels meet no fresh pages. It only grows.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -6,7 +6,8 @@
 
 namespace plait {
 
-// Use as `thread_local Scratch panel;`. Contents are undefined; a later, larger request moves the block.
+// Use as `thread_local Scratch panel;`. Contents are undefined; a later, larger request moves the
+// block.
 class Scratch {
  public:
   Scratch() = default;

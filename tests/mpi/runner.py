@@ -14,12 +14,12 @@ from harness import load_cases
 from mpi4py import MPI
 
 from plait.comm.choose import communicator
-from plait.comm.mpi import Mpi
+from plait.comm.communicator import Communicator
 
 
 def main(source: Path, folder: Path, names: list[str]) -> None:
     comm = MPI.COMM_WORLD
-    opened: list[Mpi] = []
+    opened: list[Communicator] = []
     remember(opened)
     by_name = {c.name: c for c in load_cases(source) if c.ranks == comm.size}
     events = (folder / f"events.{comm.rank}").open("w", buffering=1)
@@ -43,19 +43,19 @@ def main(source: Path, folder: Path, names: list[str]) -> None:
         faulthandler.cancel_dump_traceback_later()
         # Communicators are few in MPI: give this case's back, in one order on all ranks.
         while opened:
-            opened.pop(0).close()
+            opened.pop().close()
         tell("passed", name, seconds=round(time.perf_counter() - start, 3))
 
 
-def remember(opened: list[Mpi]) -> None:
+def remember(opened: list[Communicator]) -> None:
     """Notes every communicator that a case makes."""
-    initialise = Mpi.__init__
+    initialise = Communicator.__init__
 
-    def noting(self: Mpi, *arguments: Any, **more: Any) -> None:
+    def noting(self: Communicator, *arguments: Any, **more: Any) -> None:
         initialise(self, *arguments, **more)
         opened.append(self)
 
-    Mpi.__init__ = noting  # type: ignore[method-assign]
+    Communicator.__init__ = noting  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

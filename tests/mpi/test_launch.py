@@ -187,11 +187,12 @@ def test_ranks_stop_where_the_starter_is_killed(tmp_path: Path) -> None:
 
 def test_a_launcher_of_another_mpi_is_named(tmp_path: Path) -> None:
     """As srun with the wrong PMI: three processes, each a world of one."""
-    code = "import subprocess, sys, os\n"
-    code += "for r in range(3):\n"
-    code += " e = {**os.environ, 'SLURM_STEP_NUM_TASKS': '3', 'SLURM_PROCID': str(r)}\n"
-    code += " done = subprocess.run(sys.argv[1:], env={**e, 'SLURM_STEP_ID': '0'})\n"
-    code += "sys.exit(done.returncode)"
+    code = (
+        "import subprocess, sys, os\n"
+        "e = {**os.environ, 'SLURM_STEP_NUM_TASKS': '3', 'SLURM_STEP_ID': '0'}\n"
+        "start = lambda r: subprocess.Popen(sys.argv[1:], env={**e, 'SLURM_PROCID': str(r)})\n"
+        "sys.exit(max(p.wait() for p in [start(r) for r in range(3)]))"
+    )
     done = job(tmp_path, "", launch=[sys.executable, "-c", code]).end()
     assert (done.code, done.out) == (2, "")
     assert len(done.said()) == 1

@@ -10,9 +10,12 @@ import click
 from plait.comm.launcher import launcher
 from plait.errors import UserError
 from plait.launch.hook import USER_ERROR, end, install_abort_hook
+from plait.launch.signals import ignore_signals
 from plait.launch.world import SPAWNED, World, start
 
 from .commands import plait
+
+_END_SECONDS = 60.0  # for rank 0 to write its last lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         world = start()
         install_abort_hook(world)
         _check_size(world)
-        return _run(arguments, world)
+        code = _run(arguments, world)
+        ignore_signals()
+        world.meet(_END_SECONDS)  # a launcher may kill all once the first leaves with a code
+        return code
     except (Exception, KeyboardInterrupt) as error:
         end(world, error.with_traceback(_below_click(error.__traceback__)))
 

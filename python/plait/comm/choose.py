@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from plait.comm.alone import Alone
 from plait.comm.communicator import Communicator
+from plait.comm.topology import Topology
 from plait.comm.work import set_crowded
 
 if TYPE_CHECKING:
@@ -14,21 +17,58 @@ if TYPE_CHECKING:
 
 
 def communicator(comm: MPI.Intracomm) -> Communicator:
-    """Wraps an mpi4py communicator; all its ranks call this. The transport follows from what
-    connects the ranks: alone for one."""
+    """Wraps an mpi4py communicator; all its ranks call this.
+
+    The transport is alone for one rank, node if all ranks share a node, mpi if no two do, and
+    hierarchical otherwise. What the caller sends on comm itself meets nothing of plait's.
+    """
     if comm.size == 1:
         return Alone(end_job=comm.Abort)
-    from mpi4py import MPI
-
+    from plait.comm.memory import NodeMemory
     from plait.comm.mpi import Mpi
 
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    set_crowded(_crowded(node))
+    mpi = Mpi(comm)
+    node = ranks_of_node(comm)
+    if _crowded(node):
+        set_crowded()
+    memory = NodeMemory.connect(node) if node.size > 1 else None
+    name = node.bcast(comm.rank)
+    topology = Topology(name, node.rank, memory, choose)
     node.Free()
-    return Mpi(comm)
+    return choose(mpi, topology)
 
 
-def _crowded(node: MPI.Comm) -> bool:
+def choose(mpi: Communicator, topology: Topology) -> Communicator:
+    """The transport for the ranks of mpi; topology is this rank's."""
+    from plait.comm.mpi import Mpi
+
+    if not isinstance(mpi, Mpi):
+        return mpi  # alone
+    mine = [topology.node, topology.place, topology.memory is not None]
+    nodes, places, shared = mpi.all_gather(np.array([mine])).T.tolist()
+    found: Communicator = mpi
+    if len(set(nodes)) == 1 and all(shared):
+        from plait.comm.node import Node
+
+        found = Node(mpi, topology, places)
+    elif len(set(nodes)) < mpi.size and all(
+        s or nodes.count(n) == 1 for n, s in zip(nodes, shared)
+    ):
+        from plait.comm.hierarchical import Hierarchical
+
+        found = Hierarchical(mpi, topology, nodes)
+    found.nodes = tuple(nodes)
+    return found
+
+
+def ranks_of_node(comm: MPI.Intracomm) -> MPI.Intracomm:
+    """The ranks of comm that can share memory with this one, in their order."""
+    from mpi4py import MPI
+
+    return comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)  # type: ignore[return-value]
+
+
+def _crowded(node: MPI.Intracomm) -> bool:
     """Whether the ranks of a node are more than the cores they may run on."""
     cores = set().union(*node.allgather(os.sched_getaffinity(0)))
     return node.size > len(cores)

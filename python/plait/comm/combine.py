@@ -10,24 +10,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from itertools import pairwise
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 
+from plait.backend import kernels
 from plait.comm.tree import Leaves
 from plait.comm.work import Array
 
 Op = Literal["sum", "max", "min"]
 Bounds = tuple[int, ...]
+Parts = tuple[tuple[int, ...], list[int]]
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = (FLOAT32, BFLOAT16, np.dtype(np.float16), FLOAT64)
-_cpu: Any = import_module("plait._cpu")
 _UFUNCS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
@@ -50,7 +50,7 @@ def checked_bounds(bounds: Sequence[int] | None, n: int, size: int) -> Bounds:
 
 
 @cache
-def counts_and_merges(leaves: Leaves) -> tuple[tuple[int, ...], list[int]]:
+def counts_and_merges(leaves: Leaves) -> Parts:
     """How many tree nodes each rank sends, and the merges after each of all of them."""
     size = len(leaves.bounds) - 1
     return tuple(len(leaves.nodes(rank)) for rank in range(size)), leaves.merges()
@@ -61,6 +61,7 @@ class Reduction:
     """This rank's nodes (k, outer, n, inner), contiguous, with n cut over ranks at bounds.
 
     bias (float32) is added over the last axis of the slice; bias_cut says that n is that axis.
+    parts says how many nodes each rank has, and their merges, where that is not all of the leaves.
     """
 
     nodes: Array
@@ -69,6 +70,11 @@ class Reduction:
     bounds: Bounds
     bias: Array | None = None
     bias_cut: bool = False
+    parts: Parts | None = None
+
+    def plan(self) -> Parts:
+        """How many nodes each rank has, and the merges after each of them all."""
+        return self.parts or counts_and_merges(self.leaves)
 
     def lengths(self) -> list[int]:
         """Elements of each rank's slice of one node."""
@@ -87,7 +93,7 @@ class Reduction:
             for part in parts[1:]:
                 _UFUNCS[self.op](flat, part.reshape(-1), out=flat)
         else:
-            _, merges = counts_and_merges(self.leaves)
+            _, merges = self.plan()
             tree_sum([part.reshape(-1) for part in parts], merges, bias, flat)
 
 
@@ -100,10 +106,10 @@ def tree_sum(parts: Sequence[Array], merges: list[int], bias: Array | None, out:
     width = out.size if bias is None else bias.size
     rows = [part.astype(FLOAT32, copy=False).reshape(-1, width) for part in parts]
     if out.dtype in (FLOAT32, BFLOAT16):
-        _cpu.tree_sum(rows, merges, bias, out.reshape(-1, width))
+        kernels.tree_sum(rows, merges, bias, out.reshape(-1, width))
     else:
         wide = np.empty(rows[0].shape, FLOAT32)
-        _cpu.tree_sum(rows, merges, bias, wide)
+        kernels.tree_sum(rows, merges, bias, wide)
         out[:] = wide.reshape(-1)
 
 

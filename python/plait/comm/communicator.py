@@ -43,6 +43,7 @@ class Communicator(ABC):
     added in float32 (float64 in float64) in the order of the tree over `leaves`, rounded once.
 
     calls, bytes: how often each collective was called here, and the bytes this rank handed in.
+    nodes: a number for each rank's node.
     """
 
     transport: str
@@ -52,6 +53,7 @@ class Communicator(ABC):
     def __init__(self, rank: int, size: int, leaves: Leaves | None = None):
         self.rank, self.size = rank, size
         self.leaves = leaves or Leaves.even(size, size)
+        self.nodes = tuple(range(size))
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
 
@@ -79,8 +81,6 @@ class Communicator(ABC):
         if self.size == 1 and (out is None or out is x):
             return _give(x, blocking)
         out = _checked_out("all_reduce", out, x.shape, x.dtype)
-        if values is x and out is not x and np.may_share_memory(x, out):
-            values = x.copy()
         leaves = Leaves.even(self.size, self.size)
         reduction = _flat(values[None], leaves, op, None, self.size)
         return self._start("all_reduce", self._all_reduce_steps(reduction, keyed, out), blocking)
@@ -297,7 +297,8 @@ class Communicator(ABC):
         """Ends all ranks of the job with this exit code."""
 
     def close(self) -> None:  # noqa: B027
-        """Gives back what the transport holds. All ranks call it, with nothing under way."""
+        """Gives back what the transport holds. All ranks call it, with nothing under way; it and
+        its with_leaves are then of no use. May be called again."""
 
     # --- from the public collectives to the hooks ----------------------------------------------
 
@@ -308,6 +309,8 @@ class Communicator(ABC):
     def _all_reduce_steps(self, reduction: Reduction, keyed: bool, out: Array) -> Steps:
         _, _, n, inner = reduction.nodes.shape
         target = _direct(out, reduction.nodes.dtype if keyed else out.dtype)
+        if np.may_share_memory(target, reduction.nodes) and not _is_node(target, reduction.nodes):
+            target = np.empty_like(target)
         yield from self._all_reduce(reduction, target.reshape(n, inner))
         return _deliver(target, keyed, out)
 
@@ -416,8 +419,7 @@ class Communicator(ABC):
 
     @abstractmethod
     def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
-        """out (n, inner) contiguous = the reduction on every rank; out may share memory with the
-        nodes where there is one of the same type."""
+        """out (n, inner) contiguous = the reduction on every rank; out may be one of the nodes."""
 
     @abstractmethod
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
@@ -468,6 +470,11 @@ def _contiguous(x: Array) -> Array:
 
 def _address(x: Array) -> int:
     return int(x.__array_interface__["data"][0])
+
+
+def _is_node(out: Array, nodes: Array) -> bool:
+    distance, rest = divmod(_address(out) - _address(nodes), max(out.nbytes, 1))
+    return out.dtype == nodes.dtype and rest == 0 and 0 <= distance < len(nodes)
 
 
 def _give(x: Array, blocking: bool) -> Any:

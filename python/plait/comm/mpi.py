@@ -7,20 +7,20 @@ the order in which the collectives were started, so that all ranks start both in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
 from mpi4py import MPI
 
 from plait.comm.alone import Alone
-from plait.comm.combine import Bounds, Reduction, counts_and_merges
+from plait.comm.combine import Bounds, Reduction
 from plait.comm.communicator import Communicator
 from plait.comm.tree import Leaves
-from plait.comm.work import Array, Poll, Steps
+from plait.comm.work import Array, Poll, Steps, Turns
 
 LIMIT = 2**31 - 1  # elements that an int of MPI can count; more go in pieces
-_SMALL = 1 << 14  # bytes of all nodes of all ranks: below, every rank adds everything
+SMALL = 1 << 14  # bytes of all nodes of all ranks: below, every rank adds everything
 _TYPES = {1: MPI.BYTE, 2: MPI.UINT16_T, 4: MPI.UINT32_T, 8: MPI.UINT64_T}
 _INTEGERS = {
     "i1": MPI.INT8_T,
@@ -35,13 +35,6 @@ _INTEGERS = {
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 
-class _Order:
-    """The turns of second stages on one communicator."""
-
-    def __init__(self) -> None:
-        self.issued = self.served = 0
-
-
 class Mpi(Communicator):
     """Wraps duplicates of an mpi4py communicator: what its owner sends meets nothing of ours."""
 
@@ -50,7 +43,7 @@ class Mpi(Communicator):
     def __init__(self, comm: MPI.Comm, leaves: Leaves | None = None):
         super().__init__(comm.rank, comm.size, leaves)
         self._first, self._second = comm.Dup(), comm.Dup()
-        self._order = _Order()
+        self._turns = Turns()  # of second stages
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         found = self._first.Split(MPI.UNDEFINED if color is None else color, key)
@@ -65,8 +58,9 @@ class Mpi(Communicator):
         self._first.Abort(code)
 
     def close(self) -> None:
-        self._first.Free()
-        self._second.Free()
+        if self._first != MPI.COMM_NULL:
+            self._first.Free()
+            self._second.Free()
 
     # --- reductions ---------------------------------------------------------------------------
 
@@ -75,20 +69,19 @@ class Mpi(Communicator):
         if reduction.op != "sum" or nodes.dtype.kind in "iu":
             yield from self._integers(reduction, out.reshape(-1))
             return
-        counts, _ = counts_and_merges(reduction.leaves)
-        if sum(counts) * nodes[0].nbytes <= _SMALL:
+        counts, _ = reduction.plan()
+        if sum(counts) * nodes[0].nbytes <= SMALL:
             parts = np.empty((sum(counts), *out.shape), nodes.dtype)
             lengths = [count * out.size for count in counts]
             yield from self._all_gather(nodes.reshape(-1), lengths, parts.reshape(-1))
             reduction.combine(list(parts), 0, reduction.bounds[-1], out)
             return
-        turn = self._order.issued
-        self._order.issued += 1
+        turn = self._turns.take()
         start, stop = reduction.bounds[self.rank], reduction.bounds[self.rank + 1]
         yield from self._reduce_scatter(reduction, out[None, start:stop])
-        yield lambda: self._order.served == turn
+        yield lambda: self._turns.now == turn
         gather = self._gather(self._second, out[start:stop], reduction.lengths(), out.reshape(-1))
-        self._order.served += 1
+        self._turns.now += 1
         yield gather
 
     def _integers(self, reduction: Reduction, out: Array) -> Steps:
@@ -97,11 +90,11 @@ class Mpi(Communicator):
         if _address(x) != _address(out):
             np.copyto(out, x)
         calls = [[out[a:b], kind] for a, b in _pieces(0, out.size)]
-        yield _all([self._first.Iallreduce(MPI.IN_PLACE, call, op) for call in calls])
+        yield all_of([self._first.Iallreduce(MPI.IN_PLACE, call, op) for call in calls])
 
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
         nodes, bounds, rank = reduction.nodes, reduction.bounds, self.rank
-        counts, _ = counts_and_merges(reduction.leaves)
+        counts, _ = reduction.plan()
         lengths = reduction.lengths()
         start, stop = bounds[rank], bounds[rank + 1]
         # Nobody sends to itself: the own nodes are parts as they lie, or copies of them.
@@ -167,15 +160,17 @@ class Mpi(Communicator):
 
     def _broadcast(self, x: Array, root: int) -> Steps:
         x, kind, _ = _raw(x)
-        yield _all([self._first.Ibcast([x[a:b], kind], root) for a, b in _pieces(0, x.size)])
+        yield all_of([self._first.Ibcast([x[a:b], kind], root) for a, b in _pieces(0, x.size)])
 
     def _send(self, x: Array, dest: int, tag: int) -> Steps:
         x, kind, _ = _raw(x)
-        yield _all([self._first.Isend([x[a:b], kind], dest, tag) for a, b in _pieces(0, x.size)])
+        yield all_of([self._first.Isend([x[a:b], kind], dest, tag) for a, b in _pieces(0, x.size)])
 
     def _recv(self, out: Array, source: int, tag: int) -> Steps:
         x, kind, _ = _raw(out)
-        yield _all([self._first.Irecv([x[a:b], kind], source, tag) for a, b in _pieces(0, x.size)])
+        yield all_of(
+            [self._first.Irecv([x[a:b], kind], source, tag) for a, b in _pieces(0, x.size)]
+        )
 
     def _barrier(self) -> Steps:
         yield self._first.Ibarrier().Test
@@ -211,19 +206,37 @@ class Mpi(Communicator):
         receives: list[int],
         stage: int,
     ) -> Poll:
-        """The same by single messages. Within a stage both sides of a pair post them in one order,
-        so the stage is tag enough; the user's own messages are on the first duplicate."""
-        kind, comm = _TYPES[x.dtype.itemsize], self._second
-        requests = []
-        for step in range(1, self.size):
-            source, dest = (self.rank - step) % self.size, (self.rank + step) % self.size
-            start = receive_offsets[source]
-            for a, b in _pieces(start, start + receives[source]) if receives[source] else ():
-                requests.append(comm.Irecv([out[a:b], kind], source, stage))
-            start = send_offsets[dest]
-            for a, b in _pieces(start, start + sends[dest]) if sends[dest] else ():
-                requests.append(comm.Isend([x[a:b], kind], dest, stage))
-        return _all(requests)
+        """The same by single messages."""
+        ranks = [(self.rank + step) % self.size for step in range(1, self.size)]
+        into = [(r, out[receive_offsets[r] :][: receives[r]]) for r in reversed(ranks)]
+        of = [(r, x[send_offsets[r] :][: sends[r]]) for r in ranks]
+        return all_of(self.expect(into, stage) + self.post(of, stage))
+
+    def post(self, pieces: Iterable[tuple[int, Array]], stage: int) -> list[MPI.Request]:
+        """Sends each (rank, flat array); nothing of an empty one. The user's messages are on the
+        other duplicate. Within a stage both sides of a pair post in one order, so it is the tag."""
+        return [
+            self._second.Isend([raw[a:b], kind], rank, stage)
+            for rank, raw, kind in _not_empty(pieces)
+            for a, b in _pieces(0, raw.size)
+        ]
+
+    def expect(self, pieces: Iterable[tuple[int, Array]], stage: int) -> list[MPI.Request]:
+        """Receives into each (rank, flat array)."""
+        return [
+            self._second.Irecv([raw[a:b], kind], rank, stage)
+            for rank, raw, kind in _not_empty(pieces)
+            for a, b in _pieces(0, raw.size)
+        ]
+
+
+def _not_empty(
+    pieces: Iterable[tuple[int, Array]],
+) -> Iterator[tuple[int, Array, MPI.Datatype]]:
+    for rank, piece in pieces:
+        if piece.size:
+            raw, kind, _ = _raw(piece)
+            yield rank, raw, kind
 
 
 def _raw(x: Array) -> tuple[Array, MPI.Datatype, int]:
@@ -246,5 +259,5 @@ def _pieces(start: int, stop: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def _all(requests: list[MPI.Request]) -> Poll:
+def all_of(requests: list[MPI.Request]) -> Poll:
     return lambda: bool(MPI.Request.Testall(requests))

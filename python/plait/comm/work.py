@@ -19,6 +19,18 @@ Array = NDArray[Any]
 Poll = Callable[[], bool]
 Steps = Generator[Poll, None, Any]
 
+
+class Turns:
+    """Lets the stages of several collectives run in the order in which these were started."""
+
+    def __init__(self) -> None:
+        self._taken = self.now = 0
+
+    def take(self) -> int:
+        self._taken += 1
+        return self._taken - 1
+
+
 # Progress belongs to the process, as it does inside MPI: started Works in order of their start.
 _active: list[Work] = []
 
@@ -99,20 +111,32 @@ def progress() -> None:
 _crowded = False
 _PATIENCE = 50e-6  # seconds of yielding before the first sleep
 _NAP, _LONGEST_NAP = 20e-6, 400e-6
+_SPIN_US = 20  # that a poll may spin while its rank waits and has a core of its own
+_spin_us = 0
 
 
-def set_crowded(crowded: bool) -> None:
+def set_crowded() -> None:
     global _crowded
-    _crowded = crowded
+    _crowded = True
+
+
+def spin_us() -> int:
+    """Microseconds that a poll may spin: none while its rank has something else to do."""
+    return _spin_us
 
 
 def _wait(work: Work) -> None:
     """Polls, giving the core away in between. With a core for every rank a sleep would only stall
     transfers, which move while their rank polls; with fewer cores a yield alone would leave the
     computing ranks their fair share of a core that is mostly spent on polling."""
+    global _spin_us
     start = 0.0
     while True:
-        progress()
+        _spin_us = 0 if _crowded or len(_active) > 1 else _SPIN_US
+        try:
+            progress()
+        finally:
+            _spin_us = 0
         if work._steps is None:
             return
         os.sched_yield()

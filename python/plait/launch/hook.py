@@ -13,12 +13,15 @@ import traceback
 from types import TracebackType
 from typing import NoReturn
 
+from plait.comm.launcher import launcher
 from plait.errors import UserError
 
+from .signals import ignore_signals
 from .world import World, flush
 
 USER_ERROR, FAILED = 2, 3  # exit codes
 _TOGETHER_SECONDS = 1.0  # for the other ranks to meet the same error
+_ALONE_SECONDS = 3.0  # for ranks that MPI does not know of to come as far
 _STAGGER_SECONDS, _STEP_SECONDS = 0.2, 0.3  # so that one rank speaks where many fail
 
 
@@ -57,9 +60,13 @@ def end(world: World, error: BaseException) -> NoReturn:
 def _end_for_user(world: World, message: str) -> NoReturn:
     """The rank that speaks prints the message at once. If all ranks met the error they leave in
     order, silently; if not, whoever did ends the others."""
+    ignore_signals()
     if world.speaks:
         _print(f"plait: {message}\n")
-    world.leave_together(USER_ERROR, _TOGETHER_SECONDS)
+    if world.size == 1 and (launcher().size or 1) > 1:
+        time.sleep(_ALONE_SECONDS)  # worlds of one: the launcher may end all with the first to go
+    if world.meet(_TOGETHER_SECONDS):
+        world.leave(USER_ERROR)
     if not world.speaks:  # the one that does would have ended this process by now
         _wait_for_others(world)
         _print(f"plait: [{world.name}] {message}\n")

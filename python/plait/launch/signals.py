@@ -64,6 +64,14 @@ class StopRequest:
             self._at_once()
 
 
+def ignore_signals() -> None:
+    """For the last moments of a process whose exit code is known: a launcher that ends all ranks
+    once the first has left with a code must not turn the others' codes into "terminated"."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def told(number: int) -> str:
     """What is said at the first signal."""
     name = signal.Signals(number).name

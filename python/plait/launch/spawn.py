@@ -19,7 +19,7 @@ from plait.comm.shared_files import files, remove_left
 
 from .hook import FAILED, USER_ERROR
 from .mpi import mpiexec
-from .signals import REPEATED_SECONDS, SIGNALS, STOPPED, told
+from .signals import REPEATED_SECONDS, SIGNALS, STOPPED, ignore_signals, told
 from .world import SPAWNED, VERDICT
 
 _GRACE_SECONDS = 2.0
@@ -47,8 +47,7 @@ def spawn(arguments: Sequence[str], ranks: int) -> int:
         try:
             code = _wait(process, at_once)
         finally:
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_IGN)  # the rest is quick
+            ignore_signals()  # the rest is quick
             _kill_children()
             remove_left(before)
         if verdict.exists():

@@ -48,17 +48,23 @@ class World:
             self.comm.Abort(code)
         os._exit(code)
 
-    def leave_together(self, code: int, seconds: float) -> None:
-        """Ends this process in order if all ranks call this within some seconds, else returns."""
+    def meet(self, seconds: float) -> bool:
+        """Waits for all ranks to call this; false if they did not within some seconds."""
+        flush()
+        if self.comm is not None and not _finalized():
+            request, deadline = self.comm.Ibarrier(), time.monotonic() + seconds
+            while not request.Test():
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.005)
+        return True
+
+    def leave(self, code: int) -> NoReturn:
+        """Ends this process in order; all ranks do, after they met."""
         flush()
         if self.comm is not None and not _finalized():
             from mpi4py import MPI
 
-            request, deadline = self.comm.Ibarrier(), time.monotonic() + seconds
-            while not request.Test():
-                if time.monotonic() > deadline:
-                    return
-                time.sleep(0.005)
             _kill_if_stuck(5)
             MPI.Finalize()
         os._exit(code)

@@ -1,0 +1,57 @@
+// Memory that the ranks of a node share: each rank owns one arena, and maps those of its peers.
+//
+// An arena is a memfd: it needs no /dev/shm, has no name and is gone with its last process. Its address range is
+// reserved once, far larger than what is used; pages are added at the end as allocations need them, and peers see
+// them without mapping again.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <mutex>
+
+namespace plait {
+
+// A mapping of `reserve` bytes of a memfd; the pages beyond the file's end must not be touched yet.
+class Mapping {
+ public:
+  Mapping(int fd, int64_t reserve);
+  ~Mapping();
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  char* base() const { return base_; }
+  int64_t reserve() const { return reserve_; }
+
+ private:
+  char* base_;
+  int64_t reserve_;
+};
+
+class Arena {
+ public:
+  explicit Arena(int64_t reserve);
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  int fd() const { return fd_; }
+  char* base() const { return mapping_.base(); }
+  int64_t reserve() const { return mapping_.reserve(); }
+  int64_t used() const;
+
+  // Offset of `bytes` bytes, aligned to 64, with pages behind them. Throws ValueError if the machine has none left.
+  int64_t allocate(int64_t bytes);
+  void release(int64_t offset);
+  // The offset of [p, p + bytes), or -1 if it is not inside this arena.
+  int64_t find(const void* p, int64_t bytes) const;
+
+ private:
+  void grow(int64_t size);
+
+  int fd_;
+  Mapping mapping_;
+  int64_t size_ = 0;                  // of the file
+  std::map<int64_t, int64_t> free_;   // offset -> bytes, neighbours merged
+  std::map<int64_t, int64_t> taken_;  // offset -> bytes
+  mutable std::mutex mutex_;
+};
+
+}  // namespace plait

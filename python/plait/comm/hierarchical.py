@@ -1,0 +1,249 @@
+"""Collectives over several nodes of several ranks: inside each node, then across.
+
+Each rank of a node collects what goes to or comes from a contiguous range of ranks, so every byte
+crosses between two nodes once. A sum adds inside a node only complete nodes of the tree; the owner of
+a slice adds the rest. Three stages, each entered in the order in which the collectives were started:
+the first windows, the messages across, the second windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from plait.comm.combine import FLOAT32, Bounds, Parts, Reduction
+from plait.comm.communicator import Communicator
+from plait.comm.mpi import SMALL, Mpi, all_of
+from plait.comm.node import adds
+from plait.comm.topology import Topology
+from plait.comm.tree import Leaves, Node, merges
+from plait.comm.work import Array, Steps, Turns
+
+_REDUCE, _GATHER, _BROADCAST = 2, 3, 4  # tags of messages across; Mpi has its own
+
+
+@dataclass(frozen=True)
+class Group:
+    """A complete node of the tree that the ranks of one machine add up among themselves."""
+
+    span: Node
+    parts: Parts  # how many of their nodes go into it, and the merges
+    first: tuple[int, ...]  # of each of these ranks, the index of its first node in it
+
+
+@dataclass(frozen=True)
+class _Arriving:
+    """What this rank collects, in rank order; its own piece of that, if any; who is expected."""
+
+    held: Array
+    own: Array | None
+    requests: list[Any]
+
+
+@cache
+def groups(leaves: Leaves, ranks: tuple[int, ...]) -> list[Group]:
+    """The complete nodes that these ranks' leaves make up, in leaf order."""
+    pushed = [(i, node) for i, rank in enumerate(ranks) for node in leaves.nodes(rank)]
+    counts = merges(leaves.count, [node for _, node in pushed])
+    starts: list[int] = []  # a stack of the first pushed node of each group
+    for index, count in enumerate(counts):
+        starts = [*starts, index][: len(starts) + 1 - count]
+    found = []
+    for start, stop in zip(starts, [*starts[1:], len(pushed)]):
+        owners = [i for i, _ in pushed]
+        inside = tuple(owners[start:stop].count(i) for i in range(len(ranks)))
+        first = tuple(owners[:start].count(i) for i in range(len(ranks)))
+        span = (pushed[start][1][0], pushed[stop - 1][1][1])
+        found.append(Group(span, (inside, counts[start:stop]), first))
+    return found
+
+
+class Hierarchical(Communicator):
+    """mpi: all ranks; nodes: the number of each rank's node."""
+
+    transport = "hierarchical"
+
+    def __init__(self, mpi: Mpi, topology: Topology, nodes: Sequence[int]):
+        super().__init__(mpi.rank, mpi.size)
+        self._mpi, self._topology = mpi, topology
+        numbers = sorted(set(nodes))
+        self._machines = [
+            tuple(rank for rank in range(mpi.size) if nodes[rank] == number) for number in numbers
+        ]
+        self._machine = numbers.index(nodes[mpi.rank])
+        self._mates = self._machines[self._machine]
+        inside = [topology.connect(mpi.split(nodes[mpi.rank])) for _ in range(2)]
+        assert inside[0] is not None
+        assert inside[1] is not None
+        self._first, self._second = inside[0], inside[1]
+        self._first_turns, self._across_turns, self._second_turns = Turns(), Turns(), Turns()
+
+    def split(self, color: int | None, key: int = 0) -> Communicator | None:
+        return self._topology.connect(self._mpi.split(color, key))
+
+    def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> Array:
+        """An uninitialised array that the other ranks of this rank's node read in place."""
+        return self._first.empty(shape, dtype)
+
+    def abort(self, code: int) -> None:
+        self._mpi.abort(code)
+
+    def close(self) -> None:
+        self._first.close()
+        self._second.close()
+        self._mpi.close()
+
+    # --- who collects for whom ----------------------------------------------------------------
+
+    def _served(self, machine: int) -> list[int]:
+        """The i-th rank of a machine serves ranks [served[i], served[i + 1])."""
+        count = len(self._machines[machine])
+        return [i * self.size // count for i in range(count + 1)]
+
+    def _collector(self, machine: int, rank: int) -> int:
+        """Who on this machine collects for a rank."""
+        served = self._served(machine)
+        return next(r for i, r in enumerate(self._machines[machine]) if rank < served[i + 1])
+
+    def _own_served(self) -> range:
+        served, own = self._served(self._machine), self._mates.index(self.rank)
+        return range(served[own], served[own + 1])
+
+    # --- reductions ---------------------------------------------------------------------------
+
+    def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
+        nodes = reduction.nodes
+        counts, _ = reduction.plan()
+        small = sum(counts) * nodes.dtype.itemsize * out.size <= SMALL
+        if small or nodes.dtype.kind in "iu" or not adds(reduction, out):
+            return self._mpi._all_reduce(reduction, out)
+        return self._reduce_and_gather(reduction, out)
+
+    def _reduce_and_gather(self, reduction: Reduction, out: Array) -> Steps:
+        first, across, second = (
+            self._first_turns.take(),
+            self._across_turns.take(),
+            self._second_turns.take(),
+        )
+        lengths, inner = reduction.lengths(), out.shape[1]
+        arriving = self._arriving(lengths, out.dtype)
+        own = np.empty((1, lengths[self.rank] // inner, inner), out.dtype)
+        yield from self._reduce(reduction, own, first)
+        yield from self._gather(own.reshape(-1), lengths, arriving, out.reshape(-1), across, second)
+
+    def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
+        if reduction.nodes.dtype.kind in "iu" or not adds(reduction, out):
+            return self._mpi._reduce_scatter(reduction, out)
+        return self._reduce(reduction, out, self._first_turns.take())
+
+    def _reduce(self, reduction: Reduction, out: Array, turn: int) -> Steps:
+        """out = this rank's slice of the sum."""
+        nodes, bounds, leaves = reduction.nodes, reduction.bounds, reduction.leaves
+        _, outer, _, inner = nodes.shape
+        everywhere = [groups(leaves, ranks) for ranks in self._machines]
+        arrived = [np.empty((len(found), *out.shape), FLOAT32) for found in everywhere]
+        sources = [self._collector(machine, self.rank) for machine in range(len(arrived))]
+        requests = self._mpi.expect(
+            [(r, x.reshape(-1)) for r, x in zip(sources, arrived) if r != self.rank], _REDUCE
+        )
+
+        yield lambda: self._first_turns.now == turn
+        served = [bounds[rank] for rank in self._served(self._machine)]
+        own = self._mates.index(self.rank)
+        start, stop = served[own], served[own + 1]
+        partial = np.empty((len(everywhere[self._machine]), outer, stop - start, inner), FLOAT32)
+        for group, target in zip(everywhere[self._machine], partial):
+            count = group.parts[0][own]
+            mine = nodes[group.first[own] : group.first[own] + count]
+            inside = Reduction(mine, leaves, "sum", tuple(served), parts=group.parts)
+            yield from self._first._reduce_scatter(inside, target)
+        self._first_turns.now += 1
+
+        pieces = []
+        for rank in self._own_served():
+            piece = partial[:, :, bounds[rank] - start : bounds[rank + 1] - start]
+            if rank == self.rank:
+                arrived[self._machine][:] = piece
+            else:
+                pieces.append((rank, np.ascontiguousarray(piece).reshape(-1)))
+        yield all_of(requests + self._mpi.post(pieces, _REDUCE))
+
+        parts = [
+            (group.span, part)
+            for found, x in zip(everywhere, arrived)
+            for group, part in zip(found, x)
+        ]
+        parts.sort(key=lambda entry: entry[0])
+        order = merges(leaves.count, [span for span, _ in parts])
+        rest = Reduction(
+            nodes, leaves, "sum", bounds, reduction.bias, reduction.bias_cut, parts=((), order)
+        )
+        rest.combine([x for _, x in parts], bounds[self.rank], bounds[self.rank + 1], out)
+
+    # --- moves --------------------------------------------------------------------------------
+
+    def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
+        across, second = self._across_turns.take(), self._second_turns.take()
+        return self._gather(x, lengths, self._arriving(lengths, x.dtype), out, across, second)
+
+    def _arriving(self, lengths: Sequence[int], dtype: np.dtype[Any]) -> _Arriving:
+        """Where what this rank collects for its node comes in; expected from now on."""
+        served = self._own_served()
+        offsets = [0, *accumulate(lengths[rank] for rank in served)]
+        held = self._second.empty(offsets[-1], dtype)
+        places = {rank: held[a:b] for rank, a, b in zip(served, offsets, offsets[1:])}
+        others = [(rank, place) for rank, place in places.items() if rank != self.rank]
+        return _Arriving(held, places.get(self.rank), self._mpi.expect(others, _GATHER))
+
+    def _gather(
+        self,
+        x: Array,
+        lengths: Sequence[int],
+        arriving: _Arriving,
+        out: Array,
+        across: int,
+        second: int,
+    ) -> Steps:
+        yield lambda: self._across_turns.now == across
+        if arriving.own is not None:
+            arriving.own[:] = x
+        collectors = [self._collector(machine, self.rank) for machine in range(len(self._machines))]
+        sent = self._mpi.post([(rank, x) for rank in collectors if rank != self.rank], _GATHER)
+        self._across_turns.now += 1
+        yield all_of(arriving.requests + sent)
+        yield lambda: self._second_turns.now == second
+        served = self._served(self._machine)
+        shares = [sum(lengths[a:b]) for a, b in pairwise(served)]
+        yield from self._second._all_gather(arriving.held, shares, out)
+        self._second_turns.now += 1
+
+    def _broadcast(self, x: Array, root: int) -> Steps:
+        second = self._second_turns.take()
+        leaders = [root if root in ranks else ranks[0] for ranks in self._machines]
+        leader, requests = leaders[self._machine], []
+        if self.rank == root:
+            requests = self._mpi.post([(rank, x) for rank in leaders if rank != root], _BROADCAST)
+        elif self.rank == leader:
+            requests = self._mpi.expect([(root, x)], _BROADCAST)
+        yield all_of(requests)
+        yield lambda: self._second_turns.now == second
+        yield from self._second._broadcast(x, self._mates.index(leader))
+        self._second_turns.now += 1
+
+    def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:
+        return self._mpi._all_to_all(x, sends, out, receives)
+
+    def _send(self, x: Array, dest: int, tag: int) -> Steps:
+        return self._mpi._send(x, dest, tag)
+
+    def _recv(self, out: Array, source: int, tag: int) -> Steps:
+        return self._mpi._recv(out, source, tag)
+
+    def _barrier(self) -> Steps:
+        return self._mpi._barrier()

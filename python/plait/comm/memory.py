@@ -1,0 +1,107 @@
+"""The memory that the ranks of a node share: every rank's arena, mapped by all of them.
+
+The file descriptors of the arenas travel over Unix sockets in the abstract namespace: no path, no
+limit of /dev/shm. The sockets stay open, and tell when a peer is gone.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import socket
+import struct
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from plait.backend import kernels
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+# Address space for each arena; memory is taken as it is used.
+RESERVE = min(1 << 36, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+_SECONDS = 60.0  # to wait for a peer's connection
+_HELLO = struct.Struct("=i")
+_CREDENTIALS = struct.Struct("=3i")  # pid, uid, gid
+
+
+class NodeMemory:
+    """arena: this rank's; mappings: by node rank, None for its own."""
+
+    def __init__(self, arena: Any, mappings: list[Any], sockets: list[socket.socket | None]):
+        self.arena, self.mappings, self._sockets = arena, mappings, sockets
+
+    @staticmethod
+    def connect(node: MPI.Intracomm) -> NodeMemory | None:
+        """Shares arenas among the ranks of `node`; None on all of them if one could not."""
+        found, trouble = None, None
+        address = f"\0plait-{uuid.uuid4().hex}"
+        try:
+            arena = kernels.Arena(RESERVE)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(address)
+            listener.listen(node.size)
+        except (OSError, ValueError) as error:
+            trouble = error
+        addresses = node.allgather(None if trouble else address)
+        if None in addresses:
+            return None
+        with listener:
+            try:
+                found = _exchange(node.rank, addresses, listener, arena)
+            except (OSError, ValueError) as error:
+                trouble = error
+        return None if any(node.allgather(trouble is not None)) else found
+
+    def gone(self, node_rank: int) -> bool:
+        """Whether the process of this rank has ended."""
+        peer = self._sockets[node_rank]
+        if peer is None:
+            return False
+        poll = select.poll()
+        poll.register(peer, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+
+def _exchange(rank: int, addresses: list[str], listener: socket.socket, arena: Any) -> NodeMemory:
+    """Every rank calls those below it and is called by those above it."""
+    mappings: list[Any] = [None] * len(addresses)
+    sockets: list[socket.socket | None] = [None] * len(addresses)
+    for peer in range(rank):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(_SECONDS)
+        connection.connect(addresses[peer])
+        _send(connection, rank, arena.fd)
+        sockets[peer], (_, mappings[peer]) = connection, _receive(connection)
+    listener.settimeout(_SECONDS)
+    for _ in range(rank + 1, len(addresses)):
+        connection, _ = listener.accept()
+        connection.settimeout(_SECONDS)
+        peer, mapping = _receive(connection)
+        _send(connection, rank, arena.fd)
+        sockets[peer], mappings[peer] = connection, mapping
+    return NodeMemory(arena, mappings, sockets)
+
+
+def _send(connection: socket.socket, rank: int, fd: int) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+    connection.sendmsg([_HELLO.pack(rank)], rights)
+
+
+def _receive(connection: socket.socket) -> tuple[int, Any]:
+    """The peer's rank and its arena, mapped. Refuses processes of other users."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(credentials)
+    if user != os.geteuid():
+        raise PermissionError(f"a process of user {user} called for shared memory")
+    message, ancillary, _, _ = connection.recvmsg(
+        _HELLO.size, socket.CMSG_SPACE(_HELLO.size), socket.MSG_CMSG_CLOEXEC
+    )
+    if len(message) != _HELLO.size or not ancillary:
+        raise ConnectionError("a peer closed its connection")
+    (fd,) = struct.unpack("=i", ancillary[0][2][: _HELLO.size])
+    try:
+        return _HELLO.unpack(message)[0], kernels.Mapping(fd, RESERVE)
+    finally:
+        os.close(fd)

@@ -1,0 +1,136 @@
+"""Collectives of the ranks of one node, over memory that all of them map.
+
+The windows of csrc/peer do the work, one collective at a time in the order of their start;
+messages, and the few types that a window cannot add, take MPI.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from plait.backend import kernels
+from plait.comm.combine import BFLOAT16, FLOAT32, Bounds, Reduction
+from plait.comm.communicator import Communicator
+from plait.comm.mpi import Mpi
+from plait.comm.topology import Topology
+from plait.comm.work import Array, Steps, Turns, spin_us
+
+STAGING = 1 << 20  # bytes of one staging buffer of a communicator; each rank has two
+_SUSPICIOUS = 1.0  # seconds of waiting between looks at whether a peer still lives
+
+
+class Node(Communicator):
+    """mpi: the same ranks over MPI; places: the node rank of each."""
+
+    transport = "node"
+
+    def __init__(self, mpi: Mpi, topology: Topology, places: Sequence[int]):
+        super().__init__(mpi.rank, mpi.size)
+        assert topology.memory is not None
+        self._mpi, self._topology, self._memory = mpi, topology, topology.memory
+        self._places = tuple(places)
+        mappings = [self._memory.mappings[place] for place in places]
+        self._window = kernels.Window(self._memory.arena, mappings, mpi.rank, STAGING)
+        self._window.connect(mpi.all_gather(np.array([self._window.offset], np.int64)).tolist())
+        self._turns = Turns()
+        self._next_look = 0.0
+
+    def split(self, color: int | None, key: int = 0) -> Communicator | None:
+        return self._topology.connect(self._mpi.split(color, key))
+
+    def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> Array:
+        """An uninitialised array in this rank's arena, where its peers read it: no copy is made."""
+        kind = np.dtype(dtype)
+        whole = (shape,) if isinstance(shape, int) else tuple(shape)
+        memory: Array = self._memory.arena.empty(math.prod(whole) * kind.itemsize)
+        return memory.view(kind).reshape(whole)
+
+    def abort(self, code: int) -> None:
+        self._window.abort()
+        self._mpi.abort(code)
+
+    def close(self) -> None:
+        if self._window.open:
+            self._mpi.barrier()  # from here on no peer tells this window anything
+            self._window.close()
+            self._mpi.close()
+
+    # --- the hooks ----------------------------------------------------------------------------
+
+    def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
+        if not adds(reduction, out):
+            return self._mpi._all_reduce(reduction, out)
+        return self._reduce(reduction, out, True)
+
+    def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
+        if not adds(reduction, out):
+            return self._mpi._reduce_scatter(reduction, out)
+        return self._reduce(reduction, out, False)
+
+    def _reduce(self, reduction: Reduction, out: Array, gather: bool) -> Steps:
+        counts, merges = reduction.plan()
+        _, outer, _, inner = reduction.nodes.shape
+        columns = [inner * b for b in reduction.bounds]
+        spec = kernels.ReduceSpec(counts, merges, columns, outer, reduction.op, gather)
+        return self._run(
+            lambda: self._window.start_reduce(reduction.nodes, spec, reduction.bias, out)
+        )
+
+    def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
+        size = x.dtype.itemsize
+        counts, source, target = [size * n for n in lengths], _bytes(x), _bytes(out)
+        return self._run(lambda: self._window.start_all_gather(source, counts, target))
+
+    def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:
+        size, source, target = x.dtype.itemsize, _bytes(x), _bytes(out)
+        send, receive = [size * b for b in sends], [size * b for b in receives]
+        return self._run(lambda: self._window.start_all_to_all(source, send, target, receive))
+
+    def _broadcast(self, x: Array, root: int) -> Steps:
+        whole = _bytes(x)
+        return self._run(lambda: self._window.start_broadcast(whole, root))
+
+    def _send(self, x: Array, dest: int, tag: int) -> Steps:
+        return self._mpi._send(x, dest, tag)
+
+    def _recv(self, out: Array, source: int, tag: int) -> Steps:
+        return self._mpi._recv(out, source, tag)
+
+    def _barrier(self) -> Steps:
+        return self._run(self._window.start_barrier)
+
+    # --- the window ---------------------------------------------------------------------------
+
+    def _run(self, start: Callable[[], None]) -> Steps:
+        turn = self._turns.take()
+        yield lambda: self._turns.now == turn
+        start()
+        self._next_look = time.perf_counter() + _SUSPICIOUS
+        yield self._advance
+        self._turns.now += 1
+
+    def _advance(self) -> bool:
+        if self._window.advance(spin_us()):
+            return True
+        now, late = time.perf_counter(), self._window.late_peer
+        if now > self._next_look and late >= 0:
+            self._next_look = now + _SUSPICIOUS
+            if self._memory.gone(self._places[late]):
+                raise RuntimeError(f"the process of rank {late} of this communicator has ended")
+        return False
+
+
+def adds(reduction: Reduction, out: Array) -> bool:
+    """Whether a window can do these additions."""
+    kinds = (FLOAT32, BFLOAT16)
+    dtype = reduction.nodes.dtype
+    return dtype.kind in "iu" or (dtype in kinds and out.dtype in kinds)
+
+
+def _bytes(x: Array) -> Array:
+    return x.view(np.uint8)

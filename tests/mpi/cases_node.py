@@ -1,0 +1,151 @@
+"""What only the node transport has: arrays in the arena, its rounds, and the death of a peer."""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+
+import numpy as np
+import pytest
+from harness import case
+from reference import FLOATS, RANKS, assert_same, finish, nodes_of, of_ranks, tree, values
+from transports import transports
+
+from plait.comm import Communicator, Leaves
+from plait.comm.work import progress
+
+
+def both(world: Communicator) -> list[Communicator]:
+    """The default staging, and the smallest."""
+    return [world, *(comm for comm in transports() if comm.transport == "node")]
+
+
+@case((2, 3, 4))
+def arrays_in_the_arena(world: Communicator) -> None:
+    """Any rank's input and output may lie there or not; the bits are the same."""
+    for comm, n, dtype in product(both(world), (0, 5, 5000, 40_001), FLOATS[:2]):
+        x = of_ranks((n,), dtype, comm.size)
+        wanted = tree(x).astype(dtype)
+        for sources, outs in product((0, 1, 2), (0, 1, 2)):
+            source = (comm.empty if sources > comm.rank % 2 else np.empty)(n, dtype)
+            out = (comm.empty if outs > (comm.rank + 1) % 2 else np.empty)(n, dtype)
+            source[:] = x[comm.rank]
+            what = f"{n} {dtype} {sources} {outs}"
+            assert comm.all_reduce(source, out=out) is out
+            assert_same(out, wanted, f"all_reduce {what}")
+            assert_same(comm.all_gather(source), np.concatenate(x), f"all_gather {what}")
+            root = comm.size - 1
+            assert_same(comm.broadcast(source, root), x[root], f"broadcast {what}")
+            source[:] = x[comm.rank]
+            start, stop = (r * n // comm.size for r in (comm.rank, comm.rank + 1))
+            assert_same(comm.reduce_scatter(source), wanted[start:stop], f"reduce_scatter {what}")
+            assert_same(comm.all_reduce(source, out=source), wanted, f"in place {what}")
+
+
+@case((2, 3, 4))
+def nodes_in_the_arena(world: Communicator) -> None:
+    for base in both(world):
+        comm = base.with_leaves(Leaves.even(11, base.size))
+        for shape, axis in (((3, 500, 7), 1), ((70_001,), 0), ((40, 900), 1)):
+            x = of_ranks(shape, np.float32, 11)
+            leaves = comm.leaves.bounds
+            own = nodes_of(x, leaves[comm.rank], leaves[comm.rank + 1])
+            nodes = comm.empty(own.shape)
+            nodes[:] = own
+            start, stop = (r * shape[axis] // comm.size for r in (comm.rank, comm.rank + 1))
+            found = comm.reduce_scatter_nodes(nodes, axis=axis)
+            assert_same(found, tree(x).take(range(start, stop), axis), f"scatter {shape}")
+            assert_same(comm.all_reduce_nodes(nodes, out=nodes[-1]), tree(x), f"over {shape}")
+
+
+@case((2, 4))
+def an_array_of_the_arena_is_free_after_the_collective(world: Communicator) -> None:
+    """Every rank writes its input at once after each call: no peer may still be reading it."""
+    for comm in both(world):
+        x = comm.empty(20_000)
+        out = np.empty(20_000, np.float32)
+        for step in range(100):
+            x[:] = step + comm.rank
+            comm.all_reduce(x, out=out)
+            x[:] = np.nan
+            assert (out == comm.size * step + comm.size * (comm.size - 1) / 2).all()
+            x[:] = step
+            gathered = comm.all_gather(x[: comm.rank + 1], bounds=triangle(comm.size))
+            x[:] = np.nan
+            assert (gathered == step).all()
+
+
+def triangle(size: int) -> list[int]:
+    return [rank * (rank + 1) // 2 for rank in range(size + 1)]
+
+
+@case((2, 3))
+def the_arena_takes_back_what_is_dropped(world: Communicator) -> None:
+    arena = world._memory.arena  # type: ignore[attr-defined]
+    before = arena.used
+    for _ in range(50):
+        x = world.empty((3, 1_000_000))
+        x[:] = 1
+        part = x[1]
+        del x
+        assert part.sum() == 1_000_000
+    assert arena.used <= before + (40 << 20)
+    kept = [world.empty(n, np.int8) for n in (0, 1, 63, 64, 65, 100_000)]
+    for i, array in enumerate(kept):
+        array[:] = i
+    assert [set(array.tolist()) for array in kept] == [set(), {1}, {2}, {3}, {4}, {5}]
+    assert all(array.__array_interface__["data"][0] % 64 == 0 for array in kept)
+
+
+@case(4)
+def large_arrays_through_the_default_staging(world: Communicator) -> None:
+    for n, dtype in product((1_500_007,), FLOATS[:2]):
+        x = of_ranks((n,), dtype, world.size)
+        work = world.all_reduce(x[world.rank].copy(), blocking=False)
+        gathered = world.all_gather(x[world.rank], blocking=False)
+        assert_same(work.wait(), tree(x).astype(dtype), f"all_reduce {dtype}")
+        assert_same(gathered.wait(), np.concatenate(x), f"all_gather {dtype}")
+
+
+@case((2, 4))
+def transports_agree_to_the_bit(world: Communicator) -> None:
+    for n in (4000, 77_777):
+        nodes = values((1, n), np.float32, world.rank)
+        bias = values((n,), np.float32, 17)
+        found = [
+            finish(c.all_reduce_nodes(nodes, bias=bias, dtype=FLOATS[1])) for c in transports()
+        ]
+        for other in found[1:]:
+            assert_same(other, found[0], f"{n}")
+
+
+@case(3)
+def collectives_move_while_their_rank_only_pokes(world: Communicator) -> None:
+    x = of_ranks((50_000,), np.float32, world.size)
+    work = world.all_reduce(x[world.rank].copy(), blocking=False)
+    while not work.test():
+        progress()
+        os.sched_yield()
+    assert_same(work.wait(), tree(x), "poked")
+
+
+@case(2)
+def a_rank_that_gives_up_is_named(world: Communicator) -> None:
+    if world.rank == 1:
+        world._window.abort()  # type: ignore[attr-defined]
+    else:
+        with pytest.raises(RuntimeError, match="rank 1 of this node gave up"):
+            world.all_reduce(np.zeros(10, np.float32))
+
+
+@case(RANKS[1:])
+def a_living_peer_is_not_gone(world: Communicator) -> None:
+    memory = world._memory  # type: ignore[attr-defined]
+    assert not any(memory.gone(rank) for rank in range(world.size))
+    world.barrier()
+    if world.rank == 0:
+        memory._sockets[1].close()
+        memory._sockets[1] = None
+    world.barrier()
+    if world.rank == 1:
+        assert memory.gone(0), "the peer's end is closed"
