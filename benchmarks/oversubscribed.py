@@ -1,7 +1,7 @@
 """More ranks than cores: a step of 8 ranks on 2 cores against one of 2 ranks, the same total work.
 
-python benchmarks/oversubscribed.py [--rounds 5]: starts both layouts in turn with mpiexec and prints
-the median step of each round and the ratio.
+python benchmarks/oversubscribed.py [--rounds 5]: starts both layouts in turn with mpiexec and
+prints the median step of each round and the ratio.
 """
 
 from __future__ import annotations
