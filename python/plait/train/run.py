@@ -109,7 +109,7 @@ def _steps(
     saved = None
     unit = "tokens/s" if trainer.dataset.kind == "tokens" else "samples/s"
     with Progress(screen, total, done=trainer.next_step, unit=unit) as progress, users_fault():
-        held_out, every = trainer.dataset.held_out, config.evaluate.every
+        held_out, every = trainer.held_out, config.evaluate.every
         for step in trainer.steps(total, stop=stop):
             done = step.index + 1
             progress.step(done, loss=step.loss, rate=step.rate, memory_bytes=step.memory_bytes)
@@ -128,7 +128,7 @@ def _steps(
             "goes on from there"
         )
         return STOPPED
-    if trainer.dataset.held_out is not None:
+    if held_out is not None:
         found = trainer.evaluate(batches=config.evaluate.batches)
         run.metrics({"step": total - 1, **validation_row(found)})
         screen.say(f"held out: {validation_text(found)}")
@@ -210,6 +210,8 @@ def evaluate(folder: Path) -> Evaluation:
         world = world_communicator()
         screen = Screen(active=world.rank == 0, file=sys.stdout)
         trainer = _restored(folder, world)
+        if trainer.held_out is None:
+            raise UserError(f"{folder}: its data has no held-out samples to evaluate on")
         found = trainer.evaluate()
     screen.say(f"{folder} at step {trainer.next_step}, {found.samples} held-out samples")
     screen.say(validation_text(found))

@@ -214,12 +214,21 @@ class Trainer:
 
     # --- evaluation ---
 
+    @property
+    def held_out(self) -> Dataset | None:
+        """The held-out part of the data set; None if there is none or it has no samples. The first
+        call is collective."""
+        part = self.dataset.held_out
+        if part is not None:
+            part.prepare(self.mesh.world)
+        return part if part is not None and part.samples > 0 else None
+
     def evaluate(self, dataset: Dataset | None = None, *, batches: int | None = None) -> Evaluation:
         """Loss and accuracy over `dataset` (default: the held-out part), at most `batches` batches
         of it."""
-        dataset = dataset if dataset is not None else self.dataset.held_out
+        dataset = dataset if dataset is not None else self.held_out
         if dataset is None:
-            raise ValueError("the data set has no held-out part: give evaluate() one")
+            raise ValueError("the data set has no held-out samples: give evaluate() others")
         dataset.prepare(self.mesh.world)
         samples = dataset.samples
         if batches is not None:
