@@ -1,4 +1,4 @@
-"""Compares a model on a mesh with golden values of another framework (tests/golden/make_gpt2.py)."""
+"""Compares a model on a mesh with the golden values that tests/golden/make_gpt2.py wrote."""
 
 from __future__ import annotations
 
