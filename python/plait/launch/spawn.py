@@ -51,7 +51,7 @@ def spawn(arguments: Sequence[str], ranks: int) -> int:
             _kill_children()
             remove_left(before)
         if verdict.exists():
-            code = int(verdict.read_text().split()[0])
+            code = int(verdict.read_text() or FAILED)
     return FAILED if at_once else _plain(code)
 
 
