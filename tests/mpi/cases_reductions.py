@@ -104,40 +104,45 @@ SHAPES = ((0,), (1,), (7,), (3, 5), (2, 1, 6), (0, 4), (4, 0), (2, 9, 16), (40_0
 
 @case((*RANKS, 6, 8))
 def all_reduce_nodes(world: Communicator) -> None:
-    for base, leaves in product(transports(), LEAVES[world.size]):
-        comm = base.with_leaves(leaves)
-        for shape, dtype, biased in product(SHAPES, FLOATS, (False, True)):
-            x = of_ranks(shape, np.float32, leaves.count)
-            bias = values(shape[-1:], np.float32, 99) if biased else None
-            wanted = tree(x)
-            wanted = (wanted if bias is None else wanted + bias).astype(dtype)
-            nodes = nodes_of(x, leaves.bounds[comm.rank], leaves.bounds[comm.rank + 1])
-            found = finish(comm.all_reduce_nodes(nodes, bias=bias, dtype=dtype, blocking=biased))
-            assert_same(found, wanted, f"{comm.transport} {leaves} {shape} {dtype} bias={biased}")
+    found = transports()
+    for leaves, shape in product(LEAVES[world.size], SHAPES):
+        x = of_ranks(shape, np.float32, leaves.count)
+        whole = tree(x)
+        nodes = nodes_of(x, leaves.bounds[world.rank], leaves.bounds[world.rank + 1])
+        bias = values(shape[-1:], np.float32, 99)
+        for base, dtype, added in product(found, FLOATS, (None, bias)):
+            comm, blocking = base.with_leaves(leaves), added is None
+            got = finish(comm.all_reduce_nodes(nodes, bias=added, dtype=dtype, blocking=blocking))
+            wanted = (whole if added is None else whole + added).astype(dtype)
+            assert_same(got, wanted, f"{comm.transport} {leaves} {shape} {dtype} {blocking}")
 
 
 @case((*RANKS, 6, 8))
 def reduce_scatter_nodes(world: Communicator) -> None:
-    for base, leaves in product(transports(), LEAVES[world.size]):
-        comm = base.with_leaves(leaves)
-        for shape, dtype, biased in product(SHAPES, FLOATS, (False, True)):
-            x = of_ranks(shape, np.float32, leaves.count)
-            bias = values(shape[-1:], np.float32, 99) if biased else None
-            whole = tree(x)
-            whole = (whole if bias is None else whole + bias).astype(dtype)
-            nodes = nodes_of(x, leaves.bounds[comm.rank], leaves.bounds[comm.rank + 1])
-            for axis in range(-1, len(shape) - 1):
-                n = shape[axis]
-                for bounds in (None, skewed(n, comm.size)):
-                    found = finish(
-                        comm.reduce_scatter_nodes(
-                            nodes, axis=axis, bounds=bounds, bias=bias, dtype=dtype, blocking=biased
-                        )
+    found = transports()
+    for leaves, shape in product(LEAVES[world.size], SHAPES):
+        x = of_ranks(shape, np.float32, leaves.count)
+        whole = tree(x)
+        nodes = nodes_of(x, leaves.bounds[world.rank], leaves.bounds[world.rank + 1])
+        bias = values(shape[-1:], np.float32, 99)
+        for axis in range(-1, len(shape) - 1):
+            n = shape[axis]
+            even = [rank * n // world.size for rank in range(world.size + 1)]
+            for dtype, added, bounds in product(
+                FLOATS, (None, bias), (None, skewed(n, world.size))
+            ):
+                cut = bounds or even
+                wanted = whole if added is None else whole + added
+                wanted = wanted.take(range(cut[world.rank], cut[world.rank + 1]), axis).astype(
+                    dtype
+                )
+                for base in found:
+                    comm, options = base.with_leaves(leaves), {"axis": axis, "bounds": bounds}
+                    work = comm.reduce_scatter_nodes(
+                        nodes, bias=added, dtype=dtype, blocking=added is None, **options
                     )
-                    cut = bounds or [rank * n // comm.size for rank in range(comm.size + 1)]
-                    wanted = whole.take(range(cut[comm.rank], cut[comm.rank + 1]), axis)
-                    what = f"{comm.transport} {leaves} {shape} {axis} {bounds} {dtype} {biased}"
-                    assert_same(found, wanted, what)
+                    what = f"{comm.transport} {leaves} {shape} {options} {dtype} {added is None}"
+                    assert_same(finish(work), wanted, what)
 
 
 @case(RANKS)

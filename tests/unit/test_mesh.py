@@ -9,7 +9,7 @@ import pytest
 
 from plait.comm.alone import Alone
 from plait.comm.launcher import Launched, launcher
-from plait.mesh import Coordinates, Layout, Mesh, _silent_worlds
+from plait.mesh import Coordinates, Layout, Mesh, silent_worlds
 
 LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_NRANKS", "SLURM_STEP_NUM_TASKS")
 SIGNS = ("PMIX_RANK", "PMI_RANK", "PMI_FD", "PALS_RANKID", "FLUX_TASK_RANK", "SLURM_STEP_ID")
@@ -97,13 +97,13 @@ def test_the_nearest_launcher_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_worlds_of_one_are_told_apart_from_one_rank() -> None:
-    assert _silent_worlds(Launched(False), 1) is None
-    assert _silent_worlds(Launched(True, 1, "PMI_SIZE"), 1) is None
-    assert _silent_worlds(Launched(True, 4, "PMI_SIZE"), 4) is None
-    said = _silent_worlds(Launched(True, 4, "SLURM_STEP_NUM_TASKS", slurm=True), 1)
+    assert silent_worlds(Launched(False), 1) is None
+    assert silent_worlds(Launched(True, 1, "PMI_SIZE"), 1) is None
+    assert silent_worlds(Launched(True, 4, "PMI_SIZE"), 4) is None
+    said = silent_worlds(Launched(True, 4, "SLURM_STEP_NUM_TASKS", slurm=True), 1)
     assert said is not None
     assert "4 ranks were started (SLURM_STEP_NUM_TASKS=4)" in said
     assert "srun --mpi=pmi2" in said
-    said = _silent_worlds(Launched(True, 4, "PMI_SIZE"), 1)
+    said = silent_worlds(Launched(True, 4, "PMI_SIZE"), 1)
     assert said is not None
     assert "mpiexec" in said

@@ -29,7 +29,8 @@ def communicator(comm: MPI.Intracomm) -> Communicator:
 
     mpi = Mpi(comm)
     node = ranks_of_node(comm)
-    set_crowded(_crowded(node))
+    if _crowded(node):
+        set_crowded()
     memory = NodeMemory.connect(node) if node.size > 1 else None
     name = node.bcast(comm.rank)
     topology = Topology(name, node.rank, memory, choose)

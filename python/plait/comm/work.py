@@ -115,9 +115,9 @@ _SPIN_US = 20  # that a poll may spin while its rank waits and has a core of its
 _spin_us = 0
 
 
-def set_crowded(crowded: bool) -> None:
+def set_crowded() -> None:
     global _crowded
-    _crowded = crowded
+    _crowded = True
 
 
 def spin_us() -> int:
