@@ -44,7 +44,7 @@ def train(mesh: Mesh) -> tuple[list[float], float]:
     return losses, trainer.evaluate().accuracy
 
 
-@case(2, limit=60.0)
+@case(2, limit=240.0)
 def the_digits_are_learnt_alike_at_every_layout(world: Communicator) -> None:
     expected, accuracy = train(Mesh(comm=Alone()))
     assert expected[0] > 2.0, expected[0]
