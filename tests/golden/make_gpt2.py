@@ -56,7 +56,7 @@ def main() -> None:
             attn_implementation="eager",
             bos_token_id=None,
             eos_token_id=None,
-        )  # fmt: skip
+        )
     )
     for name, parameter in model.named_parameters():  # the tied head is not among them
         is_norm_weight = "ln_" in name and name.endswith("weight")
