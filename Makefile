@@ -66,7 +66,7 @@ build: $(VENV)/.tools  ## compiles _cpu in place, for development: then PYTHONPA
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) >/dev/null
 	cmake --build build/dev
-	cp build/dev/_cpu*.so python/plait/
+	cp --remove-destination build/dev/_cpu*.so python/plait/
 
 clean:  ## removes environments and builds; runs/ stays
 	rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache python/plait/*.so

@@ -8,7 +8,8 @@ namespace plait {
 namespace {
 
 // GELU(x) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3), since (1 + tanh u) / 2 = sigmoid(2u).
-constexpr float GELU_1 = 1.5957691216057308f, GELU_3 = 0.07135481627260025f;  // 2u = GELU_1 x + GELU_3 x^3
+constexpr float GELU_1 = 1.5957691216057308f,
+                GELU_3 = 0.07135481627260025f;  // 2u = GELU_1 x + GELU_3 x^3
 
 struct Gelu {
   template <class V>
@@ -16,7 +17,8 @@ struct Gelu {
     const V twice_u = x * fma(all<V>(GELU_3), x * x, all<V>(GELU_1));
     return x / (1.0f + math::exp(-twice_u));
   }
-  // The derivative is sigmoid(2u) + x sigmoid(2u) sigmoid(-2u) (2u)'; from |x| = 30 on it is 0 or 1.
+  // The derivative is sigmoid(2u) + x sigmoid(2u) sigmoid(-2u) (2u)'; from |x| = 30 on it is 0
+  // or 1.
   template <class V>
   static PLAIT_INLINE V backward(V grad, V x) {
     const V low = x < -30.0f ? all<V>(-30.0f) : x;
@@ -51,7 +53,8 @@ PLAIT_VECTOR_KERNEL(forward_run, forward_body)
 template <class V, class F, class T>
 PLAIT_INLINE void backward_body(F, const T* grad, const T* x, T* grad_x, int64_t n) {
   int64_t i = 0;
-  for (; i + WIDTH<V> <= n; i += WIDTH<V>) store(grad_x + i, F::backward(load<V>(grad + i), load<V>(x + i)));
+  for (; i + WIDTH<V> <= n; i += WIDTH<V>)
+    store(grad_x + i, F::backward(load<V>(grad + i), load<V>(x + i)));
   if (i < n) store(grad_x + i, F::backward(load<V>(grad + i, n - i), load<V>(x + i, n - i)), n - i);
 }
 PLAIT_VECTOR_KERNEL(backward_run, backward_body)
@@ -89,8 +92,8 @@ PLAIT_VECTOR_KERNEL(swiglu_forward_run, swiglu_forward_body)
 
 // silu'(x) = sigmoid(x) (1 + x sigmoid(-x))
 template <class V, class T>
-PLAIT_INLINE void swiglu_backward_body(const T* grad, const T* gate, const T* up, T* grad_gate, T* grad_up,
-                                       int64_t n) {
+PLAIT_INLINE void swiglu_backward_body(const T* grad, const T* gate, const T* up, T* grad_gate,
+                                       T* grad_up, int64_t n) {
   for (int64_t i = 0; i < n; i += WIDTH<V>) {
     const V g = load<V>(grad + i, n - i), a = load<V>(gate + i, n - i), b = load<V>(up + i, n - i);
     const math::Sigmoid<V> s = math::sigmoid(a);
@@ -102,11 +105,15 @@ PLAIT_VECTOR_KERNEL(swiglu_backward_run, swiglu_backward_body)
 
 }  // namespace
 
-void gelu_forward(const ConstArray& x, const Array& out) { forward<Gelu>("gelu_forward", x, out); }
+void gelu_forward(const ConstArray& x, const Array& out) {
+  forward<Gelu>("gelu_forward", x, out);
+}
 void gelu_backward(const ConstArray& grad, const ConstArray& x, const Array& grad_x) {
   backward<Gelu>("gelu_backward", grad, x, grad_x);
 }
-void relu_forward(const ConstArray& x, const Array& out) { forward<Relu>("relu_forward", x, out); }
+void relu_forward(const ConstArray& x, const Array& out) {
+  forward<Relu>("relu_forward", x, out);
+}
 void relu_backward(const ConstArray& grad, const ConstArray& out, const Array& grad_x) {
   backward<Relu>("relu_backward", grad, out, grad_x);
 }
@@ -126,10 +133,10 @@ void swiglu_backward(const ConstArray& grad, const ConstArray& gate, const Const
   const Runs<5> runs("swiglu_backward", {&grad, &gate, &up, &grad_gate, &grad_up});
   PLAIT_FLOATS(gate.dtype, "swiglu_backward", [&](auto zero) {
     using T = decltype(zero);
-    runs.parallel([grad = grad.as<T>(), gate = gate.as<T>(), up = up.as<T>(), to_gate = grad_gate.as<T>(),
-                   to_up = grad_up.as<T>()](const auto& p) {
-      swiglu_backward_run(grad + p.offset[0], gate + p.offset[1], up + p.offset[2], to_gate + p.offset[3],
-                          to_up + p.offset[4], p.length);
+    runs.parallel([grad = grad.as<T>(), gate = gate.as<T>(), up = up.as<T>(),
+                   to_gate = grad_gate.as<T>(), to_up = grad_up.as<T>()](const auto& p) {
+      swiglu_backward_run(grad + p.offset[0], gate + p.offset[1], up + p.offset[2],
+                          to_gate + p.offset[3], to_up + p.offset[4], p.length);
     });
   });
 }

@@ -1,9 +1,11 @@
-// Attention without a score matrix (Dao et al. 2022): an online softmax over blocks of keys, recomputed in backward from
-// log_sum. Blocks are 64 queries x 64 keys for every head size, counted from query 0 and key 0 (attention_block.hpp).
-// Orders of addition: a score is one chain over the head size; a row's sum is one chain per key block, joined block after
-// block; out, grad_q are chains over keys, grad_k, grad_v over queries (grouped heads one after another), all ascending.
-// Masked keys add exact zeros or are skipped, which leaves the same bits; only a NaN in v may reach up to 15 queries before it.
-// Each thread keeps some blocks as float32, in backward also grad_k and grad_v of one head: 8 bytes x keys x head size.
+// Attention without a score matrix (Dao et al. 2022): an online softmax over blocks of keys,
+// recomputed in backward from log_sum. Blocks are 64 queries x 64 keys for every head size, counted
+// from query 0 and key 0 (attention_block.hpp). Orders of addition: a score is one chain over the
+// head size; a row's sum is one chain per key block, joined block after block; out, grad_q are
+// chains over keys, grad_k, grad_v over queries (grouped heads one after another), all ascending.
+// Masked keys add exact zeros or are skipped, which leaves the same bits; only a NaN in v may reach
+// up to 15 queries before it. Each thread keeps some blocks as float32, in backward also grad_k and
+// grad_v of one head: 8 bytes x keys x head size.
 #include <algorithm>
 
 #include "core/ops.hpp"
@@ -24,21 +26,23 @@ struct Sizes {
   int64_t samples, queries, keys, heads, groups, size;
   bool causal;
 
-  // The keys that a block of queries may see: as if the block were full, so that other rows change nothing.
+  // The keys that a block of queries may see: as if the block were full, so that other rows change
+  // nothing.
   int64_t visible(int64_t first_query) const {
     if (!causal) return keys;
     return std::clamp<int64_t>(first_query + QUERIES + keys - queries, 0, keys);
   }
 };
 
-// Queries and keys of a pair of blocks that meet. Where the causal mask cuts the pair, sixteen queries at a time meet the keys
-// that the last of them sees; else all queries meet all keys.
+// Queries and keys of a pair of blocks that meet. Where the causal mask cuts the pair, sixteen
+// queries at a time meet the keys that the last of them sees; else all queries meet all keys.
 struct Pairing {
-  int64_t last;     // query 0 sees keys up to this one, counted in their blocks
+  int64_t last;  // query 0 sees keys up to this one, counted in their blocks
   int64_t keys;
   int64_t queries;  // at a time; a multiple of 16
 
-  Pairing(const Sizes& n, int64_t first_query, int64_t query_count, int64_t first_key, int64_t key_count)
+  Pairing(const Sizes& n, int64_t first_query, int64_t query_count, int64_t first_key,
+          int64_t key_count)
       : last(n.causal ? first_query + n.keys - n.queries - first_key : key_count), keys(key_count) {
     queries = last < keys - 1 ? 16 : padded(query_count);
   }
@@ -55,8 +59,8 @@ Sizes sizes_of(const char* call, const ConstArray& q, const ConstArray& k, const
   expect_shape(call, "v", v, {n.samples, n.keys, n.groups, n.size});
   expect_shape(call, "out", out, {n.samples, n.queries, n.heads, n.size});
   expect_array(call, "log_sum", log_sum, DType::float32, {n.samples, n.heads, n.queries});
-  PLAIT_CHECK(n.groups > 0 ? n.heads % n.groups == 0 : n.heads == 0, call, n.heads, " heads are no multiple of ",
-              n.groups, " key-value heads");
+  PLAIT_CHECK(n.groups > 0 ? n.heads % n.groups == 0 : n.heads == 0, call, n.heads,
+              " heads are no multiple of ", n.groups, " key-value heads");
   const char* names[] = {"q", "k", "v", "out"};
   const ConstArray* arrays[] = {&q, &k, &v, &out};
   for (int i = 0; i < 4; i++) {
@@ -104,10 +108,12 @@ void forward_block(const Sizes& n, Head<const T> q, Head<const T> k, Head<const 
     for (int64_t i = 0; i < count; i += pair.queries) {
       const int64_t seen = pair.seen(i);
       if (seen == 0) continue;
-      multiply({k_rows, width, 1, q_turned + i, QUERIES, scores + i, QUERIES, seen, pair.queries, n.size, nullptr,
-                false});
-      softmax_step(scores + i, seen, pair.queries, scale, pair.last_of(i), peak + i, sum + i, factor + i);
-      multiply({v_rows, 1, width, scores + i, QUERIES, o + i, QUERIES, n.size, pair.queries, seen, factor + i, true});
+      multiply({k_rows, width, 1, q_turned + i, QUERIES, scores + i, QUERIES, seen, pair.queries,
+                n.size, nullptr, false});
+      softmax_step(scores + i, seen, pair.queries, scale, pair.last_of(i), peak + i, sum + i,
+                   factor + i);
+      multiply({v_rows, 1, width, scores + i, QUERIES, o + i, QUERIES, n.size, pair.queries, seen,
+                factor + i, true});
     }
   }
   softmax_end(o, n.size, peak, sum, factor);
@@ -117,9 +123,10 @@ void forward_block(const Sizes& n, Head<const T> q, Head<const T> k, Head<const 
 
 // All heads that share one head of keys and values.
 template <class T>
-void backward_group(const Sizes& n, const ConstArray& grad, const ConstArray& q, const ConstArray& k,
-                    const ConstArray& v, const ConstArray& out, const ConstArray& log_sum, float scale,
-                    int64_t sample, int64_t group, const Array& grad_q, const Array& grad_k, const Array& grad_v) {
+void backward_group(const Sizes& n, const ConstArray& grad, const ConstArray& q,
+                    const ConstArray& k, const ConstArray& v, const ConstArray& out,
+                    const ConstArray& log_sum, float scale, int64_t sample, int64_t group,
+                    const Array& grad_q, const Array& grad_k, const Array& grad_v) {
   thread_local Scratch sums_scratch, scratch;
   const int64_t width = padded(n.size), block = QUERIES * width;
   float* dk = sums_scratch.get<float>(2 * n.keys * width);  // (keys, width), all of the sequence
@@ -146,7 +153,8 @@ void backward_group(const Sizes& n, const ConstArray& grad, const ConstArray& q,
       std::fill_n(logs, QUERIES, math::INF);  // lanes past the last query: probability 0
       std::fill_n(delta, QUERIES, 0.0f);
       std::copy_n(log_sum.as<float>() + (sample * n.heads + h) * n.queries + i, queries, logs);
-      dot_rows(grad_head.row(i), grad_head.stride, out_head.row(i), out_head.stride, queries, n.size, delta);
+      dot_rows(grad_head.row(i), grad_head.stride, out_head.row(i), out_head.stride, queries,
+               n.size, delta);
       std::fill_n(dq, n.size * QUERIES, 0.0f);
       const int64_t visible = n.visible(i);
       for (int64_t j = 0; j < visible; j += KEYS) {
@@ -155,30 +163,37 @@ void backward_group(const Sizes& n, const ConstArray& grad, const ConstArray& q,
         copy_rows(v_head.row(j), v_head.stride, pair.keys, n.size, v_rows);
         float *dk_rows = dk + j * width, *dv_rows = dv + j * width;
         for (int64_t q0 = 0; q0 < queries; q0 += pair.queries) {
-          const int64_t seen = pair.seen(q0), lanes = pair.queries, depth = std::min(lanes, queries - q0);
+          const int64_t seen = pair.seen(q0), lanes = pair.queries,
+                        depth = std::min(lanes, queries - q0);
           if (seen == 0) continue;
           float *p = scores + q0, *ds = grads + q0;
-          multiply({k_rows, width, 1, q_turned + q0, QUERIES, p, QUERIES, seen, lanes, n.size, nullptr, false});
-          multiply({v_rows, width, 1, grad_turned + q0, QUERIES, ds, QUERIES, seen, lanes, n.size, nullptr, false});
+          multiply({k_rows, width, 1, q_turned + q0, QUERIES, p, QUERIES, seen, lanes, n.size,
+                    nullptr, false});
+          multiply({v_rows, width, 1, grad_turned + q0, QUERIES, ds, QUERIES, seen, lanes, n.size,
+                    nullptr, false});
           softmax_backward(p, ds, seen, lanes, scale, pair.last_of(q0), logs + q0, delta + q0);
-          multiply({p, QUERIES, 1, grad_rows + q0 * width, width, dv_rows, width, seen, width, depth, nullptr, true});
-          multiply({ds, QUERIES, 1, q_rows + q0 * width, width, dk_rows, width, seen, width, depth, nullptr, true});
-          multiply({k_rows, 1, width, ds, QUERIES, dq + q0, QUERIES, n.size, lanes, seen, nullptr, true});
+          multiply({p, QUERIES, 1, grad_rows + q0 * width, width, dv_rows, width, seen, width,
+                    depth, nullptr, true});
+          multiply({ds, QUERIES, 1, q_rows + q0 * width, width, dk_rows, width, seen, width, depth,
+                    nullptr, true});
+          multiply({k_rows, 1, width, ds, QUERIES, dq + q0, QUERIES, n.size, lanes, seen, nullptr,
+                    true});
         }
       }
       const auto dq_head = head_of<T>(grad_q, sample, h);
       store_turned(dq, queries, n.size, dq_head.row(i), dq_head.stride);
     }
   }
-  const auto dk_head = head_of<T>(grad_k, sample, group), dv_head = head_of<T>(grad_v, sample, group);
+  const auto dk_head = head_of<T>(grad_k, sample, group),
+             dv_head = head_of<T>(grad_v, sample, group);
   store_rows(dk, n.keys, n.size, dk_head.data, dk_head.stride);
   store_rows(dv, n.keys, n.size, dv_head.data, dv_head.stride);
 }
 
 }  // namespace
 
-void attention_forward(const ConstArray& q, const ConstArray& k, const ConstArray& v, bool causal, float scale,
-                       const Array& out, const Array& log_sum) {
+void attention_forward(const ConstArray& q, const ConstArray& k, const ConstArray& v, bool causal,
+                       float scale, const Array& out, const Array& log_sum) {
   const char* call = "attention_forward";
   const Sizes n = sizes_of(call, q, k, v, out, log_sum, causal);
   const int64_t blocks = (n.queries + QUERIES - 1) / QUERIES;
@@ -188,17 +203,20 @@ void attention_forward(const ConstArray& q, const ConstArray& k, const ConstArra
     parallel_for(n.samples * n.heads * blocks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; item++) {
         const int64_t first = item % blocks * QUERIES, row = item / blocks;
-        const int64_t sample = row / n.heads, head = row % n.heads, group = head / (n.heads / n.groups);
-        forward_block<T>(n, head_of<T>(q, sample, head), head_of<T>(k, sample, group), head_of<T>(v, sample, group),
-                         scale, first, head_of<T>(out, sample, head), log_sum.as<float>() + row * n.queries + first);
+        const int64_t sample = row / n.heads, head = row % n.heads,
+                      group = head / (n.heads / n.groups);
+        forward_block<T>(n, head_of<T>(q, sample, head), head_of<T>(k, sample, group),
+                         head_of<T>(v, sample, group), scale, first, head_of<T>(out, sample, head),
+                         log_sum.as<float>() + row * n.queries + first);
       }
     });
   });
 }
 
-void attention_backward(const ConstArray& grad, const ConstArray& q, const ConstArray& k, const ConstArray& v,
-                        const ConstArray& out, const ConstArray& log_sum, bool causal, float scale,
-                        const Array& grad_q, const Array& grad_k, const Array& grad_v) {
+void attention_backward(const ConstArray& grad, const ConstArray& q, const ConstArray& k,
+                        const ConstArray& v, const ConstArray& out, const ConstArray& log_sum,
+                        bool causal, float scale, const Array& grad_q, const Array& grad_k,
+                        const Array& grad_v) {
   const char* call = "attention_backward";
   const Sizes n = sizes_of(call, q, k, v, out, log_sum, causal);
   sizes_of(call, grad_q, grad_k, grad_v, grad, log_sum, causal);
@@ -210,8 +228,8 @@ void attention_backward(const ConstArray& grad, const ConstArray& q, const Const
     using T = decltype(zero);
     parallel_for(n.samples * n.groups, grain, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; item++)
-        backward_group<T>(n, grad, q, k, v, out, log_sum, scale, item / n.groups, item % n.groups, grad_q, grad_k,
-                          grad_v);
+        backward_group<T>(n, grad, q, k, v, out, log_sum, scale, item / n.groups, item % n.groups,
+                          grad_q, grad_k, grad_v);
     });
   });
 }

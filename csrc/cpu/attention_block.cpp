@@ -1,4 +1,5 @@
-// Kernels of attention_block.hpp. Products keep tiles of 6 x 64 (AVX-512) or 6 x 16 (AVX2) accumulators in registers.
+// Kernels of attention_block.hpp. Products keep tiles of 6 x 64 (AVX-512) or 6 x 16 (AVX2)
+// accumulators in registers.
 #include "cpu/attention_block.hpp"
 
 #include <algorithm>
@@ -9,7 +10,8 @@
 namespace plait::attention {
 namespace {
 
-// --- products --------------------------------------------------------------------------------------
+// --- products
+// --------------------------------------------------------------------------------------
 
 // M rows x N vectors of the output, in registers while k runs.
 template <class V, int M, int N>
@@ -58,16 +60,18 @@ template <class V>
 PLAIT_INLINE void multiply_body(const Product* p) {
   constexpr int N = WIDTH<V> == 16 ? 4 : 2, M = WIDTH<V> > 4 ? 6 : 4;  // of 32, 16 and 16 registers
   int64_t column = 0;
-  for (; column + N * WIDTH<V> <= p->columns; column += N * WIDTH<V>) tile_column<V, M, N>(*p, column);
+  for (; column + N * WIDTH<V> <= p->columns; column += N * WIDTH<V>)
+    tile_column<V, M, N>(*p, column);
   for (; column < p->columns; column += WIDTH<V>) tile_column<V, 2 * M, 1>(*p, column);
 }
 PLAIT_VECTOR_KERNEL(multiply_kernel, multiply_body)
 
-// --- softmax -----------------------------------------------------------------------------------------
+// --- softmax
+// -----------------------------------------------------------------------------------------
 
 template <class V>
-PLAIT_INLINE void softmax_step_body(float* scores, int64_t keys, int64_t queries, float scale, float last, float* peak,
-                                    float* sum, float* factor) {
+PLAIT_INLINE void softmax_step_body(float* scores, int64_t keys, int64_t queries, float scale,
+                                    float last, float* peak, float* sum, float* factor) {
   for (int64_t q = 0; q < queries; q += WIDTH<V>) {
     const V before = load<V>(peak + q), seen = lane_numbers<V>() + (last + float(q));
     V top = before;
@@ -95,8 +99,9 @@ PLAIT_INLINE void softmax_step_body(float* scores, int64_t keys, int64_t queries
 PLAIT_VECTOR_KERNEL(softmax_step_kernel, softmax_step_body)
 
 template <class V>
-PLAIT_INLINE void softmax_backward_body(float* scores, float* grads, int64_t keys, int64_t queries, float scale,
-                                        float last, const float* log_sum, const float* delta) {
+PLAIT_INLINE void softmax_backward_body(float* scores, float* grads, int64_t keys, int64_t queries,
+                                        float scale, float last, const float* log_sum,
+                                        const float* delta) {
   for (int64_t q = 0; q < queries; q += WIDTH<V>) {
     const V logs = load<V>(log_sum + q), deltas = load<V>(delta + q);
     const V seen = lane_numbers<V>() + (last + float(q));
@@ -112,24 +117,28 @@ PLAIT_INLINE void softmax_backward_body(float* scores, float* grads, int64_t key
 PLAIT_VECTOR_KERNEL(softmax_backward_kernel, softmax_backward_body)
 
 template <class V>
-PLAIT_INLINE void softmax_end_body(float* out, int64_t size, const float* peak, const float* sum, float* log_sum) {
+PLAIT_INLINE void softmax_end_body(float* out, int64_t size, const float* peak, const float* sum,
+                                   float* log_sum) {
   for (int64_t q = 0; q < QUERIES; q += WIDTH<V>) {
     const V total = load<V>(sum + q);
     const V inverse = total == 0.0f ? all<V>(0.0f) : 1.0f / total;
-    for (int64_t r = 0; r < size; r++) store(out + r * QUERIES + q, load<V>(out + r * QUERIES + q) * inverse);
+    for (int64_t r = 0; r < size; r++)
+      store(out + r * QUERIES + q, load<V>(out + r * QUERIES + q) * inverse);
   }
   for (int64_t q = 0; q < QUERIES; q++) log_sum[q] = peak[q] + math::log(sum[q]);
 }
 PLAIT_VECTOR_KERNEL(softmax_end_kernel, softmax_end_body)
 
-// --- moving rows ---------------------------------------------------------------------------------------
+// --- moving rows
+// ---------------------------------------------------------------------------------------
 
 template <class V, class T>
 PLAIT_INLINE void copy_body(const T* x, int64_t stride, int64_t rows, int64_t size, float* out) {
   for (int64_t r = 0; r < rows; r++, x += stride, out += padded(size)) {
     int64_t i = 0;
     for (; i + WIDTH<V> <= size; i += WIDTH<V>) store(out + i, load<V>(x + i));
-    for (; i < padded(size); i += WIDTH<V>) store(out + i, load<V>(x + i, std::max<int64_t>(size - i, 0)));
+    for (; i < padded(size); i += WIDTH<V>)
+      store(out + i, load<V>(x + i, std::max<int64_t>(size - i, 0)));
   }
 }
 PLAIT_VECTOR_KERNEL(copy_kernel, copy_body)
@@ -157,9 +166,11 @@ PLAIT_INLINE void store_body(const float* x, int64_t rows, int64_t size, T* out,
 PLAIT_VECTOR_KERNEL(store_kernel, store_body)
 
 template <class V, class T>
-PLAIT_INLINE void store_turned_body(const float* x, int64_t rows, int64_t size, T* out, int64_t stride) {
+PLAIT_INLINE void store_turned_body(const float* x, int64_t rows, int64_t size, T* out,
+                                    int64_t stride) {
   for (int64_t r = 0; r < rows; r++)
-    for (int64_t i = 0; i < size; i++) out[r * stride + i] = from_float<T>(x[i * QUERIES + r] + 0.0f);
+    for (int64_t i = 0; i < size; i++)
+      out[r * stride + i] = from_float<T>(x[i * QUERIES + r] + 0.0f);
 }
 PLAIT_VECTOR_KERNEL(store_turned_kernel, store_turned_body)
 
@@ -173,23 +184,26 @@ struct Dot {
 };
 
 template <class V, class T>
-PLAIT_INLINE void dot_body(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t rows, int64_t size,
-                           float* out) {
-  for (int64_t r = 0; r < rows; r++) out[r] = sum_row<V>(size, Dot<T>{a + r * a_stride, b + r * b_stride});
+PLAIT_INLINE void dot_body(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t rows,
+                           int64_t size, float* out) {
+  for (int64_t r = 0; r < rows; r++)
+    out[r] = sum_row<V>(size, Dot<T>{a + r * a_stride, b + r * b_stride});
 }
 PLAIT_VECTOR_KERNEL(dot_kernel, dot_body)
 
 }  // namespace
 
-void multiply(const Product& p) { multiply_kernel(&p); }
+void multiply(const Product& p) {
+  multiply_kernel(&p);
+}
 
-void softmax_step(float* scores, int64_t keys, int64_t queries, float scale, float last, float* peak, float* sum,
-                  float* factor) {
+void softmax_step(float* scores, int64_t keys, int64_t queries, float scale, float last,
+                  float* peak, float* sum, float* factor) {
   softmax_step_kernel(scores, keys, queries, scale, last, peak, sum, factor);
 }
 
-void softmax_backward(float* scores, float* grads, int64_t keys, int64_t queries, float scale, float last,
-                      const float* log_sum, const float* delta) {
+void softmax_backward(float* scores, float* grads, int64_t keys, int64_t queries, float scale,
+                      float last, const float* log_sum, const float* delta) {
   softmax_backward_kernel(scores, grads, keys, queries, scale, last, log_sum, delta);
 }
 
@@ -214,15 +228,16 @@ void store_turned(const float* x, int64_t rows, int64_t size, T* out, int64_t st
   store_turned_kernel(x, rows, size, out, stride);
 }
 template <class T>
-void dot_rows(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t rows, int64_t size, float* out) {
+void dot_rows(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t rows,
+              int64_t size, float* out) {
   dot_kernel(a, a_stride, b, b_stride, rows, size, out);
 }
 
-#define PLAIT_ROWS(T)                                                                          \
-  template void copy_rows(const T*, int64_t, int64_t, int64_t, float*);                        \
-  template void turn_rows(const T*, int64_t, int64_t, int64_t, float*);                        \
-  template void store_rows(const float*, int64_t, int64_t, T*, int64_t);                       \
-  template void store_turned(const float*, int64_t, int64_t, T*, int64_t);                     \
+#define PLAIT_ROWS(T)                                                      \
+  template void copy_rows(const T*, int64_t, int64_t, int64_t, float*);    \
+  template void turn_rows(const T*, int64_t, int64_t, int64_t, float*);    \
+  template void store_rows(const float*, int64_t, int64_t, T*, int64_t);   \
+  template void store_turned(const float*, int64_t, int64_t, T*, int64_t); \
   template void dot_rows(const T*, int64_t, const T*, int64_t, int64_t, int64_t, float*);
 PLAIT_ROWS(float)
 PLAIT_ROWS(bfloat16)

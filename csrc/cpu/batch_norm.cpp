@@ -1,117 +1,185 @@
-// Batch norm (Ioffe and Szegedy 2015): every sum is one chain per channel over rows; threads and vectors run over channels.
+// Batch norm (Ioffe and Szegedy 2015): every sum is one chain per channel over rows; vectors run over channels, threads over
+// channels where there are sums, over rows elsewhere.
 //
 // The variance is of two passes: fma(d, d, sum) with d = x - mean. xhat = (x - mean) * rstd, rstd = 1 / sqrt(variance +
 // epsilon); out = fma(xhat, weight, bias). Backward rebuilds xhat with the same roundings.
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "core/ops.hpp"
-#include "cpu/fma.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/threads.hpp"
+#include "cpu/vec.hpp"
 
 namespace plait {
 namespace {
 
-constexpr int BLOCK = 64;               // channels whose sums stay in the first cache
+constexpr int64_t BLOCK = 64;             // channels that a thread sums at once
 constexpr int64_t THREAD_WORK = 1 << 14;  // elements worth a thread
 
-// Channels [c, c + n) of rows that lie `pitch` elements apart, n <= BLOCK.
-struct Columns {
-  int64_t rows, pitch, c, n;
+// A step's at<V, J>(i, count) does channels [i, i + count), at most J vectors of them: what it keeps from row to row
+// stays in registers.
+template <class V, class Step>
+PLAIT_INLINE void over_channels(int64_t begin, int64_t end, Step step) {
+  constexpr int64_t W = WIDTH<V>;
+  int64_t i = begin;
+  for (; i + 4 * W <= end; i += 4 * W) step.template at<V, 4>(i, 4 * W);
+  for (; i + W <= end; i += W) step.template at<V, 1>(i, W);
+  if (i < end) step.template at<V, 1>(i, end - i);
+}
+PLAIT_VECTOR_KERNEL(run_step, over_channels)
+
+template <class V, int J, class T>
+PLAIT_INLINE void load_all(const T* p, int64_t count, V* v) {
+#pragma GCC unroll 4
+  for (int j = 0; j < J; j++) v[j] = load<V>(p + j * WIDTH<V>, count - j * WIDTH<V>);
+}
+template <class V, int J, class T>
+PLAIT_INLINE void store_all(T* p, const V* v, int64_t count) {
+#pragma GCC unroll 4
+  for (int j = 0; j < J; j++) store(p + j * WIDTH<V>, v[j], count - j * WIDTH<V>);
+}
+
+template <class T>
+struct Statistics {
+  int64_t rows, pitch;
+  const T* x;
+  float *mean, *variance;
+
+  template <class V, int J>
+  PLAIT_INLINE void at(int64_t i, int64_t count) const {
+    const V n = all<V>(float(rows));
+    V sum[J] = {}, center[J], v[J];
+    for (int64_t r = 0; r < rows; r++) {
+      load_all<V, J>(x + r * pitch + i, count, v);
+#pragma GCC unroll 4
+      for (int j = 0; j < J; j++) sum[j] += v[j];
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < J; j++) center[j] = sum[j] / n, sum[j] = V{};
+    for (int64_t r = 0; r < rows; r++) {
+      load_all<V, J>(x + r * pitch + i, count, v);
+#pragma GCC unroll 4
+      for (int j = 0; j < J; j++) {
+        const V d = v[j] - center[j];
+        sum[j] = fma(d, d, sum[j]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < J; j++) sum[j] = sum[j] / n;
+    store_all<V, J>(mean + i, center, count);
+    store_all<V, J>(variance + i, sum, count);
+  }
 };
 
-template <class T>
-PLAIT_INLINE void statistics_body(Columns b, const T* x, float* mean, float* variance) {
-  float sum[BLOCK] = {}, center[BLOCK];
-  for (int64_t r = 0; r < b.rows; r++) {
-    const T* row = x + r * b.pitch + b.c;
-    for (int64_t i = 0; i < b.n; i++) sum[i] += to_float(row[i]);
-  }
-  const float count = float(b.rows);
-  for (int64_t i = 0; i < b.n; i++) center[i] = mean[b.c + i] = sum[i] / count, sum[i] = 0;
-  for (int64_t r = 0; r < b.rows; r++) {
-    const T* row = x + r * b.pitch + b.c;
-    for (int64_t i = 0; i < b.n; i++) {
-      const float d = to_float(row[i]) - center[i];
-      sum[i] = fused(d, d, sum[i]);
+template <class T, class W>
+struct Normalize {
+  int64_t rows, pitch;
+  const T* x;
+  const float *mean, *rstd;
+  const W *weight, *bias;
+  T* out;
+
+  template <class V, int J>
+  PLAIT_INLINE void at(int64_t i, int64_t count) const {
+    V center[J], scale[J], w[J], shift[J], v[J];
+    load_all<V, J>(mean + i, count, center);
+    load_all<V, J>(rstd + i, count, scale);
+    load_all<V, J>(weight + i, count, w);
+    load_all<V, J>(bias + i, count, shift);
+    for (int64_t r = 0; r < rows; r++) {
+      load_all<V, J>(x + r * pitch + i, count, v);
+#pragma GCC unroll 4
+      for (int j = 0; j < J; j++) v[j] = fma((v[j] - center[j]) * scale[j], w[j], shift[j]);
+      store_all<V, J>(out + r * pitch + i, v, count);
     }
   }
-  for (int64_t i = 0; i < b.n; i++) variance[b.c + i] = sum[i] / count;
-}
-PLAIT_KERNEL(statistics, statistics_body)
+};
+
+// Continues the chains of sum(grad) and sum(grad * xhat).
+template <class T>
+struct GradSums {
+  int64_t rows, grad_pitch, pitch;
+  const T *grad, *x;
+  const float *mean, *rstd;
+  float *sum_grad, *sum_product;
+
+  template <class V, int J>
+  PLAIT_INLINE void at(int64_t i, int64_t count) const {
+    V center[J], scale[J], plain[J], product[J], g[J], v[J];
+    load_all<V, J>(mean + i, count, center);
+    load_all<V, J>(rstd + i, count, scale);
+    load_all<V, J>(sum_grad + i, count, plain);
+    load_all<V, J>(sum_product + i, count, product);
+    for (int64_t r = 0; r < rows; r++) {
+      load_all<V, J>(grad + r * grad_pitch + i, count, g);
+      load_all<V, J>(x + r * pitch + i, count, v);
+#pragma GCC unroll 4
+      for (int j = 0; j < J; j++) {
+        plain[j] += g[j];
+        product[j] = fma(g[j], (v[j] - center[j]) * scale[j], product[j]);
+      }
+    }
+    store_all<V, J>(sum_grad + i, plain, count);
+    store_all<V, J>(sum_product + i, product, count);
+  }
+};
 
 template <class T, class W>
-PLAIT_INLINE void normalize_body(Columns b, const T* x, const float* mean, const float* rstd,
-                                 const W* weight, const W* bias, T* out) {
-  float center[BLOCK], scale[BLOCK], w[BLOCK], shift[BLOCK];
-  for (int64_t i = 0; i < b.n; i++) {
-    center[i] = mean[b.c + i], scale[i] = rstd[i];
-    w[i] = to_float(weight[b.c + i]), shift[i] = to_float(bias[b.c + i]);
-  }
-  for (int64_t r = 0; r < b.rows; r++) {
-    const T* row = x + r * b.pitch + b.c;
-    T* to = out + r * b.pitch + b.c;
-    for (int64_t i = 0; i < b.n; i++)
-      to[i] = from_float<T>(fused((to_float(row[i]) - center[i]) * scale[i], w[i], shift[i]));
-  }
-}
-PLAIT_KERNEL(normalize, normalize_body)
+struct Backward {
+  int64_t rows, pitch;
+  const T *grad, *x;
+  const W* weight;
+  const float *mean, *rstd, *mean_grad, *mean_product;
+  T* grad_x;
 
-// Continues the chains of sum(grad) and sum(grad * xhat) that n floats of each buffer hold.
-template <class T>
-PLAIT_INLINE void grad_sums_body(Columns b, const T* grad, int64_t grad_pitch, const T* x, const float* mean, const float* rstd,
-                                 float* sum_grad, float* sum_product) {
-  float center[BLOCK], scale[BLOCK], plain[BLOCK], product[BLOCK];
-  for (int64_t i = 0; i < b.n; i++) {
-    center[i] = mean[b.c + i], scale[i] = rstd[i], plain[i] = sum_grad[i], product[i] = sum_product[i];
-  }
-  for (int64_t r = 0; r < b.rows; r++) {
-    const T *g = grad + r * grad_pitch + b.c, *row = x + r * b.pitch + b.c;
-    for (int64_t i = 0; i < b.n; i++) {
-      const float xhat = (to_float(row[i]) - center[i]) * scale[i];
-      plain[i] += to_float(g[i]);
-      product[i] = fused(to_float(g[i]), xhat, product[i]);
+  template <class V, int J>
+  PLAIT_INLINE void at(int64_t i, int64_t count) const {
+    V center[J], scale[J], factor[J], plain[J], product[J], g[J], v[J];
+    load_all<V, J>(mean + i, count, center);
+    load_all<V, J>(rstd + i, count, scale);
+    load_all<V, J>(weight + i, count, factor);
+    load_all<V, J>(mean_grad + i, count, plain);
+    load_all<V, J>(mean_product + i, count, product);
+#pragma GCC unroll 4
+    for (int j = 0; j < J; j++) factor[j] = factor[j] * scale[j];
+    for (int64_t r = 0; r < rows; r++) {
+      load_all<V, J>(grad + r * pitch + i, count, g);
+      load_all<V, J>(x + r * pitch + i, count, v);
+#pragma GCC unroll 4
+      for (int j = 0; j < J; j++) {
+        const V xhat = (v[j] - center[j]) * scale[j];
+        v[j] = factor[j] * fma(-xhat, product[j], g[j] - plain[j]);
+      }
+      store_all<V, J>(grad_x + r * pitch + i, v, count);
     }
   }
-  for (int64_t i = 0; i < b.n; i++) sum_grad[i] = plain[i], sum_product[i] = product[i];
-}
-PLAIT_KERNEL(grad_sums, grad_sums_body)
+};
 
-template <class T, class W>
-PLAIT_INLINE void backward_body(Columns b, const T* grad, const T* x, const W* weight, const float* mean,
-                                const float* rstd, const float* mean_grad, const float* mean_product,
-                                T* grad_x) {
-  float center[BLOCK], scale[BLOCK], factor[BLOCK], plain[BLOCK], product[BLOCK];
-  for (int64_t i = 0; i < b.n; i++) {
-    center[i] = mean[b.c + i], scale[i] = rstd[i], factor[i] = to_float(weight[b.c + i]) * rstd[i];
-    plain[i] = mean_grad[i], product[i] = mean_product[i];
-  }
-  for (int64_t r = 0; r < b.rows; r++) {
-    const T *g = grad + r * b.pitch + b.c, *row = x + r * b.pitch + b.c;
-    T* to = grad_x + r * b.pitch + b.c;
-    for (int64_t i = 0; i < b.n; i++) {
-      const float xhat = (to_float(row[i]) - center[i]) * scale[i];
-      to[i] = from_float<T>(factor[i] * fused(-xhat, product[i], to_float(g[i]) - plain[i]));
-    }
-  }
-}
-PLAIT_KERNEL(backward, backward_body)
-
-template <class Body>
-void blocks_of_channels(int64_t rows, int64_t channels, const Body& body) {
-  const int64_t blocks = (channels + BLOCK - 1) / BLOCK;
+// step(begin, end) for ranges of channels.
+template <class Step>
+void share_channels(int64_t rows, int64_t channels, const Step& step) {
   // A few channels are still shared by all threads: their chains do not depend on the cut.
-  const int64_t width = blocks >= threads() ? BLOCK : 16;
+  const int64_t width = (channels + BLOCK - 1) / BLOCK >= threads() ? BLOCK : 16;
   parallel_for((channels + width - 1) / width, 1 + THREAD_WORK / (width * rows + 1),
                [&](int64_t begin, int64_t end) {
-                 for (int64_t c = begin * width; c < std::min(end * width, channels); c += width)
-                   body(Columns{rows, channels, c, std::min(width, channels - c)});
+                 run_step(begin * width, std::min(end * width, channels), step);
                });
 }
 
-void load_rstd(const Columns& b, const float* variance, float epsilon, float* rstd) {
-  for (int64_t i = 0; i < b.n; i++) rstd[i] = 1.0f / std::sqrt(variance[b.c + i] + epsilon);
+// step(begin, rows) makes the step for a range of rows.
+template <class Step>
+void share_rows(int64_t rows, int64_t channels, const Step& step) {
+  parallel_for(rows, 1 + THREAD_WORK / (channels + 1), [&](int64_t begin, int64_t end) {
+    run_step(int64_t(0), channels, step(begin, end - begin));
+  });
+}
+
+std::vector<float> rstd_of(const float* variance, int64_t channels, float epsilon) {
+  std::vector<float> rstd(size_t(channels), 0.0f);
+  for (int64_t i = 0; i < channels; i++) rstd[size_t(i)] = 1.0f / std::sqrt(variance[i] + epsilon);
+  return rstd;
 }
 
 void check(const char* call, const ConstArray& x, const ConstArray& other) {
@@ -140,14 +208,14 @@ void forward_with(const ConstArray& x, const W* weight, const W* bias, float eps
                   const Array& mean, const Array& variance, const Array& out) {
   PLAIT_FLOATS(x.dtype, "batch_norm_forward", [&](auto zero) {
     using T = decltype(zero);
+    const int64_t rows = x.shape[0], c = x.shape[1];
     const T* from = x.as<T>();
     T* to = out.as<T>();
     float *m = mean.as<float>(), *v = variance.as<float>();
-    blocks_of_channels(x.shape[0], x.shape[1], [&](const Columns& b) {
-      float rstd[BLOCK];
-      if (training) statistics(b, from, m, v);
-      load_rstd(b, v, epsilon, rstd);
-      normalize(b, from, static_cast<const float*>(m), static_cast<const float*>(rstd), weight, bias, to);
+    if (training) share_channels(rows, c, Statistics<T>{rows, c, from, m, v});
+    const std::vector<float> rstd = rstd_of(v, c, epsilon);
+    share_rows(rows, c, [&](int64_t begin, int64_t count) {
+      return Normalize<T, W>{count, c, from + begin * c, m, rstd.data(), weight, bias, to + begin * c};
     });
   });
 }
@@ -157,17 +225,17 @@ void backward_with(const ConstArray& grad, const ConstArray& x, const W* weight,
                    const float* variance, float epsilon, const Array& grad_x) {
   PLAIT_FLOATS(x.dtype, "batch_norm_backward", [&](auto zero) {
     using T = decltype(zero);
+    const int64_t rows = x.shape[0], c = x.shape[1];
     const T *g = grad.as<T>(), *from = x.as<T>();
     T* to = grad_x.as<T>();
-    const float rows = float(x.shape[0]);
-    blocks_of_channels(x.shape[0], x.shape[1], [&](const Columns& b) {
-      float rstd[BLOCK], plain[BLOCK] = {}, product[BLOCK] = {};
-      load_rstd(b, variance, epsilon, rstd);
-      const float* scale = rstd;
-      grad_sums(b, g, b.pitch, from, mean, scale, static_cast<float*>(plain), static_cast<float*>(product));
-      for (int64_t i = 0; i < b.n; i++) plain[i] /= rows, product[i] /= rows;
-      backward(b, g, from, weight, mean, scale, static_cast<const float*>(plain),
-               static_cast<const float*>(product), to);
+    const std::vector<float> rstd = rstd_of(variance, c, epsilon);
+    std::vector<float> plain(size_t(c), 0.0f), product(size_t(c), 0.0f);
+    share_channels(rows, c,
+                   GradSums<T>{rows, c, c, g, from, mean, rstd.data(), plain.data(), product.data()});
+    for (size_t i = 0; i < plain.size(); i++) plain[i] /= float(rows), product[i] /= float(rows);
+    share_rows(rows, c, [&](int64_t begin, int64_t count) {
+      return Backward<T, W>{count, c, g + begin * c, from + begin * c, weight,
+                            mean, rstd.data(), plain.data(), product.data(), to + begin * c};
     });
   });
 }
@@ -214,18 +282,16 @@ void batch_norm_backward_weight(const ConstArray& grad, const ConstArray& x, con
   PLAIT_FLOATS(x.dtype, call, [&](auto zero) {
     using T = decltype(zero);
     const T *g = grad.as<T>(), *from = x.as<T>();
-    blocks_of_channels(x.shape[0] * x.shape[1], x.shape[2], [&](Columns b) {
-      b.rows = x.shape[1], b.pitch = x.strides[1];
-      float rstd[BLOCK];
-      load_rstd(b, v, epsilon, rstd);
-      if (!accumulate) {
-        std::fill(plain + b.c, plain + b.c + b.n, 0.0f);
-        std::fill(product + b.c, product + b.c + b.n, 0.0f);
-      }
-      for (int64_t s = 0; s < x.shape[0]; s++)
-        grad_sums(b, g + s * grad.strides[0], grad.strides[1], from + s * x.strides[0], m,
-                  static_cast<const float*>(rstd), plain + b.c, product + b.c);
-    });
+    const int64_t c = x.shape[2];
+    const std::vector<float> rstd = rstd_of(v, c, epsilon);
+    if (!accumulate) {
+      std::fill(plain, plain + c, 0.0f);
+      std::fill(product, product + c, 0.0f);
+    }
+    for (int64_t s = 0; s < x.shape[0]; s++)
+      share_channels(x.shape[1], c,
+                     GradSums<T>{x.shape[1], grad.strides[1], x.strides[1], g + s * grad.strides[0],
+                                 from + s * x.strides[0], m, rstd.data(), plain, product});
   });
 }
 

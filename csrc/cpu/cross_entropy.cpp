@@ -1,6 +1,7 @@
-// Softmax cross-entropy over a sharded vocabulary. A shard knows (peak, sum of exp(logit - peak)); pairs merge in the tree.
-// Sums over a row are sum_row's fixed lanes by column of the shard. Padding columns are never read. NaN and +infinity
-// reach the loss as NaN: a peak skips NaN, but exp(NaN - peak) and exp(inf - inf) are in the sum.
+// Softmax cross-entropy over a sharded vocabulary. A shard knows (peak, sum of exp(logit - peak));
+// pairs merge in the tree. Sums over a row are sum_row's fixed lanes by column of the shard.
+// Padding columns are never read. NaN and +infinity reach the loss as NaN: a peak skips NaN, but
+// exp(NaN - peak) and exp(inf - inf) are in the sum.
 #include <algorithm>
 
 #include "core/ops.hpp"
@@ -12,14 +13,19 @@
 namespace plait {
 namespace {
 
-// What is subtracted from logits: where there is nothing but -infinity, 0, so that exp gives 0 and not NaN.
-PLAIT_INLINE float base_of(float peak) { return peak == -math::INF ? 0.0f : peak; }
+// What is subtracted from logits: where there is nothing but -infinity, 0, so that exp gives 0 and
+// not NaN.
+PLAIT_INLINE float base_of(float peak) {
+  return peak == -math::INF ? 0.0f : peak;
+}
 
 template <class T>
 struct Value {
   const T* x;
   template <class V>
-  PLAIT_INLINE V at(int64_t i, int64_t count) const { return load<V>(x + i, count); }
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    return load<V>(x + i, count);
+  }
 };
 
 template <class T>
@@ -27,7 +33,9 @@ struct Exponential {
   const T* x;
   float base;
   template <class V>
-  PLAIT_INLINE V at(int64_t i, int64_t count) const { return math::exp(load<V>(x + i, count) - base); }
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    return math::exp(load<V>(x + i, count) - base);
+  }
 };
 
 template <class T>
@@ -41,8 +49,8 @@ struct Gradient {
 };
 
 template <class V, class T>
-PLAIT_INLINE void statistics_body(const T* logits, int64_t rows, int64_t stride, int64_t columns, float* peak,
-                                  float* sum) {
+PLAIT_INLINE void statistics_body(const T* logits, int64_t rows, int64_t stride, int64_t columns,
+                                  float* peak, float* sum) {
   for (int64_t r = 0; r < rows; r++, logits += stride) {
     peak[r] = max_row<V>(columns, Value<T>{logits});
     sum[r] = sum_row<V>(columns, Exponential<T>{logits, base_of(peak[r])});
@@ -54,8 +62,8 @@ constexpr int STACK = 64;
 
 // The tree merge of rows begin .. end, parts (n, 2, rows): a stack of vectors of rows.
 template <class V>
-PLAIT_INLINE void merge_body(const float* parts, const int* merges, int64_t n, int64_t rows, int64_t begin,
-                             int64_t end, float* out) {
+PLAIT_INLINE void merge_body(const float* parts, const int* merges, int64_t n, int64_t rows,
+                             int64_t begin, int64_t end, float* out) {
   V peaks[STACK], sums[STACK];
   for (int64_t r = begin; r < end; r += WIDTH<V>) {
     int top = 0;
@@ -66,7 +74,8 @@ PLAIT_INLINE void merge_body(const float* parts, const int* merges, int64_t n, i
         top--;
         const V peak = max(peaks[top - 1], peaks[top]);
         const V base = peak == -math::INF ? all<V>(0.0f) : peak;
-        sums[top - 1] = sums[top - 1] * math::exp(peaks[top - 1] - base) + sums[top] * math::exp(peaks[top] - base);
+        sums[top - 1] = sums[top - 1] * math::exp(peaks[top - 1] - base) +
+                        sums[top] * math::exp(peaks[top] - base);
         peaks[top - 1] = peak;
       }
     }
@@ -77,20 +86,23 @@ PLAIT_INLINE void merge_body(const float* parts, const int* merges, int64_t n, i
 PLAIT_VECTOR_KERNEL(merge_rows, merge_body)
 
 template <class V, class T>
-PLAIT_INLINE void backward_body(const T* logits, int64_t columns, float base, float scale, T* grad) {
+PLAIT_INLINE void backward_body(const T* logits, int64_t columns, float base, float scale,
+                                T* grad) {
   fill_row<V>(columns, grad, Gradient<T>{logits, base, scale});
 }
 PLAIT_VECTOR_KERNEL(backward_row, backward_body)
 
-int64_t grain_of(int64_t columns) { return 1 + 8192 / (columns + 1); }
+int64_t grain_of(int64_t columns) {
+  return 1 + 8192 / (columns + 1);
+}
 
 // Columns of the shard that are no padding.
 int64_t real_columns(int64_t first_column, int64_t columns, int64_t vocabulary) {
   return std::clamp<int64_t>(vocabulary - first_column, 0, columns);
 }
 
-void expect_rows(const char* call, const ConstArray& logits, const ConstArray& targets, const ConstArray& peak,
-                 const ConstArray& sum) {
+void expect_rows(const char* call, const ConstArray& logits, const ConstArray& targets,
+                 const ConstArray& peak, const ConstArray& sum) {
   expect_ndim(call, "logits", logits, 2);
   const int64_t rows = logits.shape[0];
   expect_unit_last(call, "logits", logits);
@@ -101,8 +113,9 @@ void expect_rows(const char* call, const ConstArray& logits, const ConstArray& t
 
 }  // namespace
 
-void cross_entropy_statistics(const ConstArray& logits, const ConstArray& targets, int64_t first_column,
-                              int64_t vocabulary, const Array& peak, const Array& sum, const Array& target_logit) {
+void cross_entropy_statistics(const ConstArray& logits, const ConstArray& targets,
+                              int64_t first_column, int64_t vocabulary, const Array& peak,
+                              const Array& sum, const Array& target_logit) {
   const char* call = "cross_entropy_statistics";
   expect_rows(call, logits, targets, peak, sum);
   const int64_t rows = logits.shape[0], columns = logits.shape[1], stride = logits.strides[0];
@@ -110,23 +123,27 @@ void cross_entropy_statistics(const ConstArray& logits, const ConstArray& target
   const int64_t real = real_columns(first_column, columns, vocabulary);
   const int32_t* target = targets.as<int32_t>();
   for (int64_t r = 0; r < rows; r++)
-    PLAIT_CHECK(target[r] < vocabulary, call, "targets[", r, "] is ", target[r], ", beyond the vocabulary of ",
-                vocabulary);
-  float *peak_data = peak.as<float>(), *sum_data = sum.as<float>(), *picked = target_logit.as<float>();
+    PLAIT_CHECK(target[r] < vocabulary, call, "targets[", r, "] is ", target[r],
+                ", beyond the vocabulary of ", vocabulary);
+  float *peak_data = peak.as<float>(), *sum_data = sum.as<float>(),
+        *picked = target_logit.as<float>();
   PLAIT_FLOATS(logits.dtype, call, [&](auto zero) {
     using T = decltype(zero);
     const T* x = logits.as<T>();
     parallel_for(rows, grain_of(columns), [=](int64_t begin, int64_t end) {
-      statistics_rows(x + begin * stride, end - begin, stride, real, peak_data + begin, sum_data + begin);
+      statistics_rows(x + begin * stride, end - begin, stride, real, peak_data + begin,
+                      sum_data + begin);
       for (int64_t r = begin; r < end; r++) {
         const int64_t column = target[r] - first_column;
-        if (target[r] >= 0 && column >= 0 && column < real) picked[r] = to_float(x[r * stride + column]);
+        if (target[r] >= 0 && column >= 0 && column < real)
+          picked[r] = to_float(x[r * stride + column]);
       }
     });
   });
 }
 
-void cross_entropy_merge(const ConstArray& parts, const std::vector<int>& merges, const Array& out) {
+void cross_entropy_merge(const ConstArray& parts, const std::vector<int>& merges,
+                         const Array& out) {
   const char* call = "cross_entropy_merge";
   expect_ndim(call, "parts", parts, 3);
   const int64_t n = parts.shape[0], rows = parts.shape[2];
@@ -147,8 +164,9 @@ void cross_entropy_merge(const ConstArray& parts, const std::vector<int>& merges
   });
 }
 
-void cross_entropy_loss(const ConstArray& peak, const ConstArray& sum, const ConstArray& target_logit,
-                        const ConstArray& targets, const Array& losses) {
+void cross_entropy_loss(const ConstArray& peak, const ConstArray& sum,
+                        const ConstArray& target_logit, const ConstArray& targets,
+                        const Array& losses) {
   const char* call = "cross_entropy_loss";
   expect_ndim(call, "losses", losses, 1);
   const int64_t rows = losses.shape[0];
@@ -160,12 +178,13 @@ void cross_entropy_loss(const ConstArray& peak, const ConstArray& sum, const Con
   const float *m = peak.as<float>(), *s = sum.as<float>(), *t = target_logit.as<float>();
   const int32_t* target = targets.as<int32_t>();
   float* loss = losses.as<float>();
-  for (int64_t r = 0; r < rows; r++) loss[r] = target[r] < 0 ? 0.0f : (math::log(s[r]) + m[r]) - t[r];
+  for (int64_t r = 0; r < rows; r++)
+    loss[r] = target[r] < 0 ? 0.0f : (math::log(s[r]) + m[r]) - t[r];
 }
 
-void cross_entropy_backward(const ConstArray& logits, const ConstArray& targets, const ConstArray& peak,
-                            const ConstArray& sum, int64_t first_column, int64_t vocabulary, float scale,
-                            const Array& grad_logits) {
+void cross_entropy_backward(const ConstArray& logits, const ConstArray& targets,
+                            const ConstArray& peak, const ConstArray& sum, int64_t first_column,
+                            int64_t vocabulary, float scale, const Array& grad_logits) {
   const char* call = "cross_entropy_backward";
   expect_rows(call, logits, targets, peak, sum);
   const int64_t rows = logits.shape[0], columns = logits.shape[1];
@@ -185,7 +204,8 @@ void cross_entropy_backward(const ConstArray& logits, const ConstArray& targets,
         const int64_t used = target[r] < 0 ? 0 : real, column = target[r] - first_column;
         const bool here = column >= 0 && column < used;
         const float base = base_of(peak_data[r]), inverse = scale / sum_data[r];
-        const float logit = here ? to_float(row[column]) : 0.0f;  // before grad, which may be the same memory
+        const float logit =
+            here ? to_float(row[column]) : 0.0f;  // before grad, which may be the same memory
         backward_row(row, used, base, inverse, out);
         if (here) out[column] = from_float<T>(math::exp(logit - base) * inverse - scale);
         std::fill(out + used, out + columns, T{});

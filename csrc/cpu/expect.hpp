@@ -1,4 +1,5 @@
-// What ops ask of their arguments, with messages that name the argument, what it is and what was expected.
+// What ops ask of their arguments, with messages that name the argument, what it is and what was
+// expected.
 #pragma once
 #include <initializer_list>
 
@@ -14,7 +15,8 @@ inline void expect_shape(const char* call, const char* name, const ConstArray& x
   std::ostringstream text;
   const char* comma = "";
   for (int64_t n : shape) text << comma << n, comma = ", ";
-  fail(call, name, " is ", shape_text(x), ", expected (", text.str(), shape.size() == 1 ? ",)" : ")");
+  fail(call, name, " is ", shape_text(x), ", expected (", text.str(),
+       shape.size() == 1 ? ",)" : ")");
 }
 
 inline void expect_ndim(const char* call, const char* name, const ConstArray& x, int ndim) {
@@ -45,8 +47,9 @@ inline void expect_array(const char* call, const char* name, const ConstArray& x
 // Strided arrays may have any strides but the last, which is 1.
 inline void expect_unit_last(const char* call, const char* name, const ConstArray& x) {
   const int last = x.ndim - 1;
-  PLAIT_CHECK(last < 0 || x.shape[last] <= 1 || x.size() == 0 || x.strides[last] == 1, call, name, " ",
-              shape_text(x), " has stride ", x.strides[last], " along its last axis, expected 1");
+  PLAIT_CHECK(last < 0 || x.shape[last] <= 1 || x.size() == 0 || x.strides[last] == 1, call, name,
+              " ", shape_text(x), " has stride ", x.strides[last],
+              " along its last axis, expected 1");
 }
 
 }  // namespace plait

@@ -1,5 +1,6 @@
-// exp, log, sigmoid, sine and cosine of our own: libm's bits differ from version to version. F is float or a vector of vec.hpp.
-// Only + - * /, fused multiply-adds and selects, so every instruction path gives the same bits. Polynomials are minimax.
+// exp, log, sigmoid, sine and cosine of our own: libm's bits differ from version to version. F is
+// float or a vector of vec.hpp. Only + - * /, fused multiply-adds and selects, so every instruction
+// path gives the same bits. Polynomials are minimax.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -41,16 +42,20 @@ PLAIT_INLINE auto of_bits(U u) {
 
 // p r + c with a constant c.
 template <class F>
-PLAIT_INLINE F step(F p, F r, float c) { return fma(p, r, all<F>(c)); }
+PLAIT_INLINE F step(F p, F r, float c) {
+  return fma(p, r, all<F>(c));
+}
 
-// e^x within 1 ulp. Below 2^-125 it is 0; above the largest float, infinity; NaN stays NaN; exp(0) is 1.
-// x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to n and leaves n in the low bits.
+// e^x within 1 ulp. Below 2^-125 it is 0; above the largest float, infinity; NaN stays NaN; exp(0)
+// is 1. x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to n and leaves n in the low
+// bits.
 template <class F>
 PLAIT_INLINE F exp(F x) {
   const F shifted = fma(x, all<F>(1.44269504f), all<F>(12582912.0f));
   const F n = shifted - 12582912.0f;
   const F r = fma(n, all<F>(2.12194440e-4f), fma(n, all<F>(-0.693359375f), x));
-  F p = all<F>(0.0027628641109913588f);  // 2 e^r, so that the scale 2^(n-1) is finite up to the largest float
+  F p = all<F>(0.0027628641109913588f);  // 2 e^r, so that the scale 2^(n-1) is finite up to the
+                                         // largest float
   p = step(p, r, 0.01673770137131214f);
   p = step(p, r, 0.08333680033683777f);
   p = step(p, r, 0.3333303928375244f);
@@ -97,8 +102,9 @@ PLAIT_INLINE Sigmoid<F> sigmoid(F x) {
   return {x > 0.0f ? large : small, x > 0.0f ? small : large};
 }
 
-// Sine and cosine of a double angle in radians, |x| < 2^31 or so, to 1e-10 + |x| 2^-53; then rounded to float.
-// x = n pi/2 + r, |r| <= pi/4, with pi/2 in two doubles; the quadrant n mod 4 swaps and negates.
+// Sine and cosine of a double angle in radians, |x| < 2^31 or so, to 1e-10 + |x| 2^-53; then
+// rounded to float. x = n pi/2 + r, |r| <= pi/4, with pi/2 in two doubles; the quadrant n mod 4
+// swaps and negates.
 struct SineCosine {
   float sine, cosine;
 };
@@ -121,7 +127,8 @@ PLAIT_INLINE SineCosine sine_cosine(double x) {
   const uint64_t quadrant = bits_of(shifted);
   const uint64_t swap = uint64_t(0) - (quadrant & 1);
   const uint64_t s_bits = bits_of(s), c_bits = bits_of(c);
-  const uint64_t sine = (s_bits & ~swap) | (c_bits & swap), cosine = (c_bits & ~swap) | (s_bits & swap);
+  const uint64_t sine = (s_bits & ~swap) | (c_bits & swap),
+                 cosine = (c_bits & ~swap) | (s_bits & swap);
   const uint64_t sine_sign = (quadrant & 2) << 62, cosine_sign = ((quadrant + 1) & 2) << 62;
   return {float(of_bits(sine ^ sine_sign)), float(of_bits(cosine ^ cosine_sign))};
 }

@@ -1,5 +1,6 @@
-// Layer norm and RMS norm over rows. Mean and variance are two passes in float32, each a sum_row (vec.hpp: one fixed order
-// for any path and thread count); a row's bits depend on nothing but the row.
+// Layer norm and RMS norm over rows. Mean and variance are two passes in float32, each a sum_row
+// (vec.hpp: one fixed order for any path and thread count); a row's bits depend on nothing but the
+// row.
 #include <algorithm>
 
 #include "core/ops.hpp"
@@ -10,13 +11,16 @@
 namespace plait {
 namespace {
 
-// --- terms of the sums and the rows written: functors, as lambdas would lose the instruction path ----
+// --- terms of the sums and the rows written: functors, as lambdas would lose the instruction path
+// ----
 
 template <class T>
 struct Value {
   const T* x;
   template <class V>
-  PLAIT_INLINE V at(int64_t i, int64_t count) const { return load<V>(x + i, count); }
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    return load<V>(x + i, count);
+  }
 };
 
 template <class T>
@@ -36,7 +40,9 @@ struct Normalised {
   const T* x;
   float mean, rstd;
   template <class V>
-  PLAIT_INLINE V at(int64_t i, int64_t count) const { return (load<V>(x + i, count) - mean) * rstd; }
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    return (load<V>(x + i, count) - mean) * rstd;
+  }
 };
 
 template <class T, class W>
@@ -65,7 +71,9 @@ struct WeightedProduct {
   WeightedGrad<T, W> grad;
   Normalised<T> x;
   template <class V>
-  PLAIT_INLINE V at(int64_t i, int64_t count) const { return grad.template at<V>(i, count) * x.template at<V>(i, count); }
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    return grad.template at<V>(i, count) * x.template at<V>(i, count);
+  }
 };
 
 // rstd (g - mean(g) - y mean(g y)) with g = grad * weight, y = normalised x
@@ -81,12 +89,13 @@ struct GradX {
   }
 };
 
-// --- row kernels -----------------------------------------------------------------------------------
+// --- row kernels
+// -----------------------------------------------------------------------------------
 
 // mean is null for RMS norm.
 template <class V, class T, class W>
-PLAIT_INLINE void forward_body(const T* x, const W* weight, const W* bias, float epsilon, int64_t rows,
-                               int64_t channels, T* out, float* mean, float* rstd) {
+PLAIT_INLINE void forward_body(const T* x, const W* weight, const W* bias, float epsilon,
+                               int64_t rows, int64_t channels, T* out, float* mean, float* rstd) {
   for (int64_t r = 0; r < rows; r++, x += channels, out += channels) {
     const float m = mean ? sum_row<V>(channels, Value<T>{x}) / float(channels) : 0.0f;
     const float variance = sum_row<V>(channels, SquaredDistance<T>{x, m}) / float(channels);
@@ -99,8 +108,8 @@ PLAIT_INLINE void forward_body(const T* x, const W* weight, const W* bias, float
 PLAIT_VECTOR_KERNEL(forward_rows, forward_body)
 
 template <class V, class T, class W>
-PLAIT_INLINE void backward_body(const T* grad, const T* x, const W* weight, const float* mean, const float* rstd,
-                                int64_t rows, int64_t channels, T* grad_x) {
+PLAIT_INLINE void backward_body(const T* grad, const T* x, const W* weight, const float* mean,
+                                const float* rstd, int64_t rows, int64_t channels, T* grad_x) {
   for (int64_t r = 0; r < rows; r++, grad += channels, x += channels, grad_x += channels) {
     const WeightedGrad<T, W> g{grad, weight};
     const Normalised<T> y{x, mean ? mean[r] : 0.0f, rstd[r]};
@@ -113,8 +122,9 @@ PLAIT_VECTOR_KERNEL(backward_rows, backward_body)
 
 // Channels of one row are added to the sums; called row after row.
 template <class V, class T>
-PLAIT_INLINE void backward_weight_body(const T* grad, const T* x, float mean, float rstd, int64_t channels,
-                                       float* __restrict__ grad_weight, float* __restrict__ grad_bias) {
+PLAIT_INLINE void backward_weight_body(const T* grad, const T* x, float mean, float rstd,
+                                       int64_t channels, float* __restrict__ grad_weight,
+                                       float* __restrict__ grad_bias) {
   int64_t c = 0;
   for (; c < channels; c += WIDTH<V>) {
     const int64_t count = channels - c;
@@ -125,9 +135,12 @@ PLAIT_INLINE void backward_weight_body(const T* grad, const T* x, float mean, fl
 }
 PLAIT_VECTOR_KERNEL(backward_weight_row, backward_weight_body)
 
-// --- launchers -------------------------------------------------------------------------------------
+// --- launchers
+// -------------------------------------------------------------------------------------
 
-int64_t grain_of(int64_t channels) { return 1 + 16384 / (channels + 1); }
+int64_t grain_of(int64_t channels) {
+  return 1 + 16384 / (channels + 1);
+}
 
 // Calls run(T{}, W{}) for x of T and weights of W, which is x's type or float32.
 template <class Run>
@@ -140,8 +153,9 @@ void dispatch(const char* call, const ConstArray& x, const ConstArray& weight, c
 }
 
 // bias and mean are null for RMS norm.
-void forward(const char* call, const ConstArray& x, const ConstArray& weight, const ConstArray* bias,
-             float epsilon, const Array& out, const Array* mean, const Array& rstd) {
+void forward(const char* call, const ConstArray& x, const ConstArray& weight,
+             const ConstArray* bias, float epsilon, const Array& out, const Array* mean,
+             const Array& rstd) {
   expect_ndim(call, "x", x, 2);
   const int64_t rows = x.shape[0], channels = x.shape[1];
   expect_array(call, "x", x, x.dtype, {rows, channels});
@@ -159,14 +173,15 @@ void forward(const char* call, const ConstArray& x, const ConstArray& weight, co
     float *mean_data = mean ? mean->as<float>() : nullptr, *rstd_data = rstd.as<float>();
     parallel_for(rows, grain_of(channels), [=](int64_t begin, int64_t end) {
       const int64_t at = begin * channels;
-      forward_rows(x_data + at, weight_data, bias_data, epsilon, end - begin, channels, out_data + at,
-                   mean_data ? mean_data + begin : mean_data, rstd_data + begin);
+      forward_rows(x_data + at, weight_data, bias_data, epsilon, end - begin, channels,
+                   out_data + at, mean_data ? mean_data + begin : mean_data, rstd_data + begin);
     });
   });
 }
 
-void backward(const char* call, const ConstArray& grad, const ConstArray& x, const ConstArray& weight,
-              const ConstArray* mean, const ConstArray& rstd, const Array& grad_x) {
+void backward(const char* call, const ConstArray& grad, const ConstArray& x,
+              const ConstArray& weight, const ConstArray* mean, const ConstArray& rstd,
+              const Array& grad_x) {
   expect_ndim(call, "x", x, 2);
   const int64_t rows = x.shape[0], channels = x.shape[1];
   expect_array(call, "x", x, x.dtype, {rows, channels});
@@ -184,15 +199,17 @@ void backward(const char* call, const ConstArray& grad, const ConstArray& x, con
     T* out_data = grad_x.as<T>();
     parallel_for(rows, grain_of(channels), [=](int64_t begin, int64_t end) {
       const int64_t at = begin * channels;
-      backward_rows(grad_data + at, x_data + at, weight_data, mean_data ? mean_data + begin : mean_data,
-                    rstd_data + begin, end - begin, channels, out_data + at);
+      backward_rows(grad_data + at, x_data + at, weight_data,
+                    mean_data ? mean_data + begin : mean_data, rstd_data + begin, end - begin,
+                    channels, out_data + at);
     });
   });
 }
 
 // Threads take disjoint ranges of channels; each channel is one chain over samples, then positions.
-void backward_weight(const char* call, const ConstArray& grad, const ConstArray& x, const ConstArray* mean,
-                     const ConstArray& rstd, bool accumulate, const Array& grad_weight, const Array* grad_bias) {
+void backward_weight(const char* call, const ConstArray& grad, const ConstArray& x,
+                     const ConstArray* mean, const ConstArray& rstd, bool accumulate,
+                     const Array& grad_weight, const Array* grad_bias) {
   expect_ndim(call, "x", x, 3);
   const int64_t samples = x.shape[0], positions = x.shape[1], channels = x.shape[2];
   expect_shape(call, "grad", grad, {samples, positions, channels});
@@ -210,7 +227,8 @@ void backward_weight(const char* call, const ConstArray& grad, const ConstArray&
     using T = decltype(zero);
     const T *grad_data = grad.as<T>(), *x_data = x.as<T>();
     const float *mean_data = mean ? mean->as<float>() : nullptr, *rstd_data = rstd.as<float>();
-    float *weight_data = grad_weight.as<float>(), *bias_data = grad_bias ? grad_bias->as<float>() : nullptr;
+    float *weight_data = grad_weight.as<float>(),
+          *bias_data = grad_bias ? grad_bias->as<float>() : nullptr;
     constexpr int64_t STRIP = 64;
     const int64_t grain = 1 + 32768 / (STRIP * (samples * positions + 1));
     parallel_for((channels + STRIP - 1) / STRIP, grain, [&](int64_t begin, int64_t end) {
@@ -224,16 +242,16 @@ void backward_weight(const char* call, const ConstArray& grad, const ConstArray&
           backward_weight_row(grad_data + b * grad.strides[0] + s * grad.strides[1] + first,
                               x_data + b * x.strides[0] + s * x.strides[1] + first,
                               mean ? mean_data[b * mean->strides[0] + s * mean->strides[1]] : 0.0f,
-                              rstd_data[b * rstd.strides[0] + s * rstd.strides[1]], count, weight_data + first,
-                              bias_data ? bias_data + first : bias_data);
+                              rstd_data[b * rstd.strides[0] + s * rstd.strides[1]], count,
+                              weight_data + first, bias_data ? bias_data + first : bias_data);
     });
   });
 }
 
 }  // namespace
 
-void layer_norm_forward(const ConstArray& x, const ConstArray& weight, const ConstArray& bias, float epsilon,
-                        const Array& out, const Array& mean, const Array& rstd) {
+void layer_norm_forward(const ConstArray& x, const ConstArray& weight, const ConstArray& bias,
+                        float epsilon, const Array& out, const Array& mean, const Array& rstd) {
   forward("layer_norm_forward", x, weight, &bias, epsilon, out, &mean, rstd);
 }
 
@@ -245,11 +263,12 @@ void layer_norm_backward(const ConstArray& grad, const ConstArray& x, const Cons
 void layer_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& mean,
                                 const ConstArray& rstd, bool accumulate, const Array& grad_weight,
                                 const Array& grad_bias) {
-  backward_weight("layer_norm_backward_weight", grad, x, &mean, rstd, accumulate, grad_weight, &grad_bias);
+  backward_weight("layer_norm_backward_weight", grad, x, &mean, rstd, accumulate, grad_weight,
+                  &grad_bias);
 }
 
-void rms_norm_forward(const ConstArray& x, const ConstArray& weight, float epsilon, const Array& out,
-                      const Array& rstd) {
+void rms_norm_forward(const ConstArray& x, const ConstArray& weight, float epsilon,
+                      const Array& out, const Array& rstd) {
   forward("rms_norm_forward", x, weight, nullptr, epsilon, out, nullptr, rstd);
 }
 
@@ -260,7 +279,8 @@ void rms_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstA
 
 void rms_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& rstd,
                               bool accumulate, const Array& grad_weight) {
-  backward_weight("rms_norm_backward_weight", grad, x, nullptr, rstd, accumulate, grad_weight, nullptr);
+  backward_weight("rms_norm_backward_weight", grad, x, nullptr, rstd, accumulate, grad_weight,
+                  nullptr);
 }
 
 }  // namespace plait

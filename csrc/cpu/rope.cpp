@@ -1,6 +1,7 @@
-// Rotary position embedding (Su et al. 2021). Angles are formed in double: base^(-2i/D) once per call by our own log and
-// exp series (relative error about 1e-15), times the position, reduced by pi/2 in two doubles; so cosine and sine are
-// within 1e-7 at positions up to 1e6 and beyond. No table is kept: a position's angles serve all samples and heads.
+// Rotary position embedding (Su et al. 2021). Angles are formed in double: base^(-2i/D) once per
+// call by our own log and exp series (relative error about 1e-15), times the position, reduced by
+// pi/2 in two doubles; so cosine and sine are within 1e-7 at positions up to 1e6 and beyond. No
+// table is kept: a position's angles serve all samples and heads.
 #include <algorithm>
 #include <vector>
 
@@ -49,8 +50,8 @@ PLAIT_KERNEL(angles, angles_body)
 
 // All heads of one token.
 template <class V, class T>
-PLAIT_INLINE void rotate_body(const T* x, int64_t x_stride, int64_t heads, int64_t pairs, const float* cosine,
-                              const float* sine, T* out, int64_t out_stride) {
+PLAIT_INLINE void rotate_body(const T* x, int64_t x_stride, int64_t heads, int64_t pairs,
+                              const float* cosine, const float* sine, T* out, int64_t out_stride) {
   for (int64_t h = 0; h < heads; h++, x += x_stride, out += out_stride) {
     for (int64_t i = 0; i < pairs; i += WIDTH<V>) {
       const int64_t count = pairs - i;
@@ -63,7 +64,8 @@ PLAIT_INLINE void rotate_body(const T* x, int64_t x_stride, int64_t heads, int64
 }
 PLAIT_VECTOR_KERNEL(rotate, rotate_body)
 
-constexpr int64_t BLOCK = 16;  // positions whose angles are held at a time: long enough runs of memory in each sample
+constexpr int64_t BLOCK =
+    16;  // positions whose angles are held at a time: long enough runs of memory in each sample
 
 }  // namespace
 
@@ -79,7 +81,8 @@ void rope(const ConstArray& x, float base, int64_t first_position, bool inverse,
   PLAIT_CHECK(base >= 1.0f && base < math::INF, call, "base is ", base, ", expected at least 1");
   const int64_t pairs = size / 2;
   std::vector<double> frequency(pairs);
-  for (int64_t i = 0; i < pairs; i++) frequency[i] = exp_minus(2.0 * double(i) / double(size) * natural_log(base));
+  for (int64_t i = 0; i < pairs; i++)
+    frequency[i] = exp_minus(2.0 * double(i) / double(size) * natural_log(base));
   PLAIT_FLOATS(x.dtype, call, [&](auto zero) {
     using T = decltype(zero);
     const T* x_data = x.as<T>();
@@ -89,16 +92,17 @@ void rope(const ConstArray& x, float base, int64_t first_position, bool inverse,
       thread_local Scratch scratch;
       float* cosine = scratch.get<float>(2 * BLOCK * pairs);
       float* sine = cosine + BLOCK * pairs;
-      for (int64_t first = begin * BLOCK; first < std::min(end * BLOCK, positions); first += BLOCK) {
+      for (int64_t first = begin * BLOCK; first < std::min(end * BLOCK, positions);
+           first += BLOCK) {
         const int64_t count = std::min(BLOCK, positions - first);
         for (int64_t s = 0; s < count; s++)
-          angles(frequency.data(), double(first_position + first + s), pairs, inverse ? -1.0f : 1.0f,
-                 cosine + s * pairs, sine + s * pairs);
+          angles(frequency.data(), double(first_position + first + s), pairs,
+                 inverse ? -1.0f : 1.0f, cosine + s * pairs, sine + s * pairs);
         for (int64_t b = 0; b < samples; b++)
           for (int64_t s = 0; s < count; s++)
-            rotate(x_data + b * x.strides[0] + (first + s) * x.strides[1], x.strides[2], heads, pairs,
-                   cosine + s * pairs, sine + s * pairs, out_data + b * out.strides[0] + (first + s) * out.strides[1],
-                   out.strides[2]);
+            rotate(x_data + b * x.strides[0] + (first + s) * x.strides[1], x.strides[2], heads,
+                   pairs, cosine + s * pairs, sine + s * pairs,
+                   out_data + b * out.strides[0] + (first + s) * out.strides[1], out.strides[2]);
       }
     });
   });

@@ -1,5 +1,5 @@
-// Elementwise ops over strided arrays: axes that lie without gaps in every array are merged, then the last axis is cut
-// into pieces of at most 8192 elements, which threads share.
+// Elementwise ops over strided arrays: axes that lie without gaps in every array are merged, then
+// the last axis is cut into pieces of at most 8192 elements, which threads share.
 #pragma once
 #include <algorithm>
 
@@ -22,7 +22,8 @@ class Runs {
     PLAIT_CHECK(x.dtype == DType::float32 || x.dtype == DType::bfloat16, call,
                 "needs float32 or bfloat16, got ", shape_text(x));
     for (const ConstArray* a : arrays) {
-      PLAIT_CHECK(a->ndim == x.ndim && std::equal(a->shape, a->shape + a->ndim, x.shape) && a->dtype == x.dtype,
+      PLAIT_CHECK(a->ndim == x.ndim && std::equal(a->shape, a->shape + a->ndim, x.shape) &&
+                      a->dtype == x.dtype,
                   call, "arrays differ: ", shape_text(x), " and ", shape_text(*a));
       expect_unit_last(call, "an array", *a);
     }

@@ -1,6 +1,7 @@
-// Vectors of floats as wide as the instruction path's registers: kernels are templates over V, which is 16, 8 or 4 floats (GNU
-// vector extensions: + - * / < ?: work on V). Every operation is lane by lane and rounds like its scalar, and sums over a row
-// have 64 lanes whatever the width, so the bits are equal on every path.
+// Vectors of floats as wide as the instruction path's registers: kernels are templates over V,
+// which is 16, 8 or 4 floats (GNU vector extensions: + - * / < ?: work on V). Every operation is
+// lane by lane and rounds like its scalar, and sums over a row have 64 lanes whatever the width, so
+// the bits are equal on every path.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -14,12 +15,12 @@ namespace plait {
 // Compilers take vector_size only with a literal number. Memory: the same at any address.
 template <int LANES>
 struct VectorOf;
-#define PLAIT_VECTOR(LANES)                                                                   \
-  template <>                                                                                 \
-  struct VectorOf<LANES> {                                                                    \
-    using Floats = float __attribute__((vector_size(4 * LANES)));                             \
-    using Uints = uint32_t __attribute__((vector_size(4 * LANES)));                           \
-    using Memory = float __attribute__((vector_size(4 * LANES), aligned(4), may_alias));      \
+#define PLAIT_VECTOR(LANES)                                                              \
+  template <>                                                                            \
+  struct VectorOf<LANES> {                                                               \
+    using Floats = float __attribute__((vector_size(4 * LANES)));                        \
+    using Uints = uint32_t __attribute__((vector_size(4 * LANES)));                      \
+    using Memory = float __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); \
   };
 PLAIT_VECTOR(16)
 PLAIT_VECTOR(8)
@@ -35,27 +36,38 @@ constexpr int64_t WIDTH = sizeof(V) / sizeof(float);
 template <class V>
 using Uints = typename VectorOf<WIDTH<V>>::Uints;
 
-// PLAIT_VECTOR_KERNEL(name, body) is PLAIT_KERNEL for a body whose first template argument is the path's vector.
-#define PLAIT_VECTOR_KERNEL(name, body)                                                                 \
-  template <class... Args>                                                                              \
-  PLAIT_TARGET_AVX512 void name##_avx512(Args... args) { body<::plait::Floats16>(args...); }            \
-  template <class... Args>                                                                              \
-  PLAIT_TARGET_AVX2 void name##_avx2(Args... args) { body<::plait::Floats8>(args...); }                 \
-  template <class... Args>                                                                              \
-  __attribute__((noinline)) void name##_portable(Args... args) { body<::plait::Floats4>(args...); }     \
-  template <class... Args>                                                                              \
-  void name(Args... args) {                                                                             \
-    switch (::plait::active_isa()) {                                                                    \
-      case ::plait::Isa::avx512: return name##_avx512(args...);                                         \
-      case ::plait::Isa::avx2: return name##_avx2(args...);                                             \
-      default: return name##_portable(args...);                                                         \
-    }                                                                                                   \
+// PLAIT_VECTOR_KERNEL(name, body) is PLAIT_KERNEL for a body whose first template argument is the
+// path's vector.
+#define PLAIT_VECTOR_KERNEL(name, body)                          \
+  template <class... Args>                                       \
+  PLAIT_TARGET_AVX512 void name##_avx512(Args... args) {         \
+    body<::plait::Floats16>(args...);                            \
+  }                                                              \
+  template <class... Args>                                       \
+  PLAIT_TARGET_AVX2 void name##_avx2(Args... args) {             \
+    body<::plait::Floats8>(args...);                             \
+  }                                                              \
+  template <class... Args>                                       \
+  __attribute__((noinline)) void name##_portable(Args... args) { \
+    body<::plait::Floats4>(args...);                             \
+  }                                                              \
+  template <class... Args>                                       \
+  void name(Args... args) {                                      \
+    switch (::plait::active_isa()) {                             \
+      case ::plait::Isa::avx512:                                 \
+        return name##_avx512(args...);                           \
+      case ::plait::Isa::avx2:                                   \
+        return name##_avx2(args...);                             \
+      default:                                                   \
+        return name##_portable(args...);                         \
+    }                                                            \
   }
 
-// --- arithmetic --------------------------------------------------------------------------------------
+// --- arithmetic
+// --------------------------------------------------------------------------------------
 
-// x in every lane. Numbers known to the compiler become constants; others need the instruction, as initialiser lists of wide
-// vectors go through memory.
+// x in every lane. Numbers known to the compiler become constants; others need the instruction, as
+// initialiser lists of wide vectors go through memory.
 template <class V>
 PLAIT_INLINE V all(float x) {
 #if defined(__x86_64__)
@@ -69,12 +81,18 @@ PLAIT_INLINE V all(float x) {
   return x - V{};
 }
 template <>
-PLAIT_INLINE float all<float>(float x) { return x; }
+PLAIT_INLINE float all<float>(float x) {
+  return x;
+}
 
-// a * b + c, rounded once. The instruction is written out: -ffp-contract=off leaves vector operators unfused, and compilers
-// turn loops of scalar fma into vectors only sometimes.
-PLAIT_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-PLAIT_INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+// a * b + c, rounded once. The instruction is written out: -ffp-contract=off leaves vector
+// operators unfused, and compilers turn loops of scalar fma into vectors only sometimes.
+PLAIT_INLINE float fma(float a, float b, float c) {
+  return __builtin_fmaf(a, b, c);
+}
+PLAIT_INLINE double fma(double a, double b, double c) {
+  return __builtin_fma(a, b, c);
+}
 template <class V>
 PLAIT_INLINE V fma(V a, V b, V c) {
 #if defined(__x86_64__)
@@ -89,9 +107,12 @@ PLAIT_INLINE V fma(V a, V b, V c) {
 
 // The larger; b where a is NaN.
 template <class V>
-PLAIT_INLINE V max(V a, V b) { return b < a ? a : b; }
+PLAIT_INLINE V max(V a, V b) {
+  return b < a ? a : b;
+}
 
-// --- memory --------------------------------------------------------------------------------------------
+// --- memory
+// --------------------------------------------------------------------------------------------
 
 template <class V>
 PLAIT_INLINE V load(const float* p) {
@@ -143,11 +164,13 @@ PLAIT_INLINE V keep(V x, int64_t count, float other) {
   return lane_numbers<V>() < all<V>(float(count)) ? x : all<V>(other);
 }
 
-// --- rows ----------------------------------------------------------------------------------------------
-// A term's at<V>(i, count) gives the elements i .. i + count of a row, the other lanes anything.
+// --- rows
+// ---------------------------------------------------------------------------------------------- A
+// term's at<V>(i, count) gives the elements i .. i + count of a row, the other lanes anything.
 
-// The sum of a row. One order for every path, thread and length: element i goes to lane i mod 64, in ascending i, from +0;
-// then lane l adds lane l + 32, then l + 16, l + 8, l + 4, l + 2, l + 1. Places past the end add nothing.
+// The sum of a row. One order for every path, thread and length: element i goes to lane i mod 64,
+// in ascending i, from +0; then lane l adds lane l + 32, then l + 16, l + 8, l + 4, l + 2, l + 1.
+// Places past the end add nothing.
 template <class V, class Term>
 PLAIT_INLINE float sum_row(int64_t n, const Term& term) {
   constexpr int64_t SUMS = 64 / WIDTH<V>;
@@ -179,7 +202,8 @@ PLAIT_INLINE float max_row(int64_t n, const Term& term) {
     top[0] = max(term.template at<V>(i, WIDTH<V>), top[0]);
     top[1] = max(term.template at<V>(i + WIDTH<V>, WIDTH<V>), top[1]);
   }
-  for (; i < n; i += WIDTH<V>) top[0] = max(keep(term.template at<V>(i, n - i), n - i, -infinity), top[0]);
+  for (; i < n; i += WIDTH<V>)
+    top[0] = max(keep(term.template at<V>(i, n - i), n - i, -infinity), top[0]);
   float s[WIDTH<V>];
   store(s, max(top[0], top[1]));
   for (int64_t l = 1; l < WIDTH<V>; l++) s[0] = s[l] > s[0] ? s[l] : s[0];

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from plait import _cpu as kernels
+import plait._cpu as kernels
 
 Array = NDArray[Any]
 bfloat16 = np.dtype(ml_dtypes.bfloat16)

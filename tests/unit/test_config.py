@@ -39,6 +39,7 @@ model.mlp_dim (llama) = left out: 8/3 x hidden_dim, to the next multiple of 32
 model.rope_base (llama) = 10000.0
 model.blocks (resnet) = [2, 2, 2, 2]
 model.width (resnet) = 64
+model.stem_stride (resnet) = 1
 model.layers (mlp) = 2
 model.hidden_dim (mlp) = required
 data.kind = required

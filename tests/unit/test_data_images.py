@@ -184,9 +184,11 @@ def test_bad_archives(tmp_path: Path) -> None:
     np.savez(tmp_path / "cut.npz", x=x, y=y)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:300])
     (tmp_path / "text.npz").write_text("no archive")
-    for name in ("cut", "text"):
-        with pytest.raises(ValueError, match=rf"{name}\.npz is damaged, cut short or no \.npz"):
+    np.savez(tmp_path / "objects.npz", x=np.array([{}, {}], object), y=y[:2])
+    for name in ("cut", "text", "objects"):
+        with pytest.raises(ValueError, match=rf"{name}\.npz is damaged, cut short or no") as error:
             prepared(tmp_path / f"{name}.npz")
+        assert "pickle" not in str(error.value)
 
 
 def picture(path: Path, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -251,7 +253,9 @@ def test_bad_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "cut" / "a" / "0.png", pixels(1, 64, 64, 3)[0])
     path = tmp_path / "cut" / "a" / "0.png"
     path.write_bytes(path.read_bytes()[:2000])
+    picture(tmp_path / "deep" / "a" / "0.png", np.full((4, 4), 1000, np.uint16))
     for name, message in {
+        "deep": r"0\.png has more than 8 bits a pixel \(mode I;16\)",
         "none": "no pictures by class",
         "bad": r"0\.png cannot be read",
         "cut": r"0\.png cannot be decoded",

@@ -2,6 +2,7 @@
 
 The mark stands after the language of a fence: ```python run, ```python run ranks=2, ```sh run.
 A block that needs what an earlier one of its page left says `run continue` and gets its folder.
+One that takes minutes says `run long` and runs with --long only.
 """
 
 import os
@@ -10,13 +11,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w+) run\b([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LIMIT_SECONDS = 120
+LIMIT_SECONDS = {False: 120, True: 600}  # by `long`
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Block:
     language: str
     ranks: int
     follows: bool
+    long: bool
     code: str
 
 
@@ -32,17 +35,18 @@ def blocks(page: Path) -> list[Block]:
     text, found = page.read_text(), []
     for match in FENCE.finditer(text):
         words = match[2].split()
-        unknown = [w for w in words if w != "continue" and not re.fullmatch(r"ranks=\d+", w)]
+        unknown = [w for w in words if not re.fullmatch(r"continue|long|ranks=\d+", w)]
         line = text.count("\n", 0, match.start()) + 1
         name = f"{page.relative_to(ROOT)}:{line}"
         assert not unknown, f"{name}: unknown marks {unknown}"
         ranks = next((int(w[6:]) for w in words if w.startswith("ranks=")), 0)
-        found.append(Block(name, match[1], ranks, "continue" in words, match[3]))
+        marks = "continue" in words, "long" in words
+        found.append(Block(name, match[1], ranks, *marks, match[3]))
     return found
 
 
 def chains() -> list[list[Block]]:
-    """Blocks that share a folder, in the order of the page."""
+    """Blocks that share a folder, in the order of the page; the first says whether it is long."""
     result: list[list[Block]] = []
     for page in PAGES:
         for number, block in enumerate(blocks(page)):
@@ -64,7 +68,14 @@ def command(block: Block, folder: Path) -> list[str]:
     return ["bash", "-euc", block.code]
 
 
-@pytest.mark.parametrize("chain", chains(), ids=lambda chain: chain[0].name)
+def cases() -> list[Any]:
+    return [
+        pytest.param(chain, id=chain[0].name, marks=[pytest.mark.long] if chain[0].long else [])
+        for chain in chains()
+    ]
+
+
+@pytest.mark.parametrize("chain", cases())
 def test_code_blocks_run(chain: list[Block], tmp_path: Path) -> None:
     # `plait` and `mpiexec` are those of the Python that runs the tests
     tools = tmp_path / "bin"
@@ -81,7 +92,7 @@ def test_code_blocks_run(chain: list[Block], tmp_path: Path) -> None:
             env={**os.environ, "PATH": path},
             capture_output=True,
             text=True,
-            timeout=LIMIT_SECONDS,
+            timeout=LIMIT_SECONDS[block.long],
             stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, f"{block.name}\n{done.stdout}\n{done.stderr}"

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,22 @@ def test_autograd_imports_only_the_standard_library() -> None:
         and not name.startswith("plait.autograd")
     ]
     assert not foreign, "\n".join(foreign)
+
+
+def test_everything_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["text"], *extras["images"]]
+    names = {re.split(r"[<>=~]", text)[0] for text in declared} - {"pillow"} | {"PIL", "plait"}
+    foreign = {
+        name.split(".")[0]: f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for file in PACKAGE.rglob("*.py")
+        for line, name in imports(file)
+        if name.split(".")[0] not in sys.stdlib_module_names
+    }
+    undeclared = [where for name, where in foreign.items() if name not in names]
+    assert not undeclared, "\n".join(undeclared)
+    assert names == set(foreign), f"declared but not imported: {names - set(foreign)}"
 
 
 INCLUDES = {  # what each folder of csrc may include besides the C++ and C libraries

@@ -11,9 +11,6 @@ from plait.report.text import bytes_text, count_text
 
 def inspect(path: Path) -> int:
     """Prints what a checkpoint holds, a line for each parameter."""
-    from rich.console import Console
-    from rich.table import Table
-
     folder = checkpoint.find(path)
     manifest, rows = checkpoint.summary(folder)
     parameters = sum(a.size for a in manifest.arrays.values() if a.kind == "master")
@@ -23,17 +20,15 @@ def inspect(path: Path) -> int:
     click.echo(f"metadata    {json.dumps(manifest.metadata)}")
     click.echo(f"parameters  {parameters:,} ({count_text(parameters)})")
     click.echo(f"bytes       {bytes_text(manifest.nbytes)} in {len(manifest.file_ends())} files\n")
-    table = Table(box=None, pad_edge=False)
-    for title in ("name", "shape", "type", "kinds"):
-        table.add_column(title, no_wrap=True)
-    for title in ("pieces", "bytes"):
-        table.add_column(title, no_wrap=True, justify="right")
+    lines = [("name", "shape", "type", "kinds", "pieces", "bytes")]
     for row in rows:
         shape, kinds = " x ".join(map(str, row.shape)) or "scalar", ", ".join(row.kinds)
-        sizes = (str(row.pieces), bytes_text(row.nbytes))
-        table.add_row(row.name, shape, row.dtype, kinds, *sizes)
-    terminal = Console().is_terminal
-    Console(width=None if terminal else 200, highlight=False, markup=False).print(table)
+        lines.append((row.name, shape, row.dtype, kinds, str(row.pieces), bytes_text(row.nbytes)))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        words = [f"{word:<{width}}" for word, width in zip(line[:4], widths[:4])]
+        words += [f"{word:>{width}}" for word, width in zip(line[4:], widths[4:])]
+        click.echo("  ".join(words))
     return 0
 
 

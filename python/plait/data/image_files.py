@@ -152,7 +152,9 @@ def _read_npz(path: str) -> Parts:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+    except ValueError as error:  # numpy's advice would be to unpickle it
+        raise UserError(f"{path} is damaged, cut short or no .npz file of numbers") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise UserError(f"{path} is damaged, cut short or no .npz file: {error}") from error
     names = next((pair for pair in _NPZ_TRAINING if pair[0] in arrays), None)
     if names is None or names[1] not in arrays or ("x_test" in arrays) != ("y_test" in arrays):

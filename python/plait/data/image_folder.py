@@ -93,6 +93,11 @@ def open_pictures(listing: Listing, image_size: int) -> tuple[Pictures, Pictures
     for _, path in listing.files():
         try:
             with library.open(path) as picture:
+                if picture.mode[0] in "IF":
+                    raise UserError(
+                        f"picture {path} has more than 8 bits a pixel (mode {picture.mode}), which "
+                        "would be cut off: save it with 8, or put the pixels into an .npz"
+                    )
                 grey = grey and picture.mode in _GREY
                 found = (picture.height, picture.width)
         except OSError as error:

@@ -18,7 +18,7 @@ from plait.data.image_write import write_images
 from plait.data.share import build_once
 from plait.errors import UserError
 
-_VERSION = 1
+_VERSION = 2
 _UNMAPPED_BYTES = 1 << 12  # files up to this size are read: an empty array cannot be mapped
 
 

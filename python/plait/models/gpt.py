@@ -95,7 +95,8 @@ def gpt(
         LayerSpec(
             "output",
             lambda build: Output(build, v, c, tied),
-            parameters=2 * c + v * c,
+            parameters=2 * c + (0 if tied else v * c),
+            copies=v * c if tied else 0,
             flops=2 * s * v * c,
             activation=s * (2 * c + v),
             output=s * c,

@@ -1,8 +1,8 @@
 """A residual network (He et al. 2016) for small images, such as 28 x 28 or 32 x 32.
 
-A 3 x 3 stem keeps the size; each group after the first halves it and doubles the channels. Inside a
-block a column-parallel convolution is followed by a row-parallel one; between blocks every tensor
-rank has all channels.
+A 3 x 3 stem keeps the size or strides over it; each group after the first halves it and doubles the
+channels. Inside a block a column-parallel convolution is followed by a row-parallel one; between
+blocks every tensor rank has all channels.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ConvNorm(nn.Layer):
 
 
 class Stem(nn.Layer):
-    def __init__(self, build: Build, inputs: int, outputs: int):
-        self.first = ConvNorm(build, inputs, outputs, 3)
+    def __init__(self, build: Build, inputs: int, outputs: int, stride: int):
+        self.first = ConvNorm(build, inputs, outputs, 3, stride)
 
     def __call__(self, x: Tensor) -> Tensor:
         y: Tensor = ops.ReLU.apply(self.first(x))
@@ -69,22 +69,26 @@ def resnet(
     classes: int,
     blocks: Sequence[int] = (2, 2, 2, 2),
     width: int = 64,
+    stem_stride: int = 1,
 ) -> list[LayerSpec]:
     """blocks: residual blocks of each group; width: channels of the first, doubled by each further
-    one. input_shape is (height, width, channels). (2, 2, 2, 2) and 64 are ResNet-18.
+    one; stem_stride: of the first convolution, 2 halves the images at once. input_shape is (height,
+    width, channels). (2, 2, 2, 2) and 64 are ResNet-18.
 
     ValueError for images that are not (H, W, C)."""
     if len(input_shape) != 3:
         raise ValueError(f"a resnet takes images (height, width, channels), not {input_shape}")
     height, side, inputs = input_shape
+    before = height * side
+    height, side = -(-height // stem_stride), -(-side // stem_stride)
     pixels = height * side
     specs = [
         LayerSpec(
             "stem",
-            lambda build: Stem(build, inputs, width),
+            lambda build: Stem(build, inputs, width, stem_stride),
             parameters=9 * inputs * width + 2 * width,
             flops=2 * 9 * inputs * width * pixels,
-            activation=pixels * (inputs + 3 * width),
+            activation=before * inputs + pixels * 3 * width,
             output=pixels * width,
         )
     ]

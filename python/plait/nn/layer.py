@@ -92,7 +92,8 @@ def _parameters(values: Any) -> Iterator[Parameter]:
 class LayerSpec:
     """One entry of a model: how to build it, and what it costs (global counts, per sample forward).
 
-    name: the prefix of its parameters' names. parameters: elements. flops: multiply-adds times 2.
+    name: the prefix of its parameters' names. parameters: elements; copies: elements tied to those
+    of another layer, which cost memory on another stage only. flops: multiply-adds times 2.
     activation: elements kept for backward; output: elements passed on.
     tensor_units: what the tensor grains must divide, such as heads (0: anything).
     """
@@ -100,6 +101,7 @@ class LayerSpec:
     name: str
     build: Callable[[Build], Layer]
     parameters: int = 0
+    copies: int = 0
     flops: int = 0
     activation: int = 0
     output: int = 0

@@ -22,6 +22,7 @@ class Tie:
     ):  # fmt: skip
         self.original, self.copy, self.stages, self.pipeline = original, copy, stages, pipeline
         if original is not None and copy is not None:
+            copy.weights = original.weights
             copy.parameters[0].array = original.parameters[0].array
 
     @property

@@ -26,6 +26,8 @@ class Spec(Protocol):
     @property
     def parameters(self) -> int: ...
     @property
+    def copies(self) -> int: ...
+    @property
     def flops(self) -> int: ...
     @property
     def activation(self) -> int: ...
@@ -85,7 +87,9 @@ def memory(specs: Sequence[Spec], request: Request) -> Memory:
 
 def _stage(specs: Sequence[Spec], r: Request, stage: int) -> Memory:
     width = 2 if r.precision == "bfloat16" else 4
-    p = -(-sum(spec.parameters for spec in specs) // r.tensor)
+    # A stage that holds a tied weight and its original keeps only gradients for the copy.
+    copies = sum(spec.copies for spec in specs) // r.tensor
+    p = -(-sum(spec.parameters for spec in specs) // r.tensor) + (0 if stage == 0 else copies)
     share = Share(r.batch, Leaves.even(max(r.grains, r.data), r.data), 0, r.microbatch)
     cut = r.data if r.zero else 1
     in_flight = len(share.microbatches(0, 0))
@@ -101,7 +105,8 @@ def _stage(specs: Sequence[Spec], r: Request, stage: int) -> Memory:
     reduced = 4 * p // r.data if r.zero or r.data == 1 else 4 * p
     return Memory(
         weights=width * p,
-        gradients=4 * p * share.slots + (reduced if r.data > 1 else 0),
+        gradients=4 * (p + (copies if stage == 0 else 0)) * share.slots
+        + (reduced if r.data > 1 else 0),
         masters=4 * p // cut if width == 2 else 0,
         state=4 * p * r.state // cut,
         activations=kept * samples * width // r.tensor,

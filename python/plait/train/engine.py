@@ -104,6 +104,12 @@ class Engine:
             )
             names = () if bucket.statistic else optimizer.state
             self.state[index] = {name: zeros(len(weights), float32) for name in names}
+        number = {id(bucket): index for index, bucket in enumerate(self.buckets)}
+        for tie in self.ties:
+            if tie.same_stage and tie.original is not None and tie.copy is not None:
+                # One weight, one master, one state: the copy keeps gradients of its own only.
+                copy, original = number[id(tie.copy)], number[id(tie.original)]
+                self.master[copy], self.state[copy] = self.master[original], self.state[original]
         self.log: list[tuple[str, Any]] | None = None  # of Reduction, for tests and traces
         self.initialize()
 

@@ -19,7 +19,7 @@ from plait.data.text_set import Text
 from plait.errors import UserError
 from plait.mesh import Layout, Mesh, world_communicator
 from plait.nn import LayerSpec
-from plait.report import Progress, RunFolder, Screen, bytes_text, count_text, time_text
+from plait.report import Progress, RunFolder, Screen, bytes_text, count_text, peak_bytes, time_text
 from plait.train import sections
 from plait.train.build import build_dataset, build_model, build_optimizer
 from plait.train.config import Config, compare, dump, load, load_record
@@ -91,7 +91,7 @@ def train(
     )
     run.event("start", step=trainer.next_step, layout=str(mesh.layout), ranks=world.size)
     try:
-        return _steps(config, trainer, run, screen, stop)
+        return _steps(config, trainer, run, screen, stop, needed)
     except Exception as error:
         run.fault(f"{type(error).__name__}: {error}", step=trainer.next_step)
         raise
@@ -103,12 +103,13 @@ def _steps(
     run: RunFolder,
     screen: Screen,
     stop: Callable[[], bool] | None,
+    needed: int,
 ) -> int:
     total, begin = config.train.steps, time.monotonic()
     saved = None
     unit = "tokens/s" if trainer.dataset.kind == "tokens" else "samples/s"
     with Progress(screen, total, done=trainer.next_step, unit=unit) as progress, users_fault():
-        held_out, every = trainer.dataset.held_out, config.evaluate.every
+        held_out, every = trainer.held_out, config.evaluate.every
         for step in trainer.steps(total, stop=stop):
             done = step.index + 1
             progress.step(done, loss=step.loss, rate=step.rate, memory_bytes=step.memory_bytes)
@@ -127,11 +128,14 @@ def _steps(
             "goes on from there"
         )
         return STOPPED
-    if trainer.dataset.held_out is not None:
+    if held_out is not None:
         found = trainer.evaluate(batches=config.evaluate.batches)
         run.metrics({"step": total - 1, **validation_row(found)})
         screen.say(f"held out: {validation_text(found)}")
     run.event("stop", step=total)
+    peak = np.array([peak_bytes()], np.int64)
+    peak = trainer.mesh.world.all_reduce(peak, op="max")
+    screen.say(f"memory: at most {bytes_text(int(peak[0]))} a rank, {bytes_text(needed)} planned")
     screen.say(f"trained {total} steps in {time_text(time.monotonic() - begin)}; {saved}")
     return DONE
 
@@ -206,6 +210,8 @@ def evaluate(folder: Path) -> Evaluation:
         world = world_communicator()
         screen = Screen(active=world.rank == 0, file=sys.stdout)
         trainer = _restored(folder, world)
+        if trainer.held_out is None:
+            raise UserError(f"{folder}: its data has no held-out samples to evaluate on")
         found = trainer.evaluate()
     screen.say(f"{folder} at step {trainer.next_step}, {found.samples} held-out samples")
     screen.say(validation_text(found))

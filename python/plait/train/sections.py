@@ -43,6 +43,7 @@ class ResNet:
     kind: Literal["resnet"] = "resnet"
     blocks: tuple[int, ...] = option("residual blocks of each group", (2, 2, 2, 2), low=1)
     width: int = option("channels of the first group; each further one doubles them", 64, low=1)
+    stem_stride: int = option("stride of the first convolution; 2 halves the images", 1, low=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from plait.nn import LayerSpec
 from plait.ops.position import Position
 from plait.optim import Optimizer, Schedule, constant
 from plait.parallel.bucket import Span
-from plait.report import RunFolder
+from plait.report import RunFolder, peak_bytes, reset_peak
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
 
@@ -128,6 +127,7 @@ class Trainer:
             raise ValueError("the data set has no samples")
         self.settings = settings
         self.sampler = Sampler(dataset.samples, batch, seed)
+        reset_peak()
         self.engine = Engine(layers, mesh, optimizer, settings)
         self.keep, self.metadata = keep, metadata or {}
         self.next_step = 0
@@ -171,7 +171,7 @@ class Trainer:
         done = self.settings.batch * (inputs.shape[1] if unit == "tokens" else 1)
         return Step(
             index, result.loss, result.grad_norm, float(rate[0]), seconds, done / seconds, unit,
-            peak_memory(),
+            peak_bytes(),
         )  # fmt: skip
 
     def _agree(self, wanted: bool) -> bool:
@@ -215,12 +215,21 @@ class Trainer:
 
     # --- evaluation ---
 
+    @property
+    def held_out(self) -> Dataset | None:
+        """The held-out part of the data set; None if there is none or it has no samples. The first
+        call is collective."""
+        part = self.dataset.held_out
+        if part is not None:
+            part.prepare(self.mesh.world)
+        return part if part is not None and part.samples > 0 else None
+
     def evaluate(self, dataset: Dataset | None = None, *, batches: int | None = None) -> Evaluation:
         """Loss and accuracy over `dataset` (default: the held-out part), at most `batches` batches
         of it."""
-        dataset = dataset if dataset is not None else self.dataset.held_out
+        dataset = dataset if dataset is not None else self.held_out
         if dataset is None:
-            raise ValueError("the data set has no held-out part: give evaluate() one")
+            raise ValueError("the data set has no held-out samples: give evaluate() others")
         dataset.prepare(self.mesh.world)
         samples = dataset.samples
         if batches is not None:
@@ -272,8 +281,3 @@ def _piece(kind: Any, span: Span, array: Array) -> checkpoint.Piece:
     return checkpoint.Piece(
         p.tied_to or p.name, kind, (rows, *p.shape[1:]), span.global_start, array
     )
-
-
-def peak_memory() -> int:
-    """Peak resident bytes of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
