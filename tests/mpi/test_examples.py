@@ -44,6 +44,7 @@ def test_collectives(ranks: int, tmp_path: Path) -> None:
     assert start(script, ranks, tmp_path).split() == ["checked"] * max(ranks, 1)
 
 
+@pytest.mark.long
 def test_train(tmp_path: Path) -> None:
     script = (EXAMPLES / "train.py").read_text()
     assert "steps(300)" in script
