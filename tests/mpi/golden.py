@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from engines import Array, Keep, gradients
@@ -71,9 +72,9 @@ def check_gpt2(mesh: Mesh, **settings: object) -> None:
         layers=2, hidden_dim=32, heads=4, vocabulary=vocabulary, sequence_length=length
     )
     samples = len(golden.tokens)
-    changes: dict[str, object] = {"microbatch": samples, **settings}
+    changes: dict[str, Any] = {"microbatch": samples, **settings}
     engine = Engine(specs, mesh, Keep(), Settings(batch=samples, precision="float32", **changes))
-    # type: ignore[arg-type] set_weights(engine, golden.weights)
+    set_weights(engine, golden.weights)
     logits = engine.logits(Position(0, 0, samples, False), golden.tokens)
     if logits is not None:
         compare("logits", logits, golden.logits)
