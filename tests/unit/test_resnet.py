@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from plait import checkpoint, models, optim
+from plait.autograd import Tape, Tensor
 from plait.comm.alone import Alone
 from plait.mesh import Mesh
 from plait.ops.position import Position
@@ -18,8 +19,12 @@ SHAPE, CLASSES, BATCH = (7, 6, 3), 5, 6
 EPSILON = 1e-5
 
 
-def make(microbatch: int = 3, optimizer: Any = None, **settings: Any) -> Engine:
-    specs = models.resnet(input_shape=SHAPE, classes=CLASSES, blocks=(1, 1), width=6)
+def make(
+    microbatch: int = 3, optimizer: Any = None, stem_stride: int = 1, **settings: Any
+) -> Engine:
+    specs = models.resnet(
+        input_shape=SHAPE, classes=CLASSES, blocks=(1, 1), width=6, stem_stride=stem_stride
+    )
     mesh = Mesh(grains={"data": 3, "tensor": 2}, comm=Alone())
     keywords = {"batch": BATCH, "microbatch": microbatch, "precision": "float32", **settings}
     return Engine(specs, mesh, optimizer or optim.SGD(learning_rate=0.0), Settings(**keywords))
@@ -62,8 +67,8 @@ def values(engine: Engine, gradients: bool = False) -> dict[str, Array]:
 class Reference:
     """The same network in float64; `statistics` holds what each batch norm saw."""
 
-    def __init__(self, weights: dict[str, Array], training: bool = True):
-        self.weights, self.training = weights, training
+    def __init__(self, weights: dict[str, Array], training: bool = True, stem_stride: int = 1):
+        self.weights, self.training, self.stem_stride = weights, training, stem_stride
         self.statistics: dict[str, tuple[Array, Array]] = {}
 
     def conv(self, x: Array, name: str, stride: int, row: bool) -> Array:
@@ -92,7 +97,7 @@ class Reference:
         return result
 
     def logits(self, x: Array) -> Array:
-        x = self.norm(self.conv(x, "stem.conv", 1, False), "stem.norm")
+        x = self.norm(self.conv(x, "stem.conv", self.stem_stride, False), "stem.norm")
         x = np.maximum(x, 0)
         for group, stride in ((0, 1), (1, 2)):
             name = f"groups.{group}.0"
@@ -113,11 +118,18 @@ class Reference:
         return result
 
 
-@pytest.mark.parametrize("recompute", ["none", "layer"])
-@pytest.mark.parametrize("microbatch", [6, 3, 4])
-def test_gradients_are_the_slopes_of_the_loss(microbatch: int, recompute: str) -> None:
+@pytest.mark.parametrize(
+    ("microbatch", "recompute", "stem_stride"),
+    [
+        (6, "none", 1), (3, "none", 1), (4, "none", 1), (6, "layer", 1), (3, "layer", 1),
+        (4, "layer", 1), (6, "none", 2), (4, "layer", 3),
+    ],
+)  # fmt: skip
+def test_gradients_are_the_slopes_of_the_loss(
+    microbatch: int, recompute: str, stem_stride: int
+) -> None:
     """Microbatches of 3 and 4 do not end where the data leaves of 2 samples do."""
-    engine = make(microbatch, recompute=recompute)
+    engine = make(microbatch, recompute=recompute, stem_stride=stem_stride)
     randomize(engine)
     weights = values(engine)
     inputs, targets = batch()
@@ -128,7 +140,8 @@ def test_gradients_are_the_slopes_of_the_loss(microbatch: int, recompute: str) -
         total = 0.0
         for start in range(0, BATCH, microbatch):
             part = slice(start, start + microbatch)
-            total += Reference(changed).losses(inputs[part].astype(np.float64), targets[part]).sum()
+            network = Reference(changed, stem_stride=stem_stride)
+            total += network.losses(inputs[part].astype(np.float64), targets[part]).sum()
         return total / BATCH
 
     assert result.loss == pytest.approx(loss(weights), rel=1e-5)
@@ -205,6 +218,16 @@ def test_a_small_set_is_learnt() -> None:
     losses = [engine.step(step, 1e-2, inputs, targets).loss for step in range(30)]
     assert losses[0] > 1.0
     assert losses[-1] < 0.05
+
+
+@pytest.mark.parametrize("stem_stride", [1, 2])
+def test_what_a_layer_passes_on_is_as_long_as_its_spec_says(stem_stride: int) -> None:
+    engine = make(stem_stride=stem_stride)
+    x = Tensor(batch()[0])
+    with Tape(Position(0, 0, BATCH, False), recording=False):
+        for layer, spec in zip(engine.layers[:-1], engine.specs, strict=False):
+            x = layer(x)
+            assert x.array.size == BATCH * spec.output, spec.name
 
 
 def test_what_does_not_fit_is_named() -> None:

@@ -15,7 +15,7 @@ from plait.launch.world import SPAWNED, World, start
 
 from .commands import plait
 
-_END_SECONDS = 60.0  # for rank 0 to write its last lines
+_END_SECONDS = 60.0  # for all ranks to be done
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_size(world)
         code = _run(arguments, world)
         ignore_signals()
-        world.meet(_END_SECONDS)  # a launcher may kill all once the first leaves with a code
+        if world.comm is not None and world.meet(_END_SECONDS) and code:
+            world.leave(code)
         return code
     except (Exception, KeyboardInterrupt) as error:
         end(world, error.with_traceback(_below_click(error.__traceback__)))

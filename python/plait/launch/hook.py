@@ -17,7 +17,7 @@ from plait.comm.launcher import launcher
 from plait.errors import UserError
 
 from .signals import ignore_signals
-from .world import World, flush
+from .world import World, claim, flush
 
 USER_ERROR, FAILED = 2, 3  # exit codes
 _TOGETHER_SECONDS = 1.0  # for the other ranks to meet the same error
@@ -52,9 +52,7 @@ def end(world: World, error: BaseException) -> NoReturn:
     else:
         text = "".join(traceback.format_exception(error))
     _wait_for_others(world)
-    _print(f"[{world.name}] {text}")
-    _let_it_through(world)
-    world.abort(FAILED)
+    _say_and_abort(world, f"[{world.name}] {text}", FAILED)
 
 
 def _end_for_user(world: World, message: str) -> NoReturn:
@@ -62,16 +60,27 @@ def _end_for_user(world: World, message: str) -> NoReturn:
     order, silently; if not, whoever did ends the others."""
     ignore_signals()
     if world.speaks:
+        claim(USER_ERROR)
         _print(f"plait: {message}\n")
     if world.size == 1 and (launcher().size or 1) > 1:
-        time.sleep(_ALONE_SECONDS)  # worlds of one: the launcher may end all with the first to go
+        time.sleep(_ALONE_SECONDS)  # worlds of one, and the launcher may end all with the first
     if world.meet(_TOGETHER_SECONDS):
         world.leave(USER_ERROR)
-    if not world.speaks:  # the one that does would have ended this process by now
-        _wait_for_others(world)
-        _print(f"plait: [{world.name}] {message}\n")
-    _let_it_through(world)
-    world.abort(USER_ERROR)
+    if world.speaks:
+        _let_it_through(world)
+        world.abort(USER_ERROR)
+    _wait_for_others(world)  # the one that speaks would have ended this process by now
+    _say_and_abort(world, f"plait: [{world.name}] {message}\n", USER_ERROR)
+
+
+def _say_and_abort(world: World, text: str, code: int) -> NoReturn:
+    """Unless another rank was first: that one ends this process soon."""
+    if claim(code):
+        _print(text)
+        _let_it_through(world)
+    else:
+        time.sleep(_TOGETHER_SECONDS)
+    world.abort(code)
 
 
 def _wait_for_others(world: World) -> None:

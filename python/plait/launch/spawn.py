@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from types import FrameType
 
 from plait.comm.shared_files import files, remove_left
@@ -34,24 +35,24 @@ def spawn(arguments: Sequence[str], ranks: int) -> int:
     before = files()
     prctl = _prctl()
     prctl(_SUBREAPER, 1)  # ranks whose launcher died become our children
-    with TemporaryDirectory(prefix="plait-", ignore_cleanup_errors=True) as folder:
-        verdict = Path(folder) / "verdict"
-        process = subprocess.Popen(
-            command,
-            env={**environment(ranks), SPAWNED: str(ranks), VERDICT: str(verdict)},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # a terminal's Ctrl-C comes to us alone
-            preexec_fn=lambda: prctl(_PARENT_DEATH, signal.SIGTERM),
-        )
-        at_once = _pass_signals_on(process)
-        try:
-            code = _wait(process, at_once)
-        finally:
-            ignore_signals()  # the rest is quick
-            _kill_children()
-            remove_left(before)
+    verdict = Path(gettempdir()) / f"plait-verdict-{uuid.uuid4().hex}"  # there if a rank fails
+    process = subprocess.Popen(
+        command,
+        env={**environment(ranks), SPAWNED: str(ranks), VERDICT: str(verdict)},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # a terminal's Ctrl-C comes to us alone
+        preexec_fn=lambda: prctl(_PARENT_DEATH, signal.SIGTERM),
+    )
+    at_once = _pass_signals_on(process)
+    try:
+        code = _wait(process, at_once)
         if verdict.exists():
-            code = int(verdict.read_text().split()[0])
+            code = int(verdict.read_text() or FAILED)
+    finally:
+        ignore_signals()  # the rest is quick
+        _kill_children()
+        remove_left(before)
+        verdict.unlink(missing_ok=True)
     return FAILED if at_once else _plain(code)
 
 

@@ -42,7 +42,7 @@ class World:
     def abort(self, code: int) -> NoReturn:
         """Ends all ranks of the job at once."""
         flush()
-        _write_verdict(code)
+        claim(code)
         if self.comm is not None and not _finalized():
             _kill_if_stuck(2)
             self.comm.Abort(code)
@@ -60,12 +60,14 @@ class World:
         return True
 
     def leave(self, code: int) -> NoReturn:
-        """Ends this process in order; all ranks do, after they met."""
+        """Ends this process in order; all ranks do, after they met, with the same code: launchers
+        differ in whose they report."""
         flush()
+        claim(code)
         if self.comm is not None and not _finalized():
             from mpi4py import MPI
 
-            _kill_if_stuck(5)
+            _kill_if_stuck(10)
             MPI.Finalize()
         os._exit(code)
 
@@ -101,15 +103,20 @@ def flush() -> None:
             continue
 
 
-def _write_verdict(code: int) -> None:
-    """A launcher that kills the ranks after an abort may report the signal instead of the code."""
+def claim(code: int) -> bool:
+    """Whether this rank is the first of those that `plait --ranks` started to end with a code, so
+    that it may say why. The starter reads the code here: a launcher that kills the ranks after an
+    abort may report the signal instead. Without that starter every rank is the first."""
     path = os.environ.get(VERDICT)
     if path is not None:
         try:
-            with open(path, "a") as file:
-                file.write(f"{code}\n")
+            with open(path, "x") as file:
+                file.write(str(code))
+        except FileExistsError:
+            return False
         except OSError:
-            return
+            return True
+    return True
 
 
 def _finalized() -> bool:

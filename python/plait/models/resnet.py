@@ -1,8 +1,8 @@
 """A residual network (He et al. 2016) for small images, such as 28 x 28 or 32 x 32.
 
 A 3 x 3 stem keeps the size or strides over it; each group after the first halves it and doubles the
-channels. Inside a block a column-parallel convolution is followed by a row-parallel one; between blocks every tensor
-rank has all channels.
+channels. Inside a block a column-parallel convolution is followed by a row-parallel one; between
+blocks every tensor rank has all channels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a run leaves on disk and on the screen. Only rank 0 writes and speaks."""
 
-from .memory import limit_bytes, peak_bytes, resident_bytes
+from .memory import limit_bytes, peak_bytes, reset_peak, resident_bytes
 from .progress import Progress
 from .run_folder import RunFolder
 from .screen import Screen
@@ -14,6 +14,7 @@ __all__ = [
     "count_text",
     "limit_bytes",
     "peak_bytes",
+    "reset_peak",
     "resident_bytes",
     "time_text",
 ]

@@ -17,6 +17,15 @@ def peak_bytes() -> int:
     return _kilobytes(PROC / "self" / "status", "VmHWM") * 1024
 
 
+def reset_peak() -> None:
+    """From here on peak_bytes counts anew, where the system can: making data ready is no
+    training."""
+    try:
+        (PROC / "self" / "clear_refs").write_text("5")
+    except OSError:
+        return
+
+
 def limit_bytes() -> int:
     """The memory this host, or the container or job around us, may use; 0 if unknown."""
     limits = [_kilobytes(PROC / "meminfo", "MemTotal") * 1024, *_cgroup_limits()]

@@ -19,7 +19,7 @@ from plait.nn import LayerSpec
 from plait.ops.position import Position
 from plait.optim import Optimizer, Schedule, constant
 from plait.parallel.bucket import Span
-from plait.report import RunFolder, peak_bytes
+from plait.report import RunFolder, peak_bytes, reset_peak
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
 
@@ -127,6 +127,7 @@ class Trainer:
             raise ValueError("the data set has no samples")
         self.settings = settings
         self.sampler = Sampler(dataset.samples, batch, seed)
+        reset_peak()
         self.engine = Engine(layers, mesh, optimizer, settings)
         self.keep, self.metadata = keep, metadata or {}
         self.next_step = 0
