@@ -1,9 +1,9 @@
 """Collectives over several nodes of several ranks: inside each node, then across.
 
 Each rank of a node collects what goes to or comes from a contiguous range of ranks, so every byte
-crosses between two nodes once. A sum adds inside a node only complete nodes of the tree; the owner of
-a slice adds the rest. Three stages, each entered in the order in which the collectives were started:
-the first windows, the messages across, the second windows.
+crosses between two nodes once. A sum adds inside a node only complete nodes of the tree; the owner
+of a slice adds the rest. Three stages, each entered in the order in which the collectives were
+started: the first windows, the messages across, the second windows.
 """
 
 from __future__ import annotations
