@@ -1,8 +1,9 @@
-// Batch norm (Ioffe and Szegedy 2015): every sum is one chain per channel over rows; vectors run over channels, threads over
-// channels where there are sums, over rows elsewhere.
+// Batch norm (Ioffe and Szegedy 2015): every sum is one chain per channel over rows; vectors run
+// over channels, threads over channels where there are sums, over rows elsewhere.
 //
-// The variance is of two passes: fma(d, d, sum) with d = x - mean. xhat = (x - mean) * rstd, rstd = 1 / sqrt(variance +
-// epsilon); out = fma(xhat, weight, bias). Backward rebuilds xhat with the same roundings.
+// The variance is of two passes: fma(d, d, sum) with d = x - mean. xhat = (x - mean) * rstd, rstd =
+// 1 / sqrt(variance + epsilon); out = fma(xhat, weight, bias). Backward rebuilds xhat with the same
+// roundings.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -18,8 +19,8 @@ namespace {
 constexpr int64_t BLOCK = 64;             // channels that a thread sums at once
 constexpr int64_t THREAD_WORK = 1 << 14;  // elements worth a thread
 
-// A step's at<V, J>(i, count) does channels [i, i + count), at most J vectors of them: what it keeps from row to row
-// stays in registers.
+// A step's at<V, J>(i, count) does channels [i, i + count), at most J vectors of them: what it
+// keeps from row to row stays in registers.
 template <class V, class Step>
 PLAIT_INLINE void over_channels(int64_t begin, int64_t end, Step step) {
   constexpr int64_t W = WIDTH<V>;
@@ -183,10 +184,11 @@ std::vector<float> rstd_of(const float* variance, int64_t channels, float epsilo
 }
 
 void check(const char* call, const ConstArray& x, const ConstArray& other) {
-  PLAIT_CHECK(x.ndim == 2 && other.ndim == 2 && x.shape[0] == other.shape[0] && x.shape[1] == other.shape[1] &&
-                  x.dtype == other.dtype && x.contiguous() && other.contiguous(),
-              call, "needs contiguous (R, C) arrays of one shape and type, got ", shape_text(x), " and ",
-              shape_text(other));
+  PLAIT_CHECK(x.ndim == 2 && other.ndim == 2 && x.shape[0] == other.shape[0] &&
+                  x.shape[1] == other.shape[1] && x.dtype == other.dtype && x.contiguous() &&
+                  other.contiguous(),
+              call, "needs contiguous (R, C) arrays of one shape and type, got ", shape_text(x),
+              " and ", shape_text(other));
 }
 
 void check_strided(const char* call, const ConstArray& x, const ConstArray& grad) {
@@ -194,13 +196,14 @@ void check_strided(const char* call, const ConstArray& x, const ConstArray& grad
   for (int i = 0; good && i < 3; i++) good = x.shape[i] == grad.shape[i];
   for (const ConstArray* a : {&x, &grad})
     good = good && (a->size() == 0 || a->shape[2] == 1 || a->strides[2] == 1);
-  PLAIT_CHECK(good, call, "needs (B, S, C) arrays of one shape and type with adjacent channels, got ",
+  PLAIT_CHECK(good, call,
+              "needs (B, S, C) arrays of one shape and type with adjacent channels, got ",
               shape_text(x), " and ", shape_text(grad));
 }
 
 void check_channels(const char* call, const ConstArray& x, const ConstArray& v) {
-  PLAIT_CHECK(v.ndim == 1 && v.shape[0] == x.shape[x.ndim - 1] && v.contiguous(), call, "per-channel array ",
-              shape_text(v), " does not fit rows ", shape_text(x));
+  PLAIT_CHECK(v.ndim == 1 && v.shape[0] == x.shape[x.ndim - 1] && v.contiguous(), call,
+              "per-channel array ", shape_text(v), " does not fit rows ", shape_text(x));
 }
 
 template <class W>
@@ -215,7 +218,8 @@ void forward_with(const ConstArray& x, const W* weight, const W* bias, float eps
     if (training) share_channels(rows, c, Statistics<T>{rows, c, from, m, v});
     const std::vector<float> rstd = rstd_of(v, c, epsilon);
     share_rows(rows, c, [&](int64_t begin, int64_t count) {
-      return Normalize<T, W>{count, c, from + begin * c, m, rstd.data(), weight, bias, to + begin * c};
+      return Normalize<T, W>{count,  c,    from + begin * c, m, rstd.data(),
+                             weight, bias, to + begin * c};
     });
   });
 }
@@ -230,27 +234,29 @@ void backward_with(const ConstArray& grad, const ConstArray& x, const W* weight,
     T* to = grad_x.as<T>();
     const std::vector<float> rstd = rstd_of(variance, c, epsilon);
     std::vector<float> plain(size_t(c), 0.0f), product(size_t(c), 0.0f);
-    share_channels(rows, c,
-                   GradSums<T>{rows, c, c, g, from, mean, rstd.data(), plain.data(), product.data()});
+    share_channels(
+        rows, c, GradSums<T>{rows, c, c, g, from, mean, rstd.data(), plain.data(), product.data()});
     for (size_t i = 0; i < plain.size(); i++) plain[i] /= float(rows), product[i] /= float(rows);
     share_rows(rows, c, [&](int64_t begin, int64_t count) {
-      return Backward<T, W>{count, c, g + begin * c, from + begin * c, weight,
-                            mean, rstd.data(), plain.data(), product.data(), to + begin * c};
+      return Backward<T, W>{count, c,           g + begin * c, from + begin * c, weight,
+                            mean,  rstd.data(), plain.data(),  product.data(),   to + begin * c};
     });
   });
 }
 
 }  // namespace
 
-void batch_norm_forward(const ConstArray& x, const ConstArray& weight, const ConstArray& bias, float epsilon,
-                        bool training, const Array& mean, const Array& variance, const Array& out) {
+void batch_norm_forward(const ConstArray& x, const ConstArray& weight, const ConstArray& bias,
+                        float epsilon, bool training, const Array& mean, const Array& variance,
+                        const Array& out) {
   const char* call = "batch_norm_forward";
   check(call, x, out);
   for (const ConstArray* v : {&weight, &bias, static_cast<const ConstArray*>(&mean),
                               static_cast<const ConstArray*>(&variance)})
     check_channels(call, x, *v);
   PLAIT_CHECK(weight.dtype == bias.dtype, call, "weight and bias differ in type");
-  PLAIT_CHECK(!training || x.shape[0] > 0, call, "batch statistics of no rows, x is ", shape_text(x));
+  PLAIT_CHECK(!training || x.shape[0] > 0, call, "batch statistics of no rows, x is ",
+              shape_text(x));
   PLAIT_FLOATS(weight.dtype, call, [&](auto zero) {
     using W = decltype(zero);
     forward_with(x, weight.as<W>(), bias.as<W>(), epsilon, training, mean, variance, out);
@@ -258,7 +264,8 @@ void batch_norm_forward(const ConstArray& x, const ConstArray& weight, const Con
 }
 
 void batch_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstArray& weight,
-                         const ConstArray& mean, const ConstArray& variance, float epsilon, const Array& grad_x) {
+                         const ConstArray& mean, const ConstArray& variance, float epsilon,
+                         const Array& grad_x) {
   const char* call = "batch_norm_backward";
   check(call, x, grad);
   check(call, x, grad_x);

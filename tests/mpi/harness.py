@@ -48,7 +48,7 @@ _registered: list[Case] = []
 
 
 def case(
-    ranks: int | tuple[int, ...], *, limit: float = 60.0
+    ranks: int | tuple[int, ...], *, limit: float = 120.0
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Registers a function(world) to run on each of these rank counts."""
 

@@ -67,9 +67,10 @@ def test_an_exception_is_reported_with_rank_and_traceback(outcomes: dict[str, Ou
     assert "[rank 0] Traceback" not in report
 
 
-def test_a_hang_shows_where_each_rank_waits(outcomes: dict[str, Outcome]) -> None:
+def test_a_hang_shows_where_ranks_wait(outcomes: dict[str, Outcome]) -> None:
+    # The first rank whose time is out ends the others, perhaps before they have written.
     report = outcomes["own.hangs"].report
-    assert "[rank 0] died or was out of time (2.0 s)" in report
+    assert any(f"[rank {rank}] died or was out of time (2.0 s)" in report for rank in (0, 1))
     assert "in barrier" in report
 
 
