@@ -1,6 +1,7 @@
 """The mesh: the ranks of the world as a grid of data x tensor x pipeline.
 
-Tensor ranks are neighbours, then pipeline stages, then replicas: what talks most is nearest.
+Tensor ranks are neighbours, then pipeline stages, then replicas: what talks most is nearest. Ranks
+that a launcher dealt out to its nodes in turn are put in the order of the nodes first.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Coordinates:
 class Mesh:
     """world, data, tensor, pipeline: this rank's communicators; layout, coordinates, grains.
 
+    World ranks here are those of `world`, which the ranks of comm may have in another order.
+
     grains: leaves of the sums over the batch and over sharded dimensions, such as
     {"data": 8, "tensor": 2}; an axis left out has as many as ranks, and its bits then hold for
     this layout only. comm: an mpi4py communicator or a Communicator; left out, the world (MPI
@@ -85,7 +88,8 @@ class Mesh:
     ):
         self.layout = Layout(data, tensor, pipeline)
         self.grains = _checked_grains(self.layout, grains)
-        self.world = comm if isinstance(comm, Communicator) else world_communicator(comm)
+        world = comm if isinstance(comm, Communicator) else world_communicator(comm)
+        self.world = _by_node(world)
         if self.layout.ranks != self.world.size:
             raise UserError(_mismatch(self.layout, self.world.size))
         at = self.layout.coordinates(self.world.rank)
@@ -111,6 +115,16 @@ class Mesh:
         found = self.world.split(color, key)
         assert found is not None
         return found.with_leaves(leaves)
+
+
+def _by_node(world: Communicator) -> Communicator:
+    """The same ranks, those of a node side by side; rank 0 stays rank 0."""
+    order = sorted(range(world.size), key=lambda rank: (world.nodes.index(world.nodes[rank]), rank))
+    if order == list(range(world.size)):
+        return world
+    found = world.split(0, order.index(world.rank))
+    assert found is not None
+    return found
 
 
 def _checked_grains(layout: Layout, grains: Mapping[str, int] | None) -> dict[str, int]:

@@ -64,7 +64,7 @@ def compare(name: str, found: Array, expected: Array) -> None:
     assert worst <= BOUND * largest, f"{name} is off by {worst}, its largest entry is {largest}"
 
 
-def check_gpt2(mesh: Mesh, **settings: object) -> None:
+def check_gpt2(mesh: Mesh, **settings: Any) -> None:
     """Loss and logits on every rank that has them, gradients on world rank 0."""
     golden = load()
     length, vocabulary = golden.logits.shape[1:]
@@ -72,8 +72,8 @@ def check_gpt2(mesh: Mesh, **settings: object) -> None:
         layers=2, hidden_dim=32, heads=4, vocabulary=vocabulary, sequence_length=length
     )
     samples = len(golden.tokens)
-    changes: dict[str, Any] = {"microbatch": samples, **settings}
-    engine = Engine(specs, mesh, Keep(), Settings(batch=samples, precision="float32", **changes))
+    changes = {"batch": samples, "microbatch": samples, "precision": "float32", **settings}
+    engine = Engine(specs, mesh, Keep(), Settings(**changes))
     set_weights(engine, golden.weights)
     logits = engine.logits(Position(0, 0, samples, False), golden.tokens)
     if logits is not None:

@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,18 @@ class Outcome:
 
 
 _registered: list[Case] = []
+keeping = False
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Communicators made inside stay open after the case that makes them."""
+    global keeping
+    keeping = True
+    try:
+        yield
+    finally:
+        keeping = False
 
 
 def case(

@@ -15,6 +15,14 @@ FLOATS = (np.dtype(np.float32), BFLOAT16, np.dtype(np.float16))
 INTEGERS = tuple(np.dtype(t) for t in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"))
 UFUNCS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 RANKS = (1, 2, 3, 4)
+MOVED = (*FLOATS, *INTEGERS, np.dtype(bool), np.dtype(np.float64), np.dtype(np.complex128))
+# Every size for types of 1, 2, 4 and 16 bytes, the small ones for all.
+SIZED = tuple(
+    (n, dtype)
+    for n in SIZES
+    for dtype in MOVED
+    if n < 10_000 or dtype in (FLOATS[0], FLOATS[1], INTEGERS[0], MOVED[-1])
+)
 
 
 def middle(count: int) -> int:

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from harness import load_cases
+import harness
 from mpi4py import MPI
 
 from plait.comm.choose import communicator
@@ -19,9 +19,10 @@ from plait.comm.communicator import Communicator
 
 def main(source: Path, folder: Path, names: list[str]) -> None:
     comm = MPI.COMM_WORLD
+    world = communicator(comm)
     opened: list[Communicator] = []
     remember(opened)
-    by_name = {c.name: c for c in load_cases(source) if c.ranks == comm.size}
+    by_name = {c.name: c for c in harness.load_cases(source) if c.ranks == comm.size}
     events = (folder / f"events.{comm.rank}").open("w", buffering=1)
     stack = (folder / f"stack.{comm.rank}").open("w")
     faulthandler.enable(stack)
@@ -35,8 +36,10 @@ def main(source: Path, folder: Path, names: list[str]) -> None:
         tell("started", name)
         faulthandler.dump_traceback_later(case.limit, exit=True, file=stack)
         try:
-            case.function(communicator(comm))
-            comm.Barrier()
+            world.calls.clear()
+            world.bytes.clear()
+            case.function(world)
+            world.barrier()
         except BaseException:
             tell("failed", name, traceback=traceback.format_exc())
             comm.Abort(3)
@@ -53,7 +56,8 @@ def remember(opened: list[Communicator]) -> None:
 
     def noting(self: Communicator, *arguments: Any, **more: Any) -> None:
         initialise(self, *arguments, **more)
-        opened.append(self)
+        if not harness.keeping:
+            opened.append(self)
 
     Communicator.__init__ = noting  # type: ignore[method-assign]
 

@@ -41,7 +41,7 @@ def test_collectives(ranks: int, tmp_path: Path) -> None:
         "print('checked')\n"
     )
     script = (EXAMPLES / "collectives.py").read_text() + checks
-    assert start(script, ranks, tmp_path).split() == ["checked"] * max(ranks, 1)
+    assert start(script, ranks, tmp_path).count("checked") == max(ranks, 1)
 
 
 @pytest.mark.long

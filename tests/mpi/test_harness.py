@@ -50,7 +50,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Out
     shared = harness._shared_memory()
     names = ("before", "raises", "hangs", "crashes", "after")
     limit = {"hangs": 2.0}
-    cases = [Case(f"own.{name}", 2, print, limit.get(name, 60.0)) for name in names]
+    cases = [Case(f"own.{name}", 2, print, limit.get(name, 120.0)) for name in names]
     yield run_cases(cases, folder)
     assert harness._shared_memory() == shared
 

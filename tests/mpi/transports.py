@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+from harness import kept
+
 from plait.comm import Communicator
 
 
+@cache
 def transports() -> list[Communicator]:
-    """One communicator of every transport; all ranks call this. The node's staging is as small as
-    it can be, so that what is tested takes many rounds."""
+    """One communicator of every transport, for all cases. The node's staging is as small as it can
+    be, so that what is tested takes many rounds."""
+    with kept():
+        return make_transports()
+
+
+def make_transports() -> list[Communicator]:
     from mpi4py import MPI
 
     from plait.comm import node

@@ -17,7 +17,7 @@ from plait.comm.alone import Alone
 from plait.comm.combine import Bounds, Reduction
 from plait.comm.communicator import Communicator
 from plait.comm.tree import Leaves
-from plait.comm.work import Array, Poll, Steps, Turns
+from plait.comm.work import Array, Poll, Steps, Turns, Work
 
 LIMIT = 2**31 - 1  # elements that an int of MPI can count; more go in pieces
 SMALL = 1 << 14  # bytes of all nodes of all ranks: below, every rank adds everything
@@ -42,7 +42,7 @@ class Mpi(Communicator):
 
     def __init__(self, comm: MPI.Comm, leaves: Leaves | None = None):
         super().__init__(comm.rank, comm.size, leaves)
-        self._first, self._second = comm.Dup(), comm.Dup()
+        self._first, self._second = _duplicate(comm), _duplicate(comm)
         self._turns = Turns()  # of second stages
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
@@ -228,6 +228,17 @@ class Mpi(Communicator):
             for rank, raw, kind in _not_empty(pieces)
             for a, b in _pieces(0, raw.size)
         ]
+
+
+def _duplicate(comm: MPI.Comm) -> MPI.Comm:
+    """comm.Dup() that gives its core away while it waits."""
+    found, request = comm.Idup()
+
+    def steps() -> Steps:
+        yield request.Test
+
+    Work("duplicate", steps()).wait()
+    return found
 
 
 def _not_empty(

@@ -110,6 +110,7 @@ def progress() -> None:
 # More ranks than cores on this node: waits then sleep, so that whoever computes gets the core.
 _crowded = False
 _PATIENCE = 50e-6  # seconds of yielding before the first sleep
+_CONTENDED = 50e-6  # a yield that takes this long gave the core to somebody who had use for it
 _NAP, _LONGEST_NAP = 20e-6, 400e-6
 _SPIN_US = 20  # that a poll may spin while its rank waits and has a core of its own
 _spin_us = 0
@@ -126,22 +127,27 @@ def spin_us() -> int:
 
 
 def _wait(work: Work) -> None:
-    """Polls, giving the core away in between. With a core for every rank a sleep would only stall
-    transfers, which move while their rank polls; with fewer cores a yield alone would leave the
-    computing ranks their fair share of a core that is mostly spent on polling."""
+    """Polls, giving the core away in between.
+
+    With a core for every rank a sleep would only stall transfers, which move while their rank
+    polls. With fewer cores, or other programs on them, yields alone would leave the computing ranks
+    their fair share of cores that are mostly spent on polling, and whoever sleeps is run at once
+    when it wakes.
+    """
     global _spin_us
-    start = 0.0
+    start, sleeps = 0.0, _crowded
     while True:
-        _spin_us = 0 if _crowded or len(_active) > 1 else _SPIN_US
+        _spin_us = 0 if sleeps or len(_active) > 1 else _SPIN_US
         try:
             progress()
         finally:
             _spin_us = 0
         if work._steps is None:
             return
+        before = time.perf_counter()
+        start = start or before
         os.sched_yield()
-        if _crowded:
-            now = time.perf_counter()
-            start = start or now
-            if now - start > _PATIENCE:
-                time.sleep(min(max(_NAP, (now - start) / 64), _LONGEST_NAP))
+        if not sleeps:
+            sleeps = time.perf_counter() - before > _CONTENDED
+        elif before - start > _PATIENCE:
+            time.sleep(min(max(_NAP, (before - start) / 64), _LONGEST_NAP))
