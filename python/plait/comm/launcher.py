@@ -15,13 +15,14 @@ _SIGNS = ("PMIX_RANK", "PMI_RANK", "PMI_FD", "PALS_RANKID", "FLUX_TASK_RANK", "J
 @dataclass(frozen=True)
 class Launched:
     """Whether a launcher started this process; its number of ranks and the variable with it,
-    and this process's rank as the launcher counts."""
+    this process's rank as the launcher counts, and whether it is MPICH's mpiexec (hydra)."""
 
     launched: bool
     size: int | None = None
     variable: str = ""
     slurm: bool = False
     rank: int = 0
+    hydra: bool = False
 
 
 def launcher() -> Launched:
@@ -30,7 +31,7 @@ def launcher() -> Launched:
     rank = _first_number(_RANKS)[1] or 0
     variable, size = _first_number(_SIZES)
     launched = size is not None or any(name in os.environ for name in _SIGNS)
-    return Launched(launched, size, variable, slurm, rank)
+    return Launched(launched, size, variable, slurm, rank, "HYDI_CONTROL_FD" in os.environ)
 
 
 def _first_number(names: tuple[str, ...]) -> tuple[str, int | None]:

@@ -55,7 +55,7 @@ class Mpi(Communicator):
             found.Free()
 
     def abort(self, code: int) -> None:
-        self._first.Abort(code)
+        MPI.COMM_WORLD.Abort(code)
 
     def close(self) -> None:
         if self._first != MPI.COMM_NULL:

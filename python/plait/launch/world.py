@@ -44,8 +44,11 @@ class World:
         flush()
         claim(code)
         if self.comm is not None and not _finalized():
+            from mpi4py import MPI
+
             _kill_if_stuck(2)
-            self.comm.Abort(code)
+            _close_stderr()  # the cause is told; MPI would add that it was asked to abort
+            MPI.COMM_WORLD.Abort(code)  # of a duplicate, MPICH's mpiexec may report a signal
         os._exit(code)
 
     def meet(self, seconds: float) -> bool:
@@ -61,13 +64,18 @@ class World:
 
     def leave(self, code: int) -> NoReturn:
         """Ends this process in order; all ranks do, after they met, with the same code: launchers
-        differ in whose they report."""
+        differ in whose they report. MPICH's mpiexec reports either the code or its own signal to
+        the ranks that have yet to end, whichever it sees first, but knows the code of an abort."""
         flush()
         claim(code)
         if self.comm is not None and not _finalized():
             from mpi4py import MPI
 
             _kill_if_stuck(10)
+            if launcher().hydra:
+                if self.rank == 0:
+                    self.abort(code)
+                signal.pause()
             MPI.Finalize()
         os._exit(code)
 
@@ -123,6 +131,11 @@ def _finalized() -> bool:
     from mpi4py import MPI
 
     return bool(MPI.Is_finalized())
+
+
+def _close_stderr() -> None:
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
 
 
 def _kill_if_stuck(seconds: int) -> None:
