@@ -27,7 +27,7 @@ def run_stack(share):
 
 @pytest.mark.parametrize(("batch", "grains", "size", "microbatch"), [
     (b, d, r, m)
-    for b, d, r, m in product((1, 5, 8, 12, 16), (1, 2, 3, 5, 8), (1, 2, 3), (1, 2, 3, 5, 16))
+    for b, d, r, m in product((1, 5, 8, 12, 16), (1, 2, 3, 5, 8), (1, 2, 3), (None, 1, 2, 3, 5, 16))
     if r <= d <= b
 ])  # fmt: skip
 def test_every_rank_ends_with_its_maximal_nodes(batch, grains, size, microbatch):
@@ -40,6 +40,12 @@ def test_every_rank_ends_with_its_maximal_nodes(batch, grains, size, microbatch)
             list(range(a * batch // grains, b * batch // grains)) for a, b in leaves.nodes(rank)
         ]
         assert nodes == expected
+        sizes = [position.count for position in share.microbatches(0, 0)]
+        assert max(sizes) == share.largest
+        if microbatch is None:
+            assert sizes == [
+                (d + 1) * batch // grains - d * batch // grains for d in leaves.run(rank)
+            ]
         assert max(s.slot for p in share.microbatches(0, 0) for s in p.segments) < share.slots
         seen += [sample for node in nodes for sample in node]
     assert seen == list(range(batch))

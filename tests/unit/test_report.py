@@ -256,6 +256,11 @@ def test_bytes_and_times() -> None:
 
 def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < memory.resident_bytes() <= memory.peak_bytes()
+    pieces = [bytes(1000) for _ in range(100_000)]  # 100 MB in small pieces, which malloc keeps
+    before, kept = memory.resident_bytes(), pieces[-1]
+    del pieces
+    memory.reset_peak()
+    assert memory.peak_bytes() < before - 80_000_000, len(kept)
     total = memory.limit_bytes()
     assert total > 0
     monkeypatch.setattr(memory, "PROC", tmp_path / "proc")

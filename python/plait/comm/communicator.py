@@ -1,8 +1,7 @@
 """The contract of communicators: collectives over ranks, the same bits on every transport.
 
-This file checks arguments and says what each collective means; a transport fills in the hooks,
-which get contiguous arrays. Every collective is an identity at size 1: the
-result may then be its input.
+This file checks arguments and says what each collective means; a transport fills in the hooks of
+transport.py. Every collective is an identity at size 1: the result may then be its input.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,22 +18,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from plait.comm.combine import (
-    FLOAT32,
-    FLOATS,
-    Bounds,
-    Op,
-    Reduction,
-    checked_bounds,
-    even_bounds,
-    from_order_keys,
-    order_keys,
+from plait.comm.arrays import (
+    address,
+    checked_axis,
+    checked_nodes,
+    checked_out,
+    contiguous,
+    deliver,
+    direct,
+    flat_reduction,
+    given,
+    is_node,
+    reducible,
 )
+from plait.comm.combine import FLOAT32, Bounds, Op, Reduction, checked_bounds
+from plait.comm.transport import Transport
 from plait.comm.tree import Leaves
-from plait.comm.work import Array, Steps, Work, finished, progress
+from plait.comm.work import Array, Steps, Work, progress
 
 
-class Communicator(ABC):
+class Communicator(Transport):
     """Ranks with collectives.
 
     Every rank of the communicator calls the same collectives in the same order. With blocking=False
@@ -77,12 +80,12 @@ class Communicator(ABC):
         Floats cross in their storage type. NaN wins in max and min. out may be x.
         """
         self._account("all_reduce", x.nbytes)
-        keyed, values = _enter("all_reduce", x, op)
+        keyed, values = reducible("all_reduce", x, op)
         if self.size == 1 and (out is None or out is x):
-            return _give(x, blocking)
-        out = _checked_out("all_reduce", out, x.shape, x.dtype)
+            return given(x, blocking)
+        out = checked_out("all_reduce", out, x.shape, x.dtype)
         leaves = Leaves.even(self.size, self.size)
-        reduction = _flat(values[None], leaves, op, None, self.size)
+        reduction = flat_reduction(values[None], leaves, op, None, self.size)
         return self._start("all_reduce", self._all_reduce_steps(reduction, keyed, out), blocking)
 
     def all_reduce_nodes(
@@ -99,12 +102,12 @@ class Communicator(ABC):
         nodes (k, *shape) float32: this rank's maximal complete nodes, `leaves.nodes(rank)`. bias
         (the last axis of shape) is added in float32; then one rounding to dtype. Returns shape.
         """
-        nodes = self._check_nodes("all_reduce_nodes", nodes, bias)
+        nodes = checked_nodes("all_reduce_nodes", self.leaves, self.rank, nodes, bias)
         self._account("all_reduce_nodes", nodes.nbytes)
         if self.size == 1 and bias is None and np.dtype(dtype) == FLOAT32 and out is None:
-            return _give(nodes[0], blocking)
-        out = _checked_out("all_reduce_nodes", out, nodes.shape[1:], np.dtype(dtype))
-        reduction = _flat(nodes, self.leaves, "sum", bias, self.size)
+            return given(nodes[0], blocking)
+        out = checked_out("all_reduce_nodes", out, nodes.shape[1:], np.dtype(dtype))
+        reduction = flat_reduction(nodes, self.leaves, "sum", bias, self.size)
         return self._start(
             "all_reduce_nodes", self._all_reduce_steps(reduction, False, out), blocking
         )
@@ -124,9 +127,9 @@ class Communicator(ABC):
         Rank r gets [bounds[r], bounds[r + 1]); bounds left out are r * n // size.
         """
         self._account("reduce_scatter", x.nbytes)
-        keyed, values = _enter("reduce_scatter", x, op)
+        keyed, values = reducible("reduce_scatter", x, op)
         if self.size == 1 and out is None:
-            return _give(x, blocking)
+            return given(x, blocking)
         leaves = Leaves.even(self.size, self.size)
         return self._scatter(
             "reduce_scatter",
@@ -154,10 +157,10 @@ class Communicator(ABC):
         blocking: bool = True,
     ) -> Any:
         """The sum of all_reduce_nodes, cut along `axis` of shape as in reduce_scatter."""
-        nodes = self._check_nodes("reduce_scatter_nodes", nodes, bias)
+        nodes = checked_nodes("reduce_scatter_nodes", self.leaves, self.rank, nodes, bias)
         self._account("reduce_scatter_nodes", nodes.nbytes)
         if self.size == 1 and bias is None and np.dtype(dtype) == FLOAT32 and out is None:
-            return _give(nodes[0], blocking)
+            return given(nodes[0], blocking)
         return self._scatter(
             "reduce_scatter_nodes",
             nodes,
@@ -187,7 +190,7 @@ class Communicator(ABC):
 
         Without bounds every rank has the same length. x may be this rank's slice of out.
         """
-        axis = _axis("all_gather", axis, x.ndim)
+        axis = checked_axis("all_gather", axis, x.ndim)
         self._account("all_gather", x.nbytes)
         length = x.shape[axis]
         if bounds is None:
@@ -200,8 +203,8 @@ class Communicator(ABC):
             )
         shape = (*x.shape[:axis], found[-1], *x.shape[axis + 1 :])
         if self.size == 1 and (out is None or out is x):
-            return _give(x, blocking)
-        out = _checked_out("all_gather", out, shape, x.dtype)
+            return given(x, blocking)
+        out = checked_out("all_gather", out, shape, x.dtype)
         return self._start("all_gather", self._all_gather_steps(x, axis, found, out), blocking)
 
     def all_to_all(
@@ -220,7 +223,7 @@ class Communicator(ABC):
         self._account("all_to_all", x.nbytes)
         sends = checked_bounds(send_bounds, len(x), self.size)
         receives = checked_bounds(receive_bounds, receive_bounds[-1], self.size)
-        out = _checked_out("all_to_all", out, (receives[-1], *x.shape[1:]), x.dtype)
+        out = checked_out("all_to_all", out, (receives[-1], *x.shape[1:]), x.dtype)
         if np.may_share_memory(x, out):
             x = x.copy()
         return self._start("all_to_all", self._all_to_all_steps(x, sends, receives, out), blocking)
@@ -228,22 +231,22 @@ class Communicator(ABC):
     def broadcast(self, x: Array, root: int = 0, *, blocking: bool = True) -> Any:
         """x of rank `root` on every rank, in place; returns x."""
         self._check_rank("broadcast", root)
-        _checked_out("broadcast", x, x.shape, x.dtype)
+        checked_out("broadcast", x, x.shape, x.dtype)
         self._account("broadcast", x.nbytes)
         if self.size == 1:
-            return _give(x, blocking)
+            return given(x, blocking)
         return self._start("broadcast", self._broadcast_steps(x, root), blocking)
 
     def send(self, x: Array, dest: int, tag: int = 0, *, blocking: bool = True) -> Any:
         """Sends x to rank `dest`, which receives it with the same tag, shape and type."""
         self._check_rank("send", dest)
         self._account("send", x.nbytes)
-        return self._start("send", self._send(_contiguous(x).reshape(-1), dest, tag), blocking)
+        return self._start("send", self._send(contiguous(x).reshape(-1), dest, tag), blocking)
 
     def recv(self, out: Array, source: int, tag: int = 0, *, blocking: bool = True) -> Any:
         """Receives into out what rank `source` sent with this tag; returns out."""
         self._check_rank("recv", source)
-        _checked_out("recv", out, out.shape, out.dtype)
+        checked_out("recv", out, out.shape, out.dtype)
         return self._start("recv", self._recv_steps(out, source, tag), blocking)
 
     def barrier(self) -> None:
@@ -296,7 +299,7 @@ class Communicator(ABC):
     def abort(self, code: int) -> None:
         """Ends all ranks of the job with this exit code."""
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Gives back what the transport holds. All ranks call it, with nothing under way; it and
         its with_leaves are then of no use. May be called again."""
 
@@ -308,11 +311,11 @@ class Communicator(ABC):
 
     def _all_reduce_steps(self, reduction: Reduction, keyed: bool, out: Array) -> Steps:
         _, _, n, inner = reduction.nodes.shape
-        target = _direct(out, reduction.nodes.dtype if keyed else out.dtype)
-        if np.may_share_memory(target, reduction.nodes) and not _is_node(target, reduction.nodes):
+        target = direct(out, reduction.nodes.dtype if keyed else out.dtype)
+        if np.may_share_memory(target, reduction.nodes) and not is_node(target, reduction.nodes):
             target = np.empty_like(target)
         yield from self._all_reduce(reduction, target.reshape(n, inner))
-        return _deliver(target, keyed, out)
+        return deliver(target, keyed, out)
 
     def _scatter(
         self,
@@ -329,7 +332,7 @@ class Communicator(ABC):
         blocking: bool,
     ) -> Any:
         k, *shape = nodes.shape
-        axis = _axis(name, axis, len(shape))
+        axis = checked_axis(name, axis, len(shape))
         found = checked_bounds(bounds, shape[axis], self.size)
         outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
         reduction = Reduction(
@@ -342,14 +345,14 @@ class Communicator(ABC):
         )
         length = found[self.rank + 1] - found[self.rank]
         own = (*shape[:axis], length, *shape[axis + 1 :])
-        out = _checked_out(name, out, own, dtype)
+        out = checked_out(name, out, own, dtype)
 
         def steps() -> Steps:
-            target = _direct(out, nodes.dtype if keyed else out.dtype)
+            target = direct(out, nodes.dtype if keyed else out.dtype)
             if np.may_share_memory(target, nodes):
                 target = np.empty_like(target)
             yield from self._reduce_scatter(reduction, target.reshape(outer, length, inner))
-            return _deliver(target, keyed, out)
+            return deliver(target, keyed, out)
 
         return self._start(name, steps(), blocking)
 
@@ -357,9 +360,9 @@ class Communicator(ABC):
         outer, inner = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
         lengths = [outer * inner * (b - a) for a, b in pairwise(bounds)]
         target = out if outer == 1 and out.flags.c_contiguous else np.empty(out.size, out.dtype)
-        flat, x = target.reshape(-1), _contiguous(x).reshape(-1)
+        flat, x = target.reshape(-1), contiguous(x).reshape(-1)
         own = flat[sum(lengths[: self.rank]) :][: x.size]
-        if np.may_share_memory(x, flat) and _address(x) != _address(own):
+        if np.may_share_memory(x, flat) and address(x) != address(own):
             x = x.copy()
         yield from self._all_gather(x, lengths, flat)
         if target is not out:
@@ -372,24 +375,24 @@ class Communicator(ABC):
 
     def _all_to_all_steps(self, x: Array, sends: Bounds, receives: Bounds, out: Array) -> Steps:
         row = math.prod(x.shape[1:])
-        target = _direct(out, out.dtype)
+        target = direct(out, out.dtype)
         yield from self._all_to_all(
-            _contiguous(x).reshape(-1),
+            contiguous(x).reshape(-1),
             tuple(row * b for b in sends),
             target.reshape(-1),
             tuple(row * b for b in receives),
         )
-        return _deliver(target, False, out)
+        return deliver(target, False, out)
 
     def _broadcast_steps(self, x: Array, root: int) -> Steps:
-        target = _contiguous(x)
+        target = contiguous(x)
         yield from self._broadcast(target.reshape(-1), root)
-        return _deliver(target, False, x)
+        return deliver(target, False, x)
 
     def _recv_steps(self, out: Array, source: int, tag: int) -> Steps:
-        target = _direct(out, out.dtype)
+        target = direct(out, out.dtype)
         yield from self._recv(target.reshape(-1), source, tag)
-        return _deliver(target, False, out)
+        return deliver(target, False, out)
 
     # --- checks -------------------------------------------------------------------------------
 
@@ -400,118 +403,3 @@ class Communicator(ABC):
     def _check_rank(self, name: str, rank: int) -> None:
         if not 0 <= rank < self.size:
             raise ValueError(f"{name}: rank {rank} is outside a communicator of {self.size}")
-
-    def _check_nodes(self, name: str, nodes: Array, bias: Array | None) -> Array:
-        count = len(self.leaves.nodes(self.rank))
-        if nodes.dtype != FLOAT32 or nodes.ndim == 0 or len(nodes) != count:
-            raise ValueError(
-                f"{name}: rank {self.rank} needs ({count}, ...) float32, one for each tree node of "
-                f"its leaves, got {nodes.shape} {nodes.dtype}"
-            )
-        if bias is not None and (bias.dtype != FLOAT32 or bias.shape != nodes.shape[1:][-1:]):
-            raise ValueError(
-                f"{name}: bias must be ({', '.join(map(str, nodes.shape[1:][-1:]))}) float32, "
-                f"got {bias.shape} {bias.dtype}"
-            )
-        return _contiguous(nodes)
-
-    # --- hooks: contiguous arrays, size > 1 unless a transport is used alone --------------------
-
-    @abstractmethod
-    def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
-        """out (n, inner) contiguous = the reduction on every rank; out may be one of the nodes."""
-
-    @abstractmethod
-    def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
-        """out (outer, m, inner) contiguous = this rank's slice. It shares no memory with nodes."""
-
-    @abstractmethod
-    def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
-        """out flat = the flat x of all ranks; x is its place in out or shares no memory with it."""
-
-    @abstractmethod
-    def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:
-        """Flat x, out; bounds in elements."""
-
-    @abstractmethod
-    def _broadcast(self, x: Array, root: int) -> Steps:
-        """Flat x."""
-
-    @abstractmethod
-    def _send(self, x: Array, dest: int, tag: int) -> Steps: ...
-
-    @abstractmethod
-    def _recv(self, out: Array, source: int, tag: int) -> Steps: ...
-
-    @abstractmethod
-    def _barrier(self) -> Steps: ...
-
-
-def _checked_out(name: str, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    if out is None:
-        return np.empty(shape, dtype)
-    if out.shape != tuple(shape) or out.dtype != dtype or not out.flags.writeable:
-        raise ValueError(
-            f"{name}: out must be writable {tuple(shape)} {dtype}, got {out.shape} {out.dtype}"
-            f"{'' if out.flags.writeable else ', read-only'}"
-        )
-    return out
-
-
-def _axis(name: str, axis: int, ndim: int) -> int:
-    if not -ndim <= axis < ndim:
-        raise ValueError(f"{name}: axis {axis} of an array with {ndim} axes")
-    return axis % ndim
-
-
-def _contiguous(x: Array) -> Array:
-    return x if x.flags.c_contiguous else x.copy()
-
-
-def _address(x: Array) -> int:
-    return int(x.__array_interface__["data"][0])
-
-
-def _is_node(out: Array, nodes: Array) -> bool:
-    distance, rest = divmod(_address(out) - _address(nodes), max(out.nbytes, 1))
-    return out.dtype == nodes.dtype and rest == 0 and 0 <= distance < len(nodes)
-
-
-def _give(x: Array, blocking: bool) -> Any:
-    return x if blocking else finished(x)
-
-
-def _enter(name: str, x: Array, op: Op) -> tuple[bool, Array]:
-    """x as a transport reduces it: contiguous, floats under max and min as integers."""
-    if op not in ("sum", "max", "min"):
-        raise ValueError(f'{name}: op must be "sum", "max" or "min", got {op!r}')
-    if x.dtype.kind not in "iu" and x.dtype not in FLOATS:
-        raise ValueError(f"{name}: no {op} of {x.dtype}; floats and integers have one")
-    x = _contiguous(x)
-    if op != "sum" and x.dtype in FLOATS:
-        return True, order_keys(x, op)
-    return False, x
-
-
-def _flat(nodes: Array, leaves: Leaves, op: Op, bias: Array | None, size: int) -> Reduction:
-    """A reduction whose cut does not matter: by elements, by rows where there is a bias."""
-    k, n = len(nodes), math.prod(nodes.shape[1:])
-    if bias is not None and 0 < n < size * bias.size:
-        bias = np.tile(bias, n // bias.size)
-        return Reduction(nodes.reshape(k, 1, n, 1), leaves, op, even_bounds(n, size), bias, True)
-    inner = 1 if bias is None or n == 0 else bias.size
-    rows = n // inner
-    return Reduction(nodes.reshape(k, 1, rows, inner), leaves, op, even_bounds(rows, size), bias)
-
-
-def _direct(out: Array, dtype: np.dtype[Any]) -> Array:
-    """out itself if a transport can write there, else an array to deliver from."""
-    return out if out.flags.c_contiguous and out.dtype == dtype else np.empty(out.shape, dtype)
-
-
-def _deliver(target: Array, keyed: bool, out: Array) -> Array:
-    if keyed:
-        out[...] = from_order_keys(target, out.dtype)
-    elif target is not out:
-        out[...] = target
-    return out

@@ -14,8 +14,10 @@ import numpy as np
 from mpi4py import MPI
 
 from plait.comm.alone import Alone
+from plait.comm.arrays import address
 from plait.comm.combine import Bounds, Reduction
 from plait.comm.communicator import Communicator
+from plait.comm.launcher import launcher
 from plait.comm.tree import Leaves
 from plait.comm.work import Array, Poll, Steps, Turns, Work
 
@@ -55,7 +57,7 @@ class Mpi(Communicator):
             found.Free()
 
     def abort(self, code: int) -> None:
-        MPI.COMM_WORLD.Abort(code)
+        abort_job(self._first, code)
 
     def close(self) -> None:
         if self._first != MPI.COMM_NULL:
@@ -87,7 +89,7 @@ class Mpi(Communicator):
     def _integers(self, reduction: Reduction, out: Array) -> Steps:
         x = reduction.nodes.reshape(-1)
         kind, op = _INTEGERS[x.dtype.str[1:]], _OPS[reduction.op]
-        if _address(x) != _address(out):
+        if address(x) != address(out):
             np.copyto(out, x)
         calls = [[out[a:b], kind] for a, b in _pieces(0, out.size)]
         yield all_of([self._first.Iallreduce(MPI.IN_PLACE, call, op) for call in calls])
@@ -137,7 +139,7 @@ class Mpi(Communicator):
         lengths = [unit * length for length in lengths]
         offsets = _offsets(lengths)
         own = out[offsets[self.rank] : offsets[self.rank + 1]]
-        if own.size and _address(own) != _address(x):
+        if own.size and address(own) != address(x):
             own[:] = x
         if out.size <= LIMIT:
             return comm.Iallgatherv(MPI.IN_PLACE, [out, (lengths, offsets[:-1]), kind]).Test
@@ -230,6 +232,13 @@ class Mpi(Communicator):
         ]
 
 
+def abort_job(comm: MPI.Comm, code: int) -> None:
+    """Ends all ranks of the job so that the launcher reports this code. MPICH tells its mpiexec of
+    an abort of the world only; without that mpiexec sees processes die and reports one's signal.
+    Slurm kills them with a signal where it is told, and finds the code by itself."""
+    (MPI.COMM_WORLD if launcher().hydra else comm).Abort(code)
+
+
 def _duplicate(comm: MPI.Comm) -> MPI.Comm:
     """comm.Dup() that gives its core away while it waits."""
     found, request = comm.Idup()
@@ -254,10 +263,6 @@ def _raw(x: Array) -> tuple[Array, MPI.Datatype, int]:
     """A flat array as integers that MPI knows, their type, and how many make an element."""
     width = next(w for w in (8, 4, 2, 1) if x.dtype.itemsize % w == 0)
     return x.view(f"u{width}"), _TYPES[width], x.dtype.itemsize // width
-
-
-def _address(x: Array) -> int:
-    return int(x.__array_interface__["data"][0])
 
 
 def _offsets(lengths: Sequence[int]) -> list[int]:

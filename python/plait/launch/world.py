@@ -44,11 +44,11 @@ class World:
         flush()
         claim(code)
         if self.comm is not None and not _finalized():
-            from mpi4py import MPI
+            from plait.comm.mpi import abort_job
 
             _kill_if_stuck(2)
             _close_stderr()  # the cause is told; MPI would add that it was asked to abort
-            MPI.COMM_WORLD.Abort(code)  # of a duplicate, MPICH's mpiexec may report a signal
+            abort_job(self.comm, code)
         os._exit(code)
 
     def meet(self, seconds: float) -> bool:

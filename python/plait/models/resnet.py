@@ -90,6 +90,7 @@ def resnet(
             flops=2 * 9 * inputs * width * pixels,
             activation=before * inputs + pixels * 3 * width,
             output=pixels * width,
+            mixes_samples=True,
         )
     ]
     channels = width
@@ -133,4 +134,5 @@ def _block(
         flops=2 * weights * pixels,
         activation=before * inputs + pixels * outputs * (6 if shortcut else 5),
         output=pixels * outputs,
+        mixes_samples=True,
     )

@@ -96,6 +96,7 @@ class LayerSpec:
     of another layer, which cost memory on another stage only. flops: multiply-adds times 2.
     activation: elements kept for backward; output: elements passed on.
     tensor_units: what the tensor grains must divide, such as heads (0: anything).
+    mixes_samples: an output depends on the other samples of its microbatch, as with batch norm.
     """
 
     name: str
@@ -106,6 +107,7 @@ class LayerSpec:
     activation: int = 0
     output: int = 0
     tensor_units: int = 0
+    mixes_samples: bool = False
 
 
 class Recomputed(Layer):

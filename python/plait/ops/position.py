@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from plait.comm.tree import Leaves, merges
 
@@ -40,13 +41,14 @@ class Position:
 class Share:
     """The samples of one replica in every step, and its microbatches.
 
-    batch: samples a step over all replicas; leaves: the data leaves and which rank owns which.
+    batch: samples a step over all replicas; leaves: the data leaves and which rank owns which;
+    microbatch: samples, or None for one microbatch of each leaf.
     """
 
     batch: int
     leaves: Leaves
     rank: int
-    microbatch: int
+    microbatch: int | None
 
     def __post_init__(self) -> None:
         if self.leaves.count > self.batch:
@@ -78,19 +80,28 @@ class Share:
         return len(self.leaves.nodes(self.rank))
 
     @cached_property
-    def _starts(self) -> list[int]:
-        return list(range(self.start, self.stop, self.microbatch))
+    def largest(self) -> int:
+        """Samples of the largest microbatch."""
+        return max(stop - start for start, stop in pairwise(self._bounds))
+
+    @cached_property
+    def _bounds(self) -> list[int]:
+        """Where microbatches start, and the end of the last."""
+        if self.microbatch is None:
+            starts = [self._leaf_start(leaf) for leaf in self.leaves.run(self.rank)]
+        else:
+            starts = list(range(self.start, self.stop, self.microbatch))
+        return [*starts, self.stop]
 
     @cached_property
     def _segments(self) -> list[tuple[Segment, ...]]:
         run = self.leaves.run(self.rank)
         counts = merges(self.leaves.count, [(leaf, leaf + 1) for leaf in run])
-        result: list[list[Segment]] = [[] for _ in self._starts]
+        result: list[list[Segment]] = [[] for _ in self._bounds[1:]]
         depth = 0
         for leaf, count in zip(run, counts, strict=True):
             first, last = self._leaf_start(leaf), self._leaf_start(leaf + 1)
-            for index, start in enumerate(self._starts):
-                stop = min(start + self.microbatch, self.stop)
+            for index, (start, stop) in enumerate(pairwise(self._bounds)):
                 low, high = max(first, start), min(last, stop)
                 if low < high:
                     samples = slice(low - start, high - start)
@@ -102,8 +113,6 @@ class Share:
     def microbatches(self, step: int, seed: int, sequence: int | None = None) -> list[Position]:
         """The positions of this replica's microbatches in one step, in sample order."""
         return [
-            Position(
-                step, start, min(self.microbatch, self.stop - start), True, seed, segments, sequence
-            )
-            for start, segments in zip(self._starts, self._segments, strict=True)
+            Position(step, start, stop - start, True, seed, segments, sequence)
+            for (start, stop), segments in zip(pairwise(self._bounds), self._segments, strict=True)
         ]

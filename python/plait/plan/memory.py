@@ -43,7 +43,7 @@ class Request:
     tensor: int
     pipeline: int
     batch: int
-    microbatch: int
+    microbatch: int | None  # samples, or None: a data leaf's
     precision: str
     zero: int
     recompute: str
@@ -90,12 +90,12 @@ def _stage(specs: Sequence[Spec], r: Request, stage: int) -> Memory:
     # A stage that holds a tied weight and its original keeps only gradients for the copy.
     copies = sum(spec.copies for spec in specs) // r.tensor
     p = -(-sum(spec.parameters for spec in specs) // r.tensor) + (0 if stage == 0 else copies)
-    share = Share(r.batch, Leaves.even(max(r.grains, r.data), r.data), 0, r.microbatch)
+    share = _share(r)
     cut = r.data if r.zero else 1
     in_flight = len(share.microbatches(0, 0))
     if r.schedule == "one_f_one_b":
         in_flight = min(in_flight, r.pipeline - stage)
-    samples = min(r.microbatch, share.stop - share.start)
+    samples = share.largest
     kept = sum(spec.activation for spec in specs)
     if r.recompute == "layer":
         kept = sum(spec.output for spec in specs) * in_flight
@@ -111,6 +111,10 @@ def _stage(specs: Sequence[Spec], r: Request, stage: int) -> Memory:
         state=4 * p * r.state // cut,
         activations=kept * samples * width // r.tensor,
     )
+
+
+def _share(r: Request) -> Share:
+    return Share(r.batch, Leaves.even(max(r.grains, r.data), r.data), 0, r.microbatch)
 
 
 def fits(specs: Sequence[Spec], request: Request, limit: int) -> bool:
@@ -132,7 +136,7 @@ def smallest_change(specs: Sequence[Spec], request: Request, limit: int) -> str 
 def _changes(r: Request, layers: int) -> Iterator[tuple[str, Request]]:
     if r.data > 1 and not r.zero:
         yield "layout.zero = 1", replace(r, zero=1)
-    size = r.microbatch
+    size = _share(r).largest
     while size > 1:
         size //= 2
         yield f"train.microbatch = {size}", replace(r, microbatch=size)

@@ -34,7 +34,7 @@ class Settings:
     """How a step is run; sizes are in samples, over all replicas unless said."""
 
     batch: int
-    microbatch: int  # of one replica
+    microbatch: int | None  # of one replica; None: one of each data leaf
     precision: str = "bfloat16"
     zero: int = 0
     seed: int = 0

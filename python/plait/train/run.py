@@ -85,6 +85,7 @@ def train(
             "engine": f"cpu, {path}, {threads} thread{'s' * (threads > 1)} a rank",
             "model": f"{count_text(sum(spec.parameters for spec in specs))} parameters, "
             f"{config.train.precision}, grains {grains[0]} x {grains[1]}",
+            "batch": f"{config.train.batch} samples a step, {trainer.engine.share.largest} at once",
             "data": f"{dataset.samples} samples, {count_text(_epochs(config, dataset))} epochs",
             "memory": f"{bytes_text(needed)} a rank planned",
         }

@@ -117,7 +117,9 @@ class Train:
     steps: int = option("length of the run; the schedule ends there", low=1)
     batch: int = option("samples a step, over all replicas", low=1)
     microbatch: int | None = option(
-        "samples a replica passes at once", low=1, unset="all of its own"
+        "samples a replica passes at once",
+        low=1,
+        unset="all of its own, less in a pipeline; a data grain's with batch norm",
     )
     precision: Literal["bfloat16", "float32"] = option(
         "storage of weights and activations; sums are float32", "bfloat16"

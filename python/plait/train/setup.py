@@ -17,6 +17,7 @@ from plait.plan import Request, memory, smallest_change
 from plait.report import bytes_text, limit_bytes
 from plait.train.config import Config
 from plait.train.grains import auto_grains
+from plait.train.microbatch import auto_microbatch
 from plait.train.sections import SGD, Layout
 
 PATHS = ("portable", "avx2", "avx512")
@@ -74,7 +75,7 @@ def memory_request(config: Config, specs: list[LayerSpec], layout: Layout) -> Re
         tensor=layout.tensor,
         pipeline=layout.pipeline,
         batch=train.batch,
-        microbatch=train.microbatch or -(-train.batch // data),
+        microbatch=train.microbatch or auto_microbatch(specs, train.batch, data, layout.pipeline),
         precision=train.precision,
         zero=layout.zero,
         recompute=train.recompute,

@@ -22,6 +22,7 @@ from plait.parallel.bucket import Span
 from plait.report import RunFolder, peak_bytes, reset_peak
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
+from plait.train.microbatch import auto_microbatch
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Evaluation:
 class Trainer:
     """Trains `layers` on `dataset` over `mesh`.
 
-    batch: samples a step over all replicas; microbatch: samples a replica passes at once. grains:
+    batch: samples a step over all replicas; microbatch: samples a replica passes at once (left
+    out: as auto_microbatch says). grains:
     the leaves of canonical sums, "auto" (a function of the model and the batch), "layout", or
     (data, tensor). run: a folder; a checkpoint in it is resumed from.
     """
@@ -114,7 +116,8 @@ class Trainer:
         self.dataset = dataset
         settings = Settings(
             batch=batch,
-            microbatch=microbatch or -(-batch // mesh.data.size),
+            microbatch=microbatch
+            or auto_microbatch(layers, batch, mesh.data.size, mesh.pipeline.size),
             precision=precision,
             zero=zero,
             seed=seed,
@@ -234,7 +237,7 @@ class Trainer:
         samples = dataset.samples
         if batches is not None:
             samples = min(samples, batches * self.settings.batch)
-        data, size = self.mesh.data, self.settings.microbatch
+        data, size = self.mesh.data, self.engine.share.largest
         start, stop = (samples * r // data.size for r in (data.rank, data.rank + 1))
         limbs = np.zeros((1, LIMBS), np.int64)
         counts = np.zeros(3, np.int64)  # targets, right, bytes

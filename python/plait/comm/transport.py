@@ -1,0 +1,42 @@
+"""What a transport does for a communicator: collectives of contiguous arrays that were checked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from plait.comm.combine import Bounds, Reduction
+from plait.comm.work import Array, Steps
+
+
+class Transport(ABC):
+    """The hooks of a communicator of more than one rank. Each yields polls until it is done."""
+
+    @abstractmethod
+    def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
+        """out (n, inner) contiguous = the reduction on every rank; out may be one of the nodes."""
+
+    @abstractmethod
+    def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
+        """out (outer, m, inner) contiguous = this rank's slice. It shares no memory with nodes."""
+
+    @abstractmethod
+    def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
+        """out flat = the flat x of all ranks; x is its place in out or shares no memory with it."""
+
+    @abstractmethod
+    def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:
+        """Flat x, out; bounds in elements."""
+
+    @abstractmethod
+    def _broadcast(self, x: Array, root: int) -> Steps:
+        """Flat x."""
+
+    @abstractmethod
+    def _send(self, x: Array, dest: int, tag: int) -> Steps: ...
+
+    @abstractmethod
+    def _recv(self, out: Array, source: int, tag: int) -> Steps: ...
+
+    @abstractmethod
+    def _barrier(self) -> Steps: ...
