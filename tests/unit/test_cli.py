@@ -14,8 +14,8 @@ from fake_ranks import Ranks
 from plait import checkpoint
 from plait.cli import doctor
 from plait.cli.commands import plait
+from plait.job.world import World
 from plait.launch.mpi import Library
-from plait.launch.world import World
 
 OPTIONS = {
     "train": {"config", "overrides", "--ranks", "--dry-run", "--fresh"},
@@ -254,8 +254,8 @@ def test_an_exception_ends_with_3_a_user_error_with_2() -> None:
         ("ValueError('inside')", 3, "Traceback"),
     ):
         text = (
-            "import plait.errors\nfrom plait.launch.hook import install_abort_hook\n"
-            "from plait.launch.world import World\ninstall_abort_hook(World())\n"
+            "import plait.errors\nfrom plait.job.hook import install_abort_hook\n"
+            "from plait.job.world import World\ninstall_abort_hook(World())\n"
             f"print('before')\nraise {raised}"
         )
         done = subprocess.run(

@@ -22,6 +22,7 @@ LAYERS = [
     {"nn"},
     {"ops"},
     {"autograd", "mesh"},
+    {"job"},
     {"comm"},
     {"backend"},
     {"_cpu", "errors"},

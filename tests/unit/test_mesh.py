@@ -9,7 +9,8 @@ import pytest
 
 from plait.comm.alone import Alone
 from plait.comm.launcher import Launched, launcher
-from plait.mesh import Coordinates, Layout, Mesh, silent_worlds
+from plait.job.world import silent_worlds
+from plait.mesh import Coordinates, Layout, Mesh
 
 LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_NRANKS", "SLURM_STEP_NUM_TASKS")
 SIGNS = ("PMIX_RANK", "PMI_RANK", "PMI_FD", "PALS_RANKID", "FLUX_TASK_RANK", "SLURM_STEP_ID")

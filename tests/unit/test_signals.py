@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from plait.launch.signals import REPEATED_SECONDS, SIGNALS, StopRequest
+from plait.job.signals import REPEATED_SECONDS, SIGNALS, StopRequest
 
 
 class Heard:

@@ -9,7 +9,7 @@ import click
 
 from plait import __version__
 from plait.errors import UserError
-from plait.launch.world import SPAWNED, World
+from plait.job.world import SPAWNED, World
 
 _PATH = click.Path(path_type=Path)
 _RANKS = click.option(
@@ -55,7 +55,7 @@ def train(
         return 0
     if _must_spawn(world, ranks):
         return _spawn(ranks)
-    from plait.launch.signals import StopRequest
+    from plait.job.signals import StopRequest
     from plait.train import run
 
     def say(text: str) -> None:

@@ -33,7 +33,7 @@ _PMI = {"MPICH": ("pmi2",), "Intel": ("pmi2", "pmix"), "Open MPI": ("pmix",)}
 _TWO_RANKS = """
 import numpy as np
 from plait.comm.choose import communicator
-from plait.mesh import mpi_world
+from plait.job.world import mpi_world
 comm = communicator(mpi_world())
 total = comm.all_reduce(np.full(1000, comm.rank + 1, np.float32))
 if comm.rank == 0:

@@ -9,9 +9,9 @@ import click
 
 from plait.comm.launcher import launcher
 from plait.errors import UserError
-from plait.launch.hook import USER_ERROR, end, install_abort_hook
-from plait.launch.signals import ignore_signals
-from plait.launch.world import SPAWNED, World, start
+from plait.job.hook import USER_ERROR, end, install_abort_hook
+from plait.job.signals import ignore_signals
+from plait.job.world import SPAWNED, World, silent_worlds, start
 
 from .commands import plait
 
@@ -70,8 +70,6 @@ def _check_size(world: World) -> None:
     """Raises UserError where more ranks were started than MPI sees."""
     started = launcher()
     if world.comm is not None:
-        from plait.mesh import silent_worlds
-
         if fault := silent_worlds(started, world.size):
             raise UserError(fault)
     asked = os.environ.get(SPAWNED)

@@ -1,1 +1,1 @@
-"""Starting ranks, ending them together, and stopping when asked. Importing it starts no MPI."""
+"""Starting ranks on this machine. Importing it starts no MPI."""

@@ -17,11 +17,11 @@ from tempfile import gettempdir
 from types import FrameType
 
 from plait.comm.shared_files import files, remove_left
+from plait.job.hook import FAILED, USER_ERROR
+from plait.job.signals import REPEATED_SECONDS, SIGNALS, STOPPED, ignore_signals, told
+from plait.job.world import SPAWNED, VERDICT
 
-from .hook import FAILED, USER_ERROR
 from .mpi import mpiexec
-from .signals import REPEATED_SECONDS, SIGNALS, STOPPED, ignore_signals, told
-from .world import SPAWNED, VERDICT
 
 _GRACE_SECONDS = 2.0
 _LAUNCHER_VARIABLES = ("PMI_", "PMIX_", "OMPI_COMM_", "HYDI_", "MPI_LOCAL", "PALS_")

@@ -28,7 +28,7 @@ def train(config: dict[str, str], *, config_text: str, fresh: bool, stop: Any) -
     from plait.comm.choose import communicator
     from plait.comm.launcher import launcher
     from plait.errors import UserError
-    from plait.mesh import mpi_world
+    from plait.job.world import mpi_world
 
     comm = communicator(mpi_world()) if launcher().launched else None
     rank, size = (comm.rank, comm.size) if comm else (0, 1)

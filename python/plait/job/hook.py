@@ -4,6 +4,8 @@ A UserError is one message and exit code 2; anything else is a traceback with ra
 code 3. Nothing here waits for ranks that may never come.
 """
 
+from __future__ import annotations
+
 import faulthandler
 import os
 import sys
@@ -11,7 +13,7 @@ import threading
 import time
 import traceback
 from types import TracebackType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from plait.comm.launcher import launcher
 from plait.errors import UserError
@@ -19,14 +21,21 @@ from plait.errors import UserError
 from .signals import ignore_signals
 from .world import World, claim, flush
 
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
 USER_ERROR, FAILED = 2, 3  # exit codes
 _TOGETHER_SECONDS = 1.0  # for the other ranks to meet the same error
 _ALONE_SECONDS = 3.0  # for ranks that MPI does not know of to come as far
 _STAGGER_SECONDS, _STEP_SECONDS = 0.2, 0.3  # so that one rank speaks where many fail
 
+_guarded = False  # the hook is there, or left to somebody else
+
 
 def install_abort_hook(world: World) -> None:
     """From here on an uncaught exception in any thread of any rank ends the job."""
+    global _guarded
+    _guarded = True
 
     def uncaught(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
@@ -41,6 +50,18 @@ def install_abort_hook(world: World) -> None:
     threading.excepthook = uncaught_in_thread
     if not faulthandler.is_enabled():
         faulthandler.enable()
+
+
+def guard(comm: MPI.Intracomm) -> None:
+    """The hook for a script that starts its ranks by itself, unless it has one of its own, or is a
+    person at a prompt. Collective over comm; after the first time it does nothing."""
+    global _guarded
+    if _guarded or comm.size == 1:
+        return
+    world = World(comm.rank, comm.size, comm.rank == 0, comm.Dup())
+    _guarded = True
+    if sys.excepthook is sys.__excepthook__ and not hasattr(sys, "ps1"):
+        install_abort_hook(world)
 
 
 def end(world: World, error: BaseException) -> NoReturn:
