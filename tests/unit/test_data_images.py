@@ -88,7 +88,7 @@ def test_idx_files(tmp_path: Path, suffix: str) -> None:
 def test_idx_element_types(tmp_path: Path, element: int, dtype: str) -> None:
     values = np.arange(24).reshape(2, 3, 4).astype(dtype)
     idx(tmp_path / "a", values, element)
-    np.testing.assert_array_equal(read_idx(str(tmp_path / "a")), values)
+    np.testing.assert_array_equal(read_idx(str(tmp_path / "a"), tmp_path), values)
 
 
 def test_damaged_idx_files(tmp_path: Path) -> None:

@@ -69,9 +69,8 @@ def _below_click(trace: TracebackType | None) -> TracebackType | None:
 def _check_size(world: World) -> None:
     """Raises UserError where more ranks were started than MPI sees."""
     started = launcher()
-    if world.comm is not None:
-        if fault := silent_worlds(started, world.size):
-            raise UserError(fault)
+    if world.comm is not None and (fault := silent_worlds(started, world.size)):
+        raise UserError(fault)
     asked = os.environ.get(SPAWNED)
     if asked is not None and world.size != int(asked):
         raise UserError(

@@ -4,7 +4,7 @@ Decoded with Pillow one at a time, so that a set larger than memory can be writt
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +68,11 @@ class Pictures:
     def shape(self) -> tuple[int, ...]:
         return (len(self.paths), *self.size, self.channels)
 
-    def decoded(self) -> Iterator[npt.NDArray[np.uint8]]:
-        """Each picture (H, W, C); resizing scales it to cover the square and cuts its centre."""
+    def decoded(self, rows: Iterable[int]) -> Iterator[npt.NDArray[np.uint8]]:
+        """Some pictures (H, W, C); resizing scales each to cover the square and cuts its
+        centre."""
         library = _pillow()
-        for path in self.paths:
+        for path in (self.paths[row] for row in rows):
             try:
                 with library.open(path) as picture:
                     image = picture.convert("L" if self.channels == 1 else "RGB")

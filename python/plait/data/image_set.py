@@ -104,7 +104,7 @@ class ImageSource:
 
         def write(folder: Path) -> dict[str, Any]:
             with reading(self._name):
-                parts = found.read()
+                parts = found.read(folder)
             return write_images(folder, parts, self._name)
 
         key = key_of("images", _VERSION, self._image_size, digest)

@@ -3,8 +3,10 @@
 Bytes stay bytes, everything else becomes float32; the sums over bytes are exact integers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,12 @@ def write_images(folder: Path, parts: Parts, name: str) -> dict[str, Any]:
         raise UserError(f"{name} is empty: it has no training image")
     if parts.held_out is None:
         held = np.arange(len(training.labels)) % parts.held_out_every == parts.held_out_every - 1
-        training, held_out = _take(training, ~held), _take(training, held)
+        training, held_out = (training.of(np.flatnonzero(x)) for x in (~held, held))
     else:
         held_out = _checked(parts.held_out, f"{name}, held-out part")
-    if _row(held_out) != _row(training):
+    if held_out.row != training.row:
         raise UserError(
-            f"{name}: held-out images are {_row(held_out)}, training images {_row(training)} "
+            f"{name}: held-out images are {held_out.row}, training images {training.row} "
             "(height, width, channels, type); they must be alike"
         )
     classes = parts.classes or int(training.labels.max()) + 1
@@ -45,15 +47,33 @@ def write_images(folder: Path, parts: Parts, name: str) -> dict[str, Any]:
                 "(0 to the largest training label)"
             )
     statistics = _Statistics()
-    _write(folder / "training_images.npy", training.images, name, statistics)
-    _write(folder / "held_out_images.npy", held_out.images, name, None)
+    _write(folder / "training_images.npy", training, name, statistics)
+    _write(folder / "held_out_images.npy", held_out, name, None)
     np.save(folder / "training_labels.npy", training.labels)
     np.save(folder / "held_out_labels.npy", held_out.labels)
     mean, scale = statistics.mean_and_scale()
     return {"classes": classes, "mean": mean, "scale": scale}
 
 
-def _checked(part: Part, name: str) -> Part:
+@dataclass(frozen=True)
+class _Chosen:
+    """Rows of a part's images, with what type they are stored as; the images may be mapped, and
+    larger than memory."""
+
+    images: _Pixels | Pictures
+    labels: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int64]
+    dtype: np.dtype[Any]
+
+    @property
+    def row(self) -> tuple[object, ...]:
+        return (*self.images.shape[1:], self.dtype.name)
+
+    def of(self, rows: npt.NDArray[np.int64]) -> _Chosen:
+        return replace(self, rows=self.rows[rows], labels=self.labels[rows])
+
+
+def _checked(part: Part, name: str) -> _Chosen:
     labels, images = part.labels, part.images
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -68,7 +88,7 @@ def _checked(part: Part, name: str) -> Part:
         images = _with_channels(images, name)
     if images.shape[0] != len(labels):
         raise UserError(f"{name}: {images.shape[0]} images and {len(labels)} labels")
-    return Part(images, labels.astype(np.int32))
+    return _Chosen(images, labels.astype(np.int32), np.arange(len(labels)), _dtype(images))
 
 
 def _with_channels(images: _Pixels, name: str) -> _Pixels:
@@ -84,39 +104,25 @@ def _with_channels(images: _Pixels, name: str) -> _Pixels:
             f"{name}: images of shape {images.shape} look channels first: "
             "transpose them to (n, height, width, channels)"
         )
-    if images.dtype.kind == "b":
-        return images.astype(np.uint8)
-    if images.dtype.kind in "iu" and images.size and images.min() >= 0 and images.max() < 256:
-        return images.astype(np.uint8, copy=False)
     return images
 
 
-def _take(part: Part, chosen: npt.NDArray[np.bool_]) -> Part:
-    labels = part.labels[chosen]
-    if isinstance(part.images, Pictures):
-        paths = tuple(path for path, kept in zip(part.images.paths, chosen) if kept)
-        return Part(replace(part.images, paths=paths), labels)
-    return Part(part.images[chosen], labels)
-
-
-def _row(part: Part) -> tuple[object, ...]:
-    return (*part.images.shape[1:], _dtype(part.images).name)
-
-
 def _dtype(images: _Pixels | Pictures) -> np.dtype[Any]:
-    bytes_ = isinstance(images, Pictures) or images.dtype == np.uint8
-    return np.dtype(np.uint8 if bytes_ else np.float32)
+    """Bytes where all pixels are whole numbers from 0 to 255, else float32."""
+    if isinstance(images, Pictures) or images.dtype.kind == "b" or images.dtype == np.uint8:
+        return np.dtype(np.uint8)
+    whole = images.dtype.kind in "iu" and images.size and images.min() >= 0
+    return np.dtype(np.uint8 if whole and images.max() < 256 else np.float32)
 
 
-def _write(
-    path: Path, images: _Pixels | Pictures, name: str, statistics: "_Statistics | None"
-) -> None:
-    dtype, done = _dtype(images), 0
+def _write(path: Path, chosen: _Chosen, name: str, statistics: _Statistics | None) -> None:
+    dtype, done = chosen.dtype, 0
+    shape = (len(chosen.rows), *chosen.images.shape[1:])
     with open(path, "xb") as file:
         np.lib.format.write_array_header_1_0(
-            file, {"descr": dtype.str, "fortran_order": False, "shape": images.shape}
+            file, {"descr": dtype.str, "fortran_order": False, "shape": shape}
         )
-        for block in _blocks(images):
+        for block in _blocks(chosen):
             with np.errstate(over="ignore"):
                 block = np.ascontiguousarray(block, dtype)
             if dtype == np.float32 and not np.isfinite(block).all():
@@ -128,20 +134,15 @@ def _write(
             done += len(block)
 
 
-def _blocks(images: _Pixels | Pictures) -> Iterator[_Pixels]:
-    rows = max(1, _BLOCK_BYTES // max(1, int(np.prod(images.shape[1:]))))
-    if isinstance(images, Pictures):
-        held: list[npt.NDArray[np.uint8]] = []
-        for picture in images.decoded():
-            held.append(picture)
-            if len(held) == rows:
-                yield np.stack(held)
-                held = []
-        if held:
-            yield np.stack(held)
-    else:
-        for start in range(0, len(images), rows):
-            yield images[start : start + rows]
+def _blocks(chosen: _Chosen) -> Iterator[_Pixels]:
+    images = chosen.images
+    count = max(1, _BLOCK_BYTES // max(1, int(np.prod(images.shape[1:]))))
+    for start in range(0, len(chosen.rows), count):
+        rows = chosen.rows[start : start + count]
+        if isinstance(images, Pictures):
+            yield np.stack(list(images.decoded(rows.tolist())))
+        else:
+            yield images[rows]
 
 
 class _Statistics:
