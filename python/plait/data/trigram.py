@@ -14,7 +14,7 @@ import numpy.typing as npt
 Pieces = Iterable[tuple[str, bool]]  # text, and whether it ends its document
 _Codes = npt.NDArray[np.int32]  # a << 16 | b << 8 | c
 _Values = npt.NDArray[np.float64]
-_GROUP_BYTES = 1 << 22  # counted or scored at once
+_GROUP_BYTES = 1 << 19  # counted or scored at once
 _START = b"\0\0"
 
 
