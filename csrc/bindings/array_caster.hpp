@@ -14,6 +14,7 @@ inline int& bfloat16_number() {
 }
 
 inline bool dtype_from(const pybind11::dtype& d, DType& out) {
+  if (d.byteorder() != '=' && d.byteorder() != '|') return false;
   if (d.num() == bfloat16_number()) return out = DType::bfloat16, true;
   switch (d.kind()) {
     case 'f':

@@ -1,4 +1,4 @@
-// The module: one m.def per op, no logic; the GIL is released.
+// The module: one m.def per op, no logic; the GIL is released, the rounding mode is the default.
 #include "core/ops.hpp"
 
 #include "bindings/array_caster.hpp"
@@ -9,9 +9,15 @@
 namespace py = pybind11;
 using namespace plait;
 
+namespace {
+struct Rounding {
+  Rounding() { reset_rounding(); }
+};
+}  // namespace
+
 PYBIND11_MODULE(_cpu, m) {
   bfloat16_number() = py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")).num();
-  py::call_guard<py::gil_scoped_release> nogil;
+  py::call_guard<py::gil_scoped_release, Rounding> nogil;
 
   m.def("set_threads", &set_threads, nogil);
   m.def("threads", &threads);

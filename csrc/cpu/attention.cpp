@@ -3,8 +3,8 @@
 // from query 0 and key 0 (attention_block.hpp). Orders of addition: a score is one chain over the
 // head size; a row's sum is one chain per key block, joined block after block; out, grad_q are
 // chains over keys, grad_k, grad_v over queries (grouped heads one after another), all ascending.
-// Masked keys add exact zeros or are skipped, which leaves the same bits; only a NaN in v may reach
-// up to 15 queries before it. Each thread keeps some blocks as float32, in backward also grad_k and
+// Masked keys add exact zeros or are skipped, which leaves the same bits; only what is not finite, in
+// v or in backward in k, may reach up to 15 queries before it. Each thread keeps some blocks as float32, in backward also grad_k and
 // grad_v of one head: 8 bytes x keys x head size.
 #include <algorithm>
 

@@ -9,8 +9,9 @@ ConvShape conv_shape(const char* call, const ConstArray& x, const ConstArray& we
               "images and weight have 4 axes, got ", shape_text(x), ", ", shape_text(weight), " and ",
               shape_text(out));
   PLAIT_CHECK(weight.contiguous(), call, "the weight must be contiguous");
-  PLAIT_CHECK(stride >= 1 && padding >= 0, call, "stride ", stride, " must be at least 1, padding ",
-              padding, " at least 0");
+  constexpr int64_t most = 1 << 30;
+  PLAIT_CHECK(stride >= 1 && stride <= most && padding >= 0 && padding <= most, call, "stride ", stride,
+              " must be at least 1, padding ", padding, " at least 0, and both at most ", most);
   ConvShape s{};
   s.batch = x.shape[0], s.height = x.shape[1], s.width = x.shape[2], s.inputs = x.shape[3];
   s.out_height = out.shape[1], s.out_width = out.shape[2], s.outputs = out.shape[3];
@@ -47,6 +48,7 @@ ConvShape flattened(ConvShape s) {
 
 int64_t pixel_pitch(const char* call, const ConstArray& image) {
   int64_t pitch = image.shape[3], pixels = 1;
+  if (image.size() == 0) return pitch;
   for (int axis = 2; axis >= 0; pixels *= image.shape[axis], axis--)
     if (image.shape[axis] > 1) {
       pitch = image.strides[axis] / pixels;
@@ -56,7 +58,7 @@ int64_t pixel_pitch(const char* call, const ConstArray& image) {
   pixels = 1;
   for (int axis = 2; axis >= 0; pixels *= image.shape[axis], axis--)
     good = good && (image.shape[axis] <= 1 || image.strides[axis] == pixels * pitch);
-  PLAIT_CHECK(good || image.size() == 0, call, "image ", shape_text(image),
+  PLAIT_CHECK(good, call, "image ", shape_text(image),
               " must be contiguous, or a slice of channels of an image that is");
   return pitch;
 }

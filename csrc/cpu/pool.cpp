@@ -72,8 +72,10 @@ PoolShape pool_shape(const char* call, const ConstArray& x, const ConstArray& ou
   PLAIT_CHECK(x.ndim == 4 && out.ndim == 4 && x.contiguous() && out.contiguous() && x.dtype == out.dtype, call,
               "needs contiguous (B, H, W, C) arrays of one type, got ", shape_text(x), " and ",
               shape_text(out));
-  PLAIT_CHECK(size >= 1 && stride >= 1 && padding >= 0 && padding < size, call, "size ", size, ", stride ",
-              stride, ", padding ", padding, ": size and stride are at least 1, padding is below size");
+  constexpr int64_t most = 1 << 15;  // places in a window are int32
+  PLAIT_CHECK(size >= 1 && stride >= 1 && padding >= 0 && padding < size && size <= most && stride <= most, call,
+              "size ", size, ", stride ", stride, ", padding ", padding,
+              ": size and stride are at least 1 and at most ", most, ", padding is below size");
   const int64_t h = x.shape[1], w = x.shape[2];
   PLAIT_CHECK(h >= 1 && w >= 1 && h + 2 * padding >= size && w + 2 * padding >= size, call, "window ", size,
               " is larger than the image ", shape_text(x), " with padding ", padding);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "core/ops.hpp"
 #include "core/philox.hpp"
@@ -126,8 +127,9 @@ PLAIT_KERNEL(dropout_run, dropout_body)
 
 void random_normal(int64_t seed, int64_t stream, int64_t first_index, float mean, float std,
                    const Array& out) {
-  PLAIT_CHECK(first_index >= 0, "random_normal", "first_index is ", first_index,
-              ", must not be negative");
+  constexpr int64_t largest = std::numeric_limits<int64_t>::max();
+  PLAIT_CHECK(first_index >= 0 && first_index <= largest - BLOCK - out.size(), "random_normal", "first_index is ",
+              first_index, ", must not be negative, nor so large that indices overflow");
   PLAIT_CHECK(out.contiguous(), "random_normal", "out ", shape_text(out), " must be contiguous");
   float* to = out.as<float>();
   const int64_t size = out.size();

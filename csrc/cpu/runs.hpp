@@ -36,7 +36,9 @@ class Runs {
       shape_[ndim_ - 1] *= x.shape[axis];
       for (int a = 0; a < N; a++) strides_[a][ndim_ - 1] = arrays[a]->strides[axis];
     }
-    if (ndim_ == 0) shape_[ndim_++] = 1;
+    bool unit = ndim_ > 0;
+    for (int a = 0; unit && a < N; a++) unit = strides_[a][ndim_ - 1] == 1;
+    if (!unit) shape_[ndim_++] = 1;  // runs of one element: the last axis has length 1, and those before it have gaps
     length_ = shape_[--ndim_];
     for (int axis = 0; axis < ndim_; axis++) runs_ *= shape_[axis];
     per_run_ = (length_ + PIECE - 1) / PIECE;

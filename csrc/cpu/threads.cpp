@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include <pthread.h>
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
@@ -18,20 +19,14 @@
 namespace plait {
 namespace {
 
-// Another library linked with -ffast-math may have set flush-to-zero for this thread.
-void reset_rounding() {
-#if defined(__x86_64__)
-  _mm_setcsr(0x1f80);
-#endif
-}
-
 class Pool {
  public:
   ~Pool() { resize(1); }
 
-  int size() const { return int(workers_.size()) + 1; }
+  int size() const { return size_.load(std::memory_order_relaxed); }
 
   void resize(int threads) {
+    std::lock_guard<std::mutex> only_one(call_);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       stop_ = true;
@@ -41,6 +36,7 @@ class Pool {
     workers_.clear();
     stop_ = false;
     for (int i = 1; i < threads; i++) workers_.emplace_back([this, start = generation_] { work(start); });
+    size_ = threads;
   }
 
   void run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
@@ -96,6 +92,7 @@ class Pool {
   }
 
   std::vector<std::thread> workers_;
+  std::atomic<int> size_{1};
   std::mutex mutex_, call_;
   std::condition_variable wake_, done_;
   const std::function<void(int64_t, int64_t)>* body_ = nullptr;
@@ -107,12 +104,30 @@ class Pool {
   bool stop_ = false;
 };
 
+// Never destroyed: threads must not be joined while the process exits. A forked child has none of its parent's
+// threads, and locks as they were: it starts with a pool of its own.
+std::atomic<Pool*> current{nullptr};
+
 Pool& pool() {
-  static Pool* p = new Pool;  // never destroyed: threads must not be joined while the process exits
-  return *p;
+  static const bool made = [] {
+    current = new Pool;
+    pthread_atfork(nullptr, nullptr, [] { current = new Pool; });
+    return true;
+  }();
+  (void)made;
+  return *current;
 }
 
 }  // namespace
+
+// Another library linked with -ffast-math may have set flush-to-zero for this thread.
+void reset_rounding() {
+#if defined(__x86_64__)
+  _mm_setcsr(0x1f80);
+#elif defined(__aarch64__)
+  asm volatile("msr fpcr, %0" : : "r"(uint64_t(0)));
+#endif
+}
 
 void set_threads(int threads) {
   PLAIT_CHECK(threads >= 1, "set_threads", "needs at least 1, got ", threads);

@@ -6,6 +6,9 @@
 
 namespace plait {
 
+// Round to nearest, denormals kept, in this thread. Every op starts so, and every thread of the pool.
+void reset_rounding();
+
 void set_threads(int threads);
 int threads();
 // Runs body(begin, end) over disjoint ranges that cover [0, n); ranges hold at least `grain` items.

@@ -35,9 +35,9 @@ Mapping::Mapping(int fd, int64_t reserve) : reserve_(reserve) {
 
 Mapping::~Mapping() { munmap(base_, size_t(reserve_)); }
 
-Arena::Arena(int64_t reserve) : fd_(create_memfd()), mapping_(fd_, reserve) {}
+Arena::File::~File() { close(fd); }
 
-Arena::~Arena() { close(fd_); }
+Arena::Arena(int64_t reserve) : file_{create_memfd()}, mapping_(file_.fd, reserve) {}
 
 int64_t Arena::used() const {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -48,7 +48,7 @@ void Arena::grow(int64_t size) {
   size = std::min((size + GROWTH - 1) / GROWTH * GROWTH, reserve());
   int error;
   do {
-    error = posix_fallocate(fd_, size_, size - size_);
+    error = posix_fallocate(file_.fd, size_, size - size_);
   } while (error == EINTR);
   PLAIT_CHECK(error == 0, "arena", "no memory for ", size, " shared bytes: ", std::strerror(error));
 #ifdef MADV_POPULATE_WRITE
@@ -65,8 +65,9 @@ void Arena::grow(int64_t size) {
 
 int64_t Arena::allocate(int64_t bytes) {
   std::lock_guard<std::mutex> lock(mutex_);
+  PLAIT_CHECK(bytes >= 0 && bytes <= reserve() - ALIGN, "arena", "cannot hold an array of ", bytes,
+              " bytes, it has room for ", reserve());
   const int64_t need = std::max<int64_t>(bytes + ALIGN - 1, ALIGN) / ALIGN * ALIGN;
-  PLAIT_CHECK(need <= reserve(), "arena", "cannot hold an array of ", bytes, " bytes, it has room for ", reserve());
   auto fits = [need](const auto& block) { return block.second >= need; };
   auto found = std::find_if(free_.begin(), free_.end(), fits);
   if (found == free_.end()) {

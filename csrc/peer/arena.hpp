@@ -28,11 +28,10 @@ class Mapping {
 class Arena {
  public:
   explicit Arena(int64_t reserve);
-  ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  int fd() const { return fd_; }
+  int fd() const { return file_.fd; }
   char* base() const { return mapping_.base(); }
   int64_t reserve() const { return mapping_.reserve(); }
   int64_t used() const;
@@ -46,7 +45,12 @@ class Arena {
  private:
   void grow(int64_t size);
 
-  int fd_;
+  struct File {
+    int fd;
+    ~File();
+  };
+
+  File file_;
   Mapping mapping_;
   int64_t size_ = 0;                  // of the file
   std::map<int64_t, int64_t> free_;   // offset -> bytes, neighbours merged

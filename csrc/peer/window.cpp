@@ -24,6 +24,12 @@ int64_t microseconds() {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+bool is_bytes(const ConstArray& x) { return x.dtype == DType::uint8 && x.contiguous(); }
+
+bool rising(const std::vector<int64_t>& bounds, int64_t last) {
+  return bounds.front() == 0 && bounds.back() == last && std::is_sorted(bounds.begin(), bounds.end());
+}
+
 }  // namespace
 
 Window::Window(std::shared_ptr<Arena> arena, std::vector<std::shared_ptr<Mapping>> peers, int rank, int64_t staging)
@@ -49,7 +55,7 @@ void Window::close() {
   blocks_.clear();
 }
 
-std::atomic<uint32_t>& Window::flag(int rank, int line) const {
+std::atomic<int64_t>& Window::flag(int rank, int line) const {
   return reinterpret_cast<Line*>(blocks_[size_t(rank)] + line * LINE)->value;
 }
 
@@ -83,9 +89,10 @@ Window::Collective& Window::begin(Kind kind, const void* source, void* out) {
 
 void Window::start_reduce(const ConstArray& nodes, const ReduceSpec& spec, const std::optional<ConstArray>& bias,
                           const Array& out) {
-  const int64_t n = spec.bounds.back(), item = size_of(nodes.dtype), out_item = size_of(out.dtype);
   PLAIT_CHECK(int(spec.nodes.size()) == size_ && int(spec.bounds.size()) == size_ + 1, "window", "a reduction of ",
               spec.nodes.size(), " ranks and ", spec.bounds.size(), " bounds on ", size_, " ranks");
+  PLAIT_CHECK(rising(spec.bounds, spec.bounds.back()), "window", "the bounds of a reduction must rise from 0");
+  const int64_t n = spec.bounds.back(), item = size_of(nodes.dtype), out_item = size_of(out.dtype);
   PLAIT_CHECK(nodes.size() == spec.nodes[size_t(rank_)] * spec.outer * n && nodes.contiguous() && out.contiguous(),
               "window", "nodes ", shape_text(nodes), " are not ", spec.nodes[size_t(rank_)], " x ", spec.outer, " x ", n);
   PLAIT_CHECK(can_combine(nodes.dtype, out.dtype, spec.op), "window", "cannot reduce ", name_of(nodes.dtype), " to ",
@@ -93,8 +100,9 @@ void Window::start_reduce(const ConstArray& nodes, const ReduceSpec& spec, const
   const int64_t own = spec.bounds[size_t(rank_) + 1] - spec.bounds[size_t(rank_)];
   PLAIT_CHECK(out.size() == (spec.gather ? n : spec.outer * own) && (!spec.gather || spec.outer == 1), "window",
               "out is ", shape_text(out));
-  Collective& c = begin(Kind::reduce, nodes.data, const_cast<void*>(out.data));
-  c.spec = spec, c.bias = bias, c.dtype = nodes.dtype, c.out_dtype = out.dtype;
+  PLAIT_CHECK(!bias || (bias->ndim == 1 && bias->dtype == DType::float32 && bias->contiguous() &&
+                        (n == 0 || (bias->size() > 0 && n % bias->size() == 0))),
+              "window", "bias ", shape_text(*bias), " is no contiguous float32 vector whose length divides ", n);
 
   int64_t all = 0, most = 1, longest = 0;
   for (int rank = 0; rank < size_; rank++) {
@@ -102,10 +110,13 @@ void Window::start_reduce(const ConstArray& nodes, const ReduceSpec& spec, const
     most = std::max<int64_t>(most, spec.nodes[size_t(rank)]);
     longest = std::max(longest, spec.bounds[size_t(rank) + 1] - spec.bounds[size_t(rank)]);
   }
+  PLAIT_CHECK(int64_t(spec.merges.size()) == all, "window", spec.merges.size(), " merge counts for ", all, " nodes");
+  PLAIT_CHECK(most * item <= cell_ && out_item <= cell_, "window", most, " nodes do not fit into ", cell_, " bytes");
+  Collective& c = begin(Kind::reduce, nodes.data, const_cast<void*>(out.data));
+  c.spec = spec, c.bias = bias, c.dtype = nodes.dtype, c.out_dtype = out.dtype;
   c.small = spec.gather && all * n * item <= SMALL && most * n * item <= size_ * cell_;
   if (!c.small) {
     const int64_t room = cell_ / std::max(most * item, out_item);
-    PLAIT_CHECK(room > 0, "window", most, " nodes do not fit into ", cell_, " bytes");
     c.window = std::max<int64_t>(1, std::min(longest, room > 64 ? room / 64 * 64 : room));
     c.rows = std::max<int64_t>(1, std::min(spec.outer, room / c.window));
     c.windows = std::max<int64_t>(1, ceil_div(longest, c.window));
@@ -116,12 +127,13 @@ void Window::start_reduce(const ConstArray& nodes, const ReduceSpec& spec, const
 }
 
 void Window::start_all_gather(const ConstArray& x, const std::vector<int64_t>& lengths, const Array& out) {
-  PLAIT_CHECK(int(lengths.size()) == size_ && x.size() == lengths[size_t(rank_)] && x.dtype == DType::uint8 &&
-                  out.dtype == DType::uint8, "window", "all_gather of ", shape_text(x), " into ", shape_text(out));
+  std::vector<int64_t> to = {0};
+  for (int64_t length : lengths) to.push_back(to.back() + length);
+  PLAIT_CHECK(int(lengths.size()) == size_ && x.size() == lengths[size_t(rank_)] && is_bytes(x) && is_bytes(out) &&
+                  rising(to, out.size()),
+              "window", "all_gather of ", shape_text(x), " into ", shape_text(out));
   Collective& c = begin(Kind::all_gather, x.data, const_cast<void*>(out.data));
-  c.to.push_back(0);
-  for (int64_t length : lengths) c.to.push_back(c.to.back() + length);
-  PLAIT_CHECK(c.to.back() == out.size(), "window", "all_gather into ", shape_text(out), ", needs ", c.to.back());
+  c.to = std::move(to);
   c.window = size_ * cell_;
   c.rounds = std::max<int64_t>(1, ceil_div(*std::max_element(lengths.begin(), lengths.end()), c.window));
   c.said.source = arena_->find(x.data, x.size());
@@ -129,9 +141,12 @@ void Window::start_all_gather(const ConstArray& x, const std::vector<int64_t>& l
 
 void Window::start_all_to_all(const ConstArray& x, const std::vector<int64_t>& sends, const Array& out,
                               const std::vector<int64_t>& receives) {
-  PLAIT_CHECK(int(sends.size()) == size_ + 1 && int(receives.size()) == size_ + 1 && x.size() == sends.back() &&
-                  out.size() == receives.back() && x.dtype == DType::uint8 && out.dtype == DType::uint8,
+  PLAIT_CHECK(int(sends.size()) == size_ + 1 && int(receives.size()) == size_ + 1 && rising(sends, x.size()) &&
+                  rising(receives, out.size()) && is_bytes(x) && is_bytes(out),
               "window", "all_to_all of ", shape_text(x), " into ", shape_text(out));
+  const size_t own = size_t(rank_);
+  PLAIT_CHECK(sends[own + 1] - sends[own] == receives[own + 1] - receives[own], "window", "all_to_all sends ",
+              sends[own + 1] - sends[own], " bytes to itself and receives ", receives[own + 1] - receives[own]);
   Collective& c = begin(Kind::all_to_all, x.data, const_cast<void*>(out.data));
   c.from = sends, c.to = receives, c.window = cell_, c.counted = false;
   for (size_t rank = 0; rank < size_t(size_); rank++) {
@@ -141,8 +156,7 @@ void Window::start_all_to_all(const ConstArray& x, const std::vector<int64_t>& s
 }
 
 void Window::start_broadcast(const Array& x, int root) {
-  PLAIT_CHECK(x.dtype == DType::uint8 && root >= 0 && root < size_, "window", "broadcast of ", shape_text(x), " from ",
-              root);
+  PLAIT_CHECK(is_bytes(x) && root >= 0 && root < size_, "window", "broadcast of ", shape_text(x), " from ", root);
   Collective& c = begin(Kind::broadcast, x.data, const_cast<void*>(x.data));
   c.to = {0, x.size()};
   c.root = root, c.window = size_ * cell_;
@@ -160,7 +174,7 @@ bool Window::advance(int64_t spin_us) {
   for (;;) {
     const bool moved = step();
     if (done()) {
-      next_epoch_ = now_->first + uint32_t(now_->rounds);
+      next_epoch_ = now_->first + now_->rounds;
       now_.reset();
       return true;
     }
@@ -176,10 +190,8 @@ bool Window::step() {
   return read() || reduced || staged;
 }
 
-// Epochs compare by their difference, so that they may wrap around.
 bool Window::reached(Flag kind, int64_t round, int rank) {
-  const uint32_t epoch = uint32_t(now_->first + round);
-  if (int32_t(flag(rank_, kind * size_ + rank).load(std::memory_order_acquire) - epoch) >= 0) return true;
+  if (flag(rank_, kind * size_ + rank).load(std::memory_order_acquire) >= now_->first + round) return true;
   late_ = rank;
   return false;
 }
@@ -191,9 +203,8 @@ bool Window::all_reached(Flag kind, int64_t round) {
 }
 
 void Window::tell(Flag kind, int64_t round) {
-  const uint32_t epoch = uint32_t(now_->first + round);
   for (int rank = 0; rank < size_; rank++)
-    if (rank != rank_) flag(rank, kind * size_ + rank_).store(epoch, std::memory_order_release);
+    if (rank != rank_) flag(rank, kind * size_ + rank_).store(now_->first + round, std::memory_order_release);
 }
 
 // The peers have read what was said two collectives ago once they have read everything before the last one's rounds.
@@ -254,6 +265,7 @@ bool Window::reduce() {
 bool Window::read() {
   Collective& c = *now_;
   const int64_t round = c.read;
+  if (!c.counted) return false;  // a peer that was told READ may say its next word over the one that is to be counted
   if (round == (c.kind == Kind::reduce ? c.reduced : c.staged)) return false;
   if (c.kind == Kind::broadcast) {
     if (rank_ != c.root && !reached(READY, round, c.root)) return false;
@@ -355,11 +367,11 @@ void Window::read_piece(int rank, int64_t round) {
 
 void Window::abort() {
   for (int rank = 0; rank < size_ && !blocks_.empty(); rank++)
-    if (rank != rank_) flag(rank, FLAGS * size_).store(uint32_t(rank_) + 1, std::memory_order_release);
+    if (rank != rank_) flag(rank, FLAGS * size_).store(rank_ + 1, std::memory_order_release);
 }
 
 void Window::check_aborted() {
-  const uint32_t by = flag(rank_, FLAGS * size_).load(std::memory_order_acquire);
+  const int64_t by = flag(rank_, FLAGS * size_).load(std::memory_order_acquire);
   if (by == 0) return;
   now_.reset();
   throw std::runtime_error("rank " + std::to_string(by - 1) + " of this node gave up a collective");

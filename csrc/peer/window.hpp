@@ -55,14 +55,14 @@ class Window {
   enum class Kind { reduce, all_gather, all_to_all, broadcast, barrier };
   enum Flag { READY, REDUCED, READ, FLAGS };  // staged; own slice reduced; peers' pieces read
   struct alignas(64) Line {
-    std::atomic<uint32_t> value;
+    std::atomic<int64_t> value;
   };
   struct alignas(64) Said {  // what a rank tells its peers about one collective: offsets in its arena, or -1
     int64_t source, out, rounds;
   };
   struct Collective {
     Kind kind;
-    uint32_t first = 0;   // epoch of round 0
+    int64_t first = 0;    // epoch of round 0
     int64_t rounds = 1;
     bool counted = true;  // rounds is known to be that of all ranks
     bool announced = false;
@@ -82,7 +82,7 @@ class Window {
     int64_t start, count, row, rows;
   };
 
-  std::atomic<uint32_t>& flag(int rank, int line) const;
+  std::atomic<int64_t>& flag(int rank, int line) const;
   Said& said(int rank) const;
   char* staging(int rank, int64_t round) const;
   char* result(int rank, int64_t round) const;
@@ -111,7 +111,7 @@ class Window {
   int rank_, size_;
   int64_t cell_, offset_;
   std::vector<char*> blocks_, bases_;
-  uint32_t next_epoch_ = 1;
+  int64_t next_epoch_ = 1;
   int64_t collectives_ = 0;
   std::optional<Collective> now_;
   int late_ = -1;

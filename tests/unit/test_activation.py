@@ -178,3 +178,12 @@ def test_errors_name_the_arrays():
     with pytest.raises(ValueError, match="int32"):
         _cpu.relu_forward(x.astype(np.int32), x.astype(np.int32))
     assert x.dtype == FLOAT32
+
+
+def test_a_last_axis_of_length_one_may_have_any_stride() -> None:
+    x = random((6, 4))
+    for view in (x[:, :1], x[::-1, 2:3], x.T[:, 1:2]):
+        holder = np.full((len(view), 3), 7.0, np.float32)
+        _cpu.relu_forward(view, holder[:, 1:2])
+        np.testing.assert_array_equal(holder[:, 1:2], np.maximum(view, 0))
+        assert (holder[:, [0, 2]] == 7.0).all()

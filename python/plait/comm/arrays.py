@@ -33,7 +33,10 @@ def checked_out(name: str, out: Array | None, shape: Sequence[int], dtype: np.dt
     return out
 
 
-def checked_nodes(name: str, leaves: Leaves, rank: int, nodes: Array, bias: Array | None) -> Array:
+def checked_nodes(
+    name: str, leaves: Leaves, rank: int, nodes: Array, bias: Array | None
+) -> tuple[Array, Array | None]:
+    """Both contiguous."""
     count = len(leaves.nodes(rank))
     if nodes.dtype != FLOAT32 or nodes.ndim == 0 or len(nodes) != count:
         raise ValueError(
@@ -45,7 +48,7 @@ def checked_nodes(name: str, leaves: Leaves, rank: int, nodes: Array, bias: Arra
             f"{name}: bias must be ({', '.join(map(str, nodes.shape[1:][-1:]))}) float32, "
             f"got {bias.shape} {bias.dtype}"
         )
-    return contiguous(nodes)
+    return contiguous(nodes), None if bias is None else contiguous(bias)
 
 
 def checked_axis(name: str, axis: int, ndim: int) -> int:
@@ -75,7 +78,7 @@ def reducible(name: str, x: Array, op: Op) -> tuple[bool, Array]:
     """x as a transport reduces it: contiguous, floats under max and min as integers."""
     if op not in ("sum", "max", "min"):
         raise ValueError(f'{name}: op must be "sum", "max" or "min", got {op!r}')
-    if x.dtype.kind not in "iu" and x.dtype not in FLOATS:
+    if not x.dtype.isnative or (x.dtype.kind not in "iu" and x.dtype not in FLOATS):
         raise ValueError(f"{name}: no {op} of {x.dtype}; floats and integers have one")
     x = contiguous(x)
     if op != "sum" and x.dtype in FLOATS:

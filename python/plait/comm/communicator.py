@@ -102,7 +102,7 @@ class Communicator(Transport):
         nodes (k, *shape) float32: this rank's maximal complete nodes, `leaves.nodes(rank)`. bias
         (the last axis of shape) is added in float32; then one rounding to dtype. Returns shape.
         """
-        nodes = checked_nodes("all_reduce_nodes", self.leaves, self.rank, nodes, bias)
+        nodes, bias = checked_nodes("all_reduce_nodes", self.leaves, self.rank, nodes, bias)
         self._account("all_reduce_nodes", nodes.nbytes)
         if self.size == 1 and bias is None and np.dtype(dtype) == FLOAT32 and out is None:
             return given(nodes[0], blocking)
@@ -157,7 +157,7 @@ class Communicator(Transport):
         blocking: bool = True,
     ) -> Any:
         """The sum of all_reduce_nodes, cut along `axis` of shape as in reduce_scatter."""
-        nodes = checked_nodes("reduce_scatter_nodes", self.leaves, self.rank, nodes, bias)
+        nodes, bias = checked_nodes("reduce_scatter_nodes", self.leaves, self.rank, nodes, bias)
         self._account("reduce_scatter_nodes", nodes.nbytes)
         if self.size == 1 and bias is None and np.dtype(dtype) == FLOAT32 and out is None:
             return given(nodes[0], blocking)
@@ -223,6 +223,11 @@ class Communicator(Transport):
         self._account("all_to_all", x.nbytes)
         sends = checked_bounds(send_bounds, len(x), self.size)
         receives = checked_bounds(receive_bounds, receive_bounds[-1], self.size)
+        own = [bounds[self.rank + 1] - bounds[self.rank] for bounds in (sends, receives)]
+        if own[0] != own[1]:
+            raise ValueError(
+                f"all_to_all: rank {self.rank} sends {own[0]} rows to itself and receives {own[1]}"
+            )
         out = checked_out("all_to_all", out, (receives[-1], *x.shape[1:]), x.dtype)
         if np.may_share_memory(x, out):
             x = x.copy()

@@ -1,0 +1,115 @@
+"""Windows of several ranks in one process: who may say what when, and what a wrong call leaves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plait import _cpu
+
+MB = 1 << 20
+
+
+def windows(ranks: int, staging: int = 4096) -> list[Any]:
+    arenas = [_cpu.Arena(1 << 30) for _ in range(ranks)]
+    found = []
+    for rank, arena in enumerate(arenas):
+        peers = [None if r == rank else _cpu.Mapping(a.fd, 1 << 30) for r, a in enumerate(arenas)]
+        found.append(_cpu.Window(arena, peers, rank, staging))
+    offsets = [window.offset for window in found]
+    for window in found:
+        window.connect(offsets)
+    return found
+
+
+def finish(some: list[Any], seconds: float = 10.0) -> None:
+    left, deadline = list(some), time.monotonic() + seconds
+    while left:
+        assert time.monotonic() < deadline, f"{len(left)} ranks do not end"
+        left = [window for window in left if not window.advance(0)]
+
+
+def bytes_of(*values: tuple[int, int]) -> np.ndarray:
+    return np.concatenate([np.full(count, value, np.uint8) for count, value in values])
+
+
+def test_a_late_reader_of_all_to_all_is_not_misled_by_the_next_collectives() -> None:
+    """Rank 0 stages for long and reads at once; rank 1 is then two collectives further. What it
+    says there must not be taken for what it said about the first."""
+    a, b = windows(2, staging=64 * MB)
+    n = 32 * MB
+    out_a, out_b = np.zeros(128, np.uint8), np.zeros(n + 64, np.uint8)
+    x_a, x_b = bytes_of((64, 1), (n, 7)), bytes_of((64, 9), (64, 3))
+    a.start_all_to_all(x_a, [0, 64, 64 + n], out_a, [0, 64, 128])
+    first = threading.Thread(target=a.advance, args=(0,))  # copies 32 MB, looks, returns
+    first.start()
+    b.start_all_to_all(x_b, [0, 64, 128], out_b, [0, n, n + 64])
+    b.advance(0)
+    first.join()
+    a_done = False
+    while not b.advance(0):
+        a_done = a_done or a.advance(0)
+    sent, lengths = np.full(1000, 55, np.uint8), [64 * MB + 8, 8]
+    b.start_broadcast(sent, 1)
+    assert b.advance(0)
+    gathered = [np.zeros(sum(lengths), np.uint8) for _ in range(2)]
+    pieces = [np.full(lengths[0], 6, np.uint8), np.full(lengths[1], 4, np.uint8)]
+    b.start_all_gather(pieces[1], lengths, gathered[1])
+    b.advance(0)
+    a_done or finish([a])
+    assert out_a.tobytes() == bytes_of((64, 1), (64, 9)).tobytes()
+    assert out_b.tobytes() == bytes_of((n, 7), (64, 3)).tobytes()
+    received = np.zeros(1000, np.uint8)
+    a.start_broadcast(received, 1)
+    finish([a])
+    assert (received == 55).all()
+    a.start_all_gather(pieces[0], lengths, gathered[0])
+    finish([a, b])
+    for found in gathered:
+        assert found.tobytes() == bytes_of((lengths[0], 6), (lengths[1], 4)).tobytes()
+
+
+def spec(nodes: list[int], merges: list[int], bounds: list[int], gather: bool = True) -> Any:
+    return _cpu.ReduceSpec(nodes, merges, bounds, 1, "sum", gather)
+
+
+def test_refused_calls_leave_a_window_as_it_was() -> None:
+    a, b = windows(2)
+    x, out = np.arange(6, dtype=np.float32), np.empty(6, np.float32)
+    good = spec([1, 1], [0, 1], [0, 3, 6])
+    flat = np.zeros(12, np.uint8)
+    for refused in (
+        lambda: a.start_reduce(x, spec([1, 1], [0, 1], []), None, out),
+        lambda: a.start_reduce(x, spec([1, 1], [0], [0, 3, 6]), None, out),
+        lambda: a.start_reduce(x, spec([1, 1], [0, 1], [3, 0, 6]), None, out),
+        lambda: a.start_reduce(x, good, np.arange(12, dtype=np.float32)[::2], out),
+        lambda: a.start_reduce(x, good, np.zeros(6, np.int8), out),
+        lambda: a.start_reduce(x, good, np.zeros(4, np.float32), out),
+        lambda: a.start_reduce(x, good, np.zeros(0, np.float32), out),
+        lambda: a.start_all_gather(flat[:4], [4, 4], np.zeros(9, np.uint8)),
+        lambda: a.start_all_gather(flat[:8:2], [4, 4], np.zeros(8, np.uint8)),
+        lambda: a.start_all_to_all(flat[:2], [0, 1, 2], flat, [0, 11, 12]),
+        lambda: a.start_all_to_all(flat, [0, 13, 12], flat.copy(), [0, 13, 12]),
+        lambda: a.start_broadcast(flat[::2], 0),
+        lambda: a.start_broadcast(flat, 2),
+    ):
+        with pytest.raises(ValueError, match="window: "):
+            refused()
+    y, total = 10 * x, np.empty(6, np.float32)
+    bias = np.ones(3, np.float32)
+    a.start_reduce(x, good, bias, out)
+    b.start_reduce(y, good, bias, total)
+    finish([a, b])
+    assert out.tolist() == total.tolist() == (11 * x + 1).tolist()
+
+
+def test_an_array_that_no_arena_can_hold_is_refused() -> None:
+    arena = _cpu.Arena(1 << 20)
+    for size in (1 << 20, 2**63 - 1, -1):
+        with pytest.raises(ValueError, match="arena: cannot hold"):
+            arena.empty(size)
+    assert len(arena.empty(1000)) == 1000
