@@ -81,10 +81,21 @@ class Function:
         ctx = Context(position, needs)
         result = cls.forward(ctx, *(x.array if isinstance(x, Tensor) else x for x in inputs))
         outputs = tuple(map(Tensor, result)) if isinstance(result, tuple) else (Tensor(result),)
+        if any(getattr(y.array, "dtype", None) == "float64" for y in outputs):
+            raise ValueError(
+                f"{cls.__name__}.forward returned float64: activations are float32 or bfloat16, as "
+                "its inputs are"
+            )
         if tape is not None:
             used = (*(x for x in inputs if is_parameter(x)), *parameters)
             tape._record(cls, ctx, tensors, needs, used, outputs)
         return outputs if isinstance(result, tuple) else outputs[0]
+
+
+def _kind(array: Array) -> str:
+    """Shape and type, such as (2, 3) float32, which a gradient shares with its input."""
+    shape = getattr(array, "shape", None)
+    return f"{type(array).__name__}" if shape is None else f"{tuple(shape)} {array.dtype}"
 
 
 def is_parameter(x: Any) -> bool:
@@ -158,8 +169,11 @@ class Tape:
         for p in parameters:
             self._uses[p] = self._uses.get(p, 0) + 1
         self._tracked.update(x.key for x in outputs)
-        keys = tuple(x.key if need else None for x, need in zip(tensors, needs, strict=True))
-        self._nodes.append((function, ctx, keys, parameters, tuple(x.key for x in outputs)))
+        inputs = tuple(
+            (x.key if need else None, _kind(x.array))
+            for x, need in zip(tensors, needs, strict=True)
+        )
+        self._nodes.append((function, ctx, inputs, parameters, tuple(x.key for x in outputs)))
 
     def backward(
         self,
@@ -176,10 +190,10 @@ class Tape:
         for tensor, grad in zip(outputs, grads, strict=True):
             found.setdefault(tensor.key, []).append(grad)
         while self._nodes:
-            function, ctx, keys, parameters, output_keys = self._nodes.pop()
+            function, ctx, inputs, parameters, output_keys = self._nodes.pop()
             node_grads = [self._collect(found, key) for key in output_keys]
             if any(g is not None for g in node_grads):
-                self._step(found, function, ctx, keys, node_grads)
+                self._step(found, function, ctx, inputs, node_grads)
             for p in parameters:
                 self._uses[p] -= 1
                 if self._uses[p] == 0 and on_grad_ready is not None:
@@ -189,18 +203,29 @@ class Tape:
         return tuple(self._collect(found, key) for key in self._inputs)
 
     def _step(
-        self, found: dict[int, list[Array]], function: Any, ctx: Context, keys: Any, grads: Any
+        self, found: dict[int, list[Array]], function: Any, ctx: Context, inputs: Any, grads: Any
     ) -> None:
         result = function.backward(ctx, *grads)
-        if len(keys) == 1 and not isinstance(result, tuple):
-            result = (result,)
-        elif result is None:
-            result = (None,) * len(keys)
+        if result is None and any(key is not None for key, _ in inputs):
+            raise ValueError(f"{function.__name__}.backward returned None instead of gradients")
+        if not isinstance(result, tuple):
+            result = (result,) if len(inputs) == 1 else (None,) * len(inputs)
+        if len(result) != len(inputs):
+            raise ValueError(
+                f"{function.__name__}.backward returned {len(result)} gradients for "
+                f"{len(inputs)} tensor inputs"
+            )
         for work in ctx._later:
             work()
-        for key, grad in zip(keys, result, strict=True):
+        for (key, kind), grad in zip(inputs, result, strict=True):
             if key is not None and grad is not None:
-                found.setdefault(key, []).append(grad.wait() if hasattr(grad, "wait") else grad)
+                whole = grad.wait() if hasattr(grad, "wait") else grad
+                if _kind(whole) != kind:
+                    raise ValueError(
+                        f"{function.__name__}.backward returned {_kind(whole)} as the gradient of "
+                        f"an input that is {kind}"
+                    )
+                found.setdefault(key, []).append(whole)
 
     def _collect(self, found: dict[int, list[Array]], key: int) -> Array | None:
         grads = found.pop(key, None)

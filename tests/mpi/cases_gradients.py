@@ -126,3 +126,20 @@ def resnet_gradients(world: Communicator) -> None:
     variants = [{"zero": 1}, {"recompute": "layer", "schedule": "gpipe"}]
     grains = {"data": 8, "tensor": 8}
     compare_layouts(world, specs, batch, variants, layouts, grains, microbatch=None)
+
+
+@case((2, 3, 4), limit=120.0)
+def fewer_columns_than_tensor_ranks(world: Communicator) -> None:
+    """Ranks whose leaves have no column at all take part as any other."""
+    layouts = list(factorisations(world.size))
+    variants: list[dict[str, Any]] = [{"microbatch": 12}, {"microbatch": 5, "zero": 1}]
+    mlp = models.mlp(input_shape=(5, 7), classes=10, hidden_dim=1, layers=3)
+    compare_layouts(world, mlp, image_batch(BATCH, (5, 7), 10), variants, layouts, GRAINS)
+    resnet = models.resnet(input_shape=(5, 4, 3), classes=3, blocks=(1, 1), width=1)
+    batch = image_batch(BATCH, (5, 4, 3), 3)
+    compare_layouts(world, resnet, batch, [{"zero": 1}], layouts, GRAINS, microbatch=None)
+    llama = models.llama(
+        layers=2, hidden_dim=24, heads=12, mlp_dim=1, vocabulary=67, sequence_length=11
+    )
+    grains = {"data": 12, "tensor": 4}
+    compare_layouts(world, llama, gpt_batch(BATCH, 11, 67), variants, layouts, grains)

@@ -231,3 +231,18 @@ def calls_and_bytes_are_counted(world: Communicator) -> None:
         assert comm.calls["all_reduce"] == 2
         assert comm.bytes["all_reduce"] == 60
         assert (comm.calls["all_gather"], comm.bytes["all_gather"]) == (1, 24)
+
+
+@case((2, 3), limit=30.0)
+def a_split_holds_up_no_collective(world: Communicator) -> None:
+    """Some ranks wait for a started one before the split, the others after it."""
+    for found in transports():
+        x = np.full(100_000, found.rank + 1, np.float32)
+        work = found.all_reduce(x, blocking=False)
+        if found.rank == 1:
+            work.wait()
+        part = found.split(0)
+        total = work.wait()
+        assert (total == found.size * (found.size + 1) / 2).all()
+        assert part is not None
+        assert part.size == found.size

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from engines import Array, gpt, gpt_batch, image_batch, one_rank, run
+import numpy as np
+from engines import Array, factorisations, gpt, gpt_batch, image_batch, one_rank, run
 from harness import case
 
 from plait import models
 from plait.comm import Communicator
 from plait.mesh import Mesh
+from plait.nn import Build, LayerSpec
+from plait.ops.parameter import Init
+from plait.ops.position import Position
 from plait.optim import SGD, AdamW
 from plait.train.engine import Engine, Settings
 
@@ -38,30 +43,39 @@ def join(pieces: dict[tuple[str, str, int], bytes]) -> dict[tuple[str, str], byt
     return found
 
 
+def compare(
+    world: Communicator, specs: list[LayerSpec], batch: tuple[Array, Array], optimizer: Any,
+    steps: int, layouts: list[tuple[int, int, int]] | None = None, **changes: Any,
+) -> dict[tuple[str, str], bytes]:  # fmt: skip
+    """Trains at every layout and on one rank: equal losses, weights and state. Returns the state
+    of one rank."""
+    settings = Settings(**{"batch": 8, "microbatch": 2, "seed": 5, **changes})
+    reference, expected = run(specs, batch, one_rank(GRAINS), settings, optimizer, steps, False)
+    pieces = state(reference, one_rank(GRAINS).world)
+    assert pieces is not None
+    wanted = join(pieces)
+    for layout in layouts or LAYOUTS[world.size]:
+        mesh = Mesh(*layout, grains=GRAINS, comm=world)
+        engine, results = run(specs, batch, mesh, settings, optimizer, steps, False)
+        assert results == expected, f"{layout} {changes}: {results} != {expected}"
+        found = state(engine, world)
+        if found is not None:
+            got = join(found)
+            assert got.keys() == wanted.keys()
+            wrong = [key for key in wanted if got[key] != wanted[key]]
+            assert not wrong, f"{layout} {changes}: {wrong[:5]} differ"
+    return wanted
+
+
 @case((2, 3, 4, 8), limit=240.0)
 def training_is_the_same_at_every_layout(world: Communicator) -> None:
-    batch: tuple[Array, Array] = gpt_batch(8)
     options: list[tuple[Any, dict[str, Any]]] = [
         (AdamW(weight_decay=0.1), {"precision": "bfloat16", "clip": 0.5}),
         (AdamW(weight_decay=0.1), {"precision": "float32", "zero": 1, "microbatch": 3}),
         (SGD(), {"precision": "bfloat16", "zero": 1, "microbatch": 1, "clip": 0.5}),
     ]
     for optimizer, changes in options:
-        settings = Settings(**{"batch": 8, "microbatch": 2, "seed": 5, **changes})
-        specs = gpt(layers=2)
-        reference, expected = run(specs, batch, one_rank(GRAINS), settings, optimizer, 6, False)
-        want = state(reference, one_rank(GRAINS).world)
-        assert want is not None
-        for layout in LAYOUTS[world.size]:
-            mesh = Mesh(*layout, grains=GRAINS, comm=world)
-            engine, results = run(specs, batch, mesh, settings, optimizer, 6, False)
-            assert results == expected, f"{layout} {changes}: {results} != {expected}"
-            found = state(engine, world)
-            if found is not None:
-                got, wanted = join(found), join(want)
-                assert got.keys() == wanted.keys()
-                wrong = [key for key in wanted if got[key] != wanted[key]]
-                assert not wrong, f"{layout} {changes}: {wrong[:5]} differ"
+        compare(world, gpt(layers=2), gpt_batch(8), optimizer, 6, **changes)
 
 
 @case((2, 3, 4, 8), limit=120.0)
@@ -69,21 +83,35 @@ def running_statistics_are_the_same_at_every_layout(world: Communicator) -> None
     specs = models.resnet(input_shape=(8, 5, 1), classes=7, blocks=(1, 1), width=6)
     batch = image_batch(8, (8, 5, 1), 7)
     for precision, zero in [("float32", 0), ("bfloat16", 1)]:
-        settings = Settings(batch=8, microbatch=2, precision=precision, zero=zero, seed=5)
-        reference, expected = run(specs, batch, one_rank(GRAINS), settings, AdamW(), 4, False)
-        want = state(reference, one_rank(GRAINS).world)
-        assert want is not None
-        assert len([1 for kind, *_ in want if kind == "buffer"]) >= 12
-        for layout in LAYOUTS[world.size]:
-            mesh = Mesh(*layout, grains=GRAINS, comm=world)
-            engine, results = run(specs, batch, mesh, settings, AdamW(), 4, False)
-            assert results == expected, f"{layout} {precision}: {results} != {expected}"
-            found = state(engine, world)
-            if found is not None:
-                got, wanted = join(found), join(want)
-                assert got.keys() == wanted.keys()
-                wrong = [key for key in wanted if got[key] != wanted[key]]
-                assert not wrong, f"{layout} {precision}: {wrong[:5]} differ"
+        found = compare(world, specs, batch, AdamW(), 4, precision=precision, zero=zero)
+        assert len([1 for kind, _ in found if kind == "buffer"]) >= 12
+
+
+def tied(spec: LayerSpec, original: str) -> LayerSpec:
+    """The layer with its pair's weights tied to those of another layer, whatever its own Init."""
+
+    def build(b: Build) -> Any:
+        layer: Any = spec.build(b)
+        for name in ("up", "down"):
+            weight = getattr(layer.pair, name).weight
+            weight.tied_to, weight.init = f"{original}.{name}.weight", Init(7.0)
+        return layer
+
+    return replace(spec, build=build)
+
+
+@case((2, 3, 4), limit=60.0)
+def a_weight_of_three_layers_stays_one(world: Communicator) -> None:
+    first, one, two, three, head = models.mlp(
+        input_shape=(5, 7), classes=10, hidden_dim=24, layers=4
+    )
+    specs = [first, one, tied(two, "layers.1"), tied(three, "layers.1"), head]
+    batch = image_batch(8, (5, 7), 10)
+    layouts = [at for at in factorisations(world.size) if at[1] <= 2 and at[0] <= 4]
+    for changes in ({"precision": "bfloat16", "clip": 0.5}, {"precision": "float32", "zero": 1}):
+        found = compare(world, specs, batch, AdamW(), 4, layouts, **changes)
+        assert ("master", "layers.1.up.weight") in found
+        assert ("master", "layers.2.up.weight") not in found
 
 
 @case(4, limit=60.0)
@@ -102,3 +130,19 @@ def the_first_bucket_starts_before_the_last_gradient(world: Communicator) -> Non
     assert starts[0] < ready[len(ready) // 2]
     order = world.gather_object([entry for entry in engine.log if entry[0] == "start"])
     assert order is None or all(x == order[0] for x in order)
+
+
+@case(2, limit=60.0)
+def evaluation_between_steps_changes_no_shape(world: Communicator) -> None:
+    """A pipeline's stages remember the shapes of training only."""
+    mesh = Mesh(1, 1, 2, grains=GRAINS, comm=world)
+    settings = Settings(batch=4, microbatch=1, precision="float32")
+    engine = Engine(gpt(layers=2), mesh, AdamW(), settings)
+    inputs, targets = gpt_batch(4)
+    losses = []
+    for step in range(2):
+        losses.append(engine.step(step, 0.0, inputs, targets).loss)
+        position = Position(step, 0, 1, False, 0)
+        logits = engine.logits(position, inputs[:1, :3])
+        assert (logits is None) == (mesh.pipeline.rank == 0)
+    assert np.isfinite(losses).all()

@@ -48,6 +48,7 @@ class Mpi(Communicator):
         self._turns = Turns()  # of second stages
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
+        self.barrier()  # here started collectives move on, in Split they would not
         found = self._first.Split(MPI.UNDEFINED if color is None else color, key)
         if found == MPI.COMM_NULL:
             return None

@@ -7,6 +7,7 @@ is along axis 0 in both, so each tensor leaf is one contiguous block of rows.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from plait.autograd import Context, Function
@@ -23,7 +24,7 @@ from plait.ops.sums import (
 
 def flat(x: Array) -> Array:
     """(..., C) -> (rows, C) without a copy."""
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # C may be 0: fewer columns than leaves
 
 
 def add_weight_grad(weight: Parameter, position: Any, rows: Array, columns: Array) -> None:
@@ -60,7 +61,7 @@ class ColumnLinear(Function):
         def part(start: int, stop: int, leaves: list[int], _: Array | None, out: Array) -> None:
             kernels.matmul(
                 rows[:, start:stop], weight.array[start:stop], False, False, leaves, False, None,
-                out.reshape(-1, k),
+                flat(out),
             )  # fmt: skip
 
         def parameters() -> None:
@@ -91,7 +92,7 @@ class RowLinear(Function):
         def part(start: int, stop: int, leaves: list[int], b: Array | None, out: Array) -> None:
             kernels.matmul(
                 rows[:, start:stop], weight.array[start:stop], False, False, leaves, False, b,
-                out.reshape(-1, n),
+                flat(out),
             )  # fmt: skip
 
         return sum_over_leaves(

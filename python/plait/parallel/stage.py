@@ -1,7 +1,7 @@
 """One pipeline stage: runs a schedule's actions on its layers, one tape per microbatch.
 
 Activations and their gradients pass between neighbours outside autograd; the first message of each
-microbatch size carries the shape.
+microbatch size carries the shape; in evaluation every message does.
 """
 
 from __future__ import annotations
@@ -93,21 +93,29 @@ class Stage:
     def _send(self, x: Array, to: int, position: Position) -> None:
         x = np.ascontiguousarray(x)
         key = (to, position.count, position.sequence)
-        if key not in self._shapes or not position.training:
-            self._shapes[key] = x.shape
+        known = self._shapes.get(key) if position.training else None
+        if known is None:
             header = np.array([x.ndim, *x.shape, *[0] * (7 - x.ndim)], np.int64)
             self._sends.append(self.pipeline.send(header, to, blocking=False))
-        assert self._shapes[key] == x.shape, "a stage's activations must keep their shape"
+        elif known != x.shape:
+            raise ValueError(
+                f"a stage sent {known} and now {x.shape}: shapes must stay in training"
+            )
+        if position.training:
+            self._shapes[key] = x.shape
         self._sends.append(self.pipeline.send(x, to, blocking=False))
         self._sends = [work for work in self._sends if not work.test()]
 
     def _receive(self, source: int, position: Position) -> Array:
         # Gradients come back in the shape that was sent forward, from a rank that keys it alike.
         key = (-1 - source, position.count, position.sequence)
-        if key not in self._shapes or not position.training:
+        shape = self._shapes.get(key) if position.training else None
+        if shape is None:
             header = np.empty(8, np.int64)
             self.pipeline.recv(header, source)
-            self._shapes[key] = tuple(int(n) for n in header[1 : 1 + header[0]])
-        out = empty(self._shapes[key], self.precision)
+            shape = tuple(int(n) for n in header[1 : 1 + header[0]])
+        if position.training:
+            self._shapes[key] = shape
+        out = empty(shape, self.precision)
         self.pipeline.recv(out, source)
         return out

@@ -1,53 +1,60 @@
-"""Tied parameters: equal at all times, though each has gradient chains of its own, perhaps on two
-stages.
+"""Tied parameters: equal at all times, though each has gradient chains of its own, perhaps on
+several stages.
 
-Each reduces its own gradient over data; the two are then added once, the original's first. Both
-holders make the same update from the same sum, so their bits stay equal.
+Each reduces its own gradient over data; all of them are then added once, the original's first, then
+those of its copies in the order of the model. Every holder makes the same update from the same sum,
+so their bits stay equal.
 """
 
 from __future__ import annotations
 
-from plait.backend import empty, float32, kernels
+from collections.abc import Sequence
+
+from plait.backend import Array, empty, float32, kernels
 from plait.comm import Communicator
 from plait.parallel.bucket import Bucket
 
 
 class Tie:
-    """One pair. `original` and `copy` are the buckets that hold only these parameters, None where
-    the stage does not have them; stages: where they live."""
+    """An original and its copies.
 
-    def __init__(
-        self, original: Bucket | None, copy: Bucket | None, stages: tuple[int, int],
-        pipeline: Communicator,
-    ):  # fmt: skip
-        self.original, self.copy, self.stages, self.pipeline = original, copy, stages, pipeline
-        if original is not None and copy is not None:
-            copy.weights = original.weights
-            copy.parameters[0].array = original.parameters[0].array
+    holders: the stage of each, and the bucket that holds only it, None on other stages. Holders on
+    this stage share the weights of the first of them, `home`; the others are `aliases`. copies:
+    those here that are not the original.
+    """
 
-    @property
-    def same_stage(self) -> bool:
-        return self.stages[0] == self.stages[1]
+    def __init__(self, holders: Sequence[tuple[int, Bucket | None]], pipeline: Communicator):
+        self._holders, self._pipeline = holders, pipeline
+        here = [bucket for _, bucket in holders if bucket is not None]
+        self.home = here[0] if here else None
+        self.aliases = here[1:]
+        self.copies = [bucket for _, bucket in holders[1:] if bucket is not None]
+        for alias in self.aliases:
+            alias.weights = here[0].weights
+            alias.parameters[0].array = here[0].parameters[0].array
 
     def add_gradients(self) -> None:
-        """Makes the gradient of both buckets (original's + copy's)."""
-        if self.original is not None and self.copy is not None:
-            _add(self.original, self.original.gradient, self.copy.gradient)
-            self.copy.gradient = self.original.gradient
+        """Makes the gradient of every holder the sum of all."""
+        if self.home is None:
             return
-        mine = self.original if self.original is not None else self.copy
-        if mine is None:
-            return
-        other = self.stages[1] if mine is self.original else self.stages[0]
-        theirs = empty(mine.gradient.shape, float32)
-        send = self.pipeline.send(mine.gradient, other, blocking=False)
-        self.pipeline.recv(theirs, other)
-        send.wait()
-        pair = (mine.gradient, theirs) if mine is self.original else (theirs, mine.gradient)
-        _add(mine, *pair)
+        stages = {stage for stage, bucket in self._holders if bucket is None}
+        sends = [
+            self._pipeline.send(bucket.gradient, stage, blocking=False)
+            for _, bucket in self._holders
+            if bucket is not None
+            for stage in sorted(stages)
+        ]
+        total = empty(self.home.gradient.shape, float32)
+        kernels.add([self._gradient(*holder) for holder in self._holders], total)
+        for work in sends:
+            work.wait()
+        for bucket in (self.home, *self.aliases):
+            bucket.gradient = total
 
-
-def _add(bucket: Bucket, original: object, copy: object) -> None:
-    total = empty(bucket.gradient.shape, float32)
-    kernels.add([original, copy], total)
-    bucket.gradient = total
+    def _gradient(self, stage: int, bucket: Bucket | None) -> Array:
+        assert self.home is not None
+        if bucket is not None:
+            return bucket.gradient
+        theirs = empty(self.home.gradient.shape, float32)
+        self._pipeline.recv(theirs, stage)
+        return theirs

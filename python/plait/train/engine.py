@@ -20,6 +20,7 @@ from plait.nn import Build, LayerSpec, Recomputed
 from plait.ops.position import Position, Share
 from plait.optim import Optimizer
 from plait.parallel.bucket import Bucket, Span, make_buckets
+from plait.parallel.declared import Declared, checked
 from plait.parallel.partition import partition
 from plait.parallel.reduction import Reduction
 from plait.parallel.schedule import SCHEDULES
@@ -87,9 +88,9 @@ class Engine:
             ]
         self.stage = Stage(run, self.pipeline, precision)
         self.parameters = [p for layer in self.layers for p in layer.parameters()]
-        mine = {p.name: p.tied_to for p in self.parameters}
-        everywhere = self.pipeline.broadcast_object(self.pipeline.gather_object(mine))
-        tied = {x for names in everywhere for pair in names.items() if pair[1] for x in pair}
+        mine = [Declared.of(p) for p in self.parameters]
+        everywhere = checked(self.pipeline.all_gather_object(mine))
+        tied = {x for names in everywhere for p in names if p.tied_to for x in (p.name, p.tied_to)}
         self.buckets = make_buckets(
             self.parameters, self.data, self.tensor, self.share.slots, precision, settings.zero,
             bucket_size, alone=tied,
@@ -104,38 +105,41 @@ class Engine:
             )
             names = () if bucket.statistic else optimizer.state
             self.state[index] = {name: zeros(len(weights), float32) for name in names}
+        self._copies = {id(bucket) for tie in self.ties for bucket in tie.copies}
+        self._aliases = {id(bucket) for tie in self.ties for bucket in tie.aliases}
         number = {id(bucket): index for index, bucket in enumerate(self.buckets)}
         for tie in self.ties:
-            if tie.same_stage and tie.original is not None and tie.copy is not None:
-                # One weight, one master, one state: the copy keeps gradients of its own only.
-                copy, original = number[id(tie.copy)], number[id(tie.original)]
-                self.master[copy], self.state[copy] = self.master[original], self.state[original]
+            for alias in tie.aliases:
+                # One weight, one master, one state: an alias keeps gradients of its own only.
+                index, home = number[id(alias)], number[id(tie.home)]
+                self.master[index], self.state[index] = self.master[home], self.state[home]
+        inits = {p.name: p.init for names in everywhere for p in names}
+        self._init = {p.name: inits[p.tied_to or p.name] for p in self.parameters}
         self.log: list[tuple[str, Any]] | None = None  # of Reduction, for tests and traces
         self.initialize()
 
     # --- parameters ---
 
-    def _ties(self, everywhere: list[dict[str, str | None]]) -> list[Tie]:
-        """Pairs of tied parameters over all stages, in the same order on every stage."""
-        stage_of = {name: stage for stage, names in enumerate(everywhere) for name in names}
-        holders = {b.parameters[0].name: b for b in self.buckets if len(b.parameters) == 1}
-        ties = []
-        for stage, names in enumerate(everywhere):
-            for name, original in names.items():
-                if original is None:
-                    continue
-                if original not in stage_of:
-                    raise ValueError(f"{name} is tied to {original}, which no layer has")
-                pair = holders.get(original), holders.get(name)
-                ties.append(Tie(*pair, (stage_of[original], stage), self.pipeline))
-        return ties
+    def _ties(self, everywhere: list[list[Declared]]) -> list[Tie]:
+        """Tied parameters over all stages, in the same order on every stage."""
+        stage_of = {p.name: stage for stage, names in enumerate(everywhere) for p in names}
+        groups: dict[str, list[str]] = {}
+        for names in everywhere:
+            for p in names:
+                if p.tied_to is not None:
+                    groups.setdefault(p.tied_to, [p.tied_to]).append(p.name)
+        buckets = {b.parameters[0].name: b for b in self.buckets if len(b.parameters) == 1}
+        return [
+            Tie([(stage_of[name], buckets.get(name)) for name in group], self.pipeline)
+            for group in groups.values()
+        ]
 
     def initialize(self) -> None:
         """Every weight from (seed, name, global index), whatever the layout."""
         for index, bucket in enumerate(self.buckets):
             whole = zeros(bucket.size, float32)
             for span in bucket.spans(slice(0, bucket.size)):
-                init = span.parameter.init
+                init = self._init[span.parameter.name]
                 out = whole[span.start : span.stop]
                 if init.std == 0.0:
                     out.fill(init.mean)
@@ -156,9 +160,8 @@ class Engine:
     def owned(self) -> list[tuple[str, Span, Array]]:
         """(kind, span, values) of the state that this rank alone writes to a checkpoint."""
         found = []
-        copies = {id(tie.copy) for tie in self.ties}
         for index, bucket in enumerate(self.buckets):
-            if id(bucket) in copies or (bucket.replicated and self.tensor.rank != 0):
+            if id(bucket) in self._copies or (bucket.replicated and self.tensor.rank != 0):
                 continue
             for span in bucket.spans(bucket.cut):
                 where = slice(span.start - bucket.own.start, span.stop - bucket.own.start)
@@ -237,9 +240,8 @@ class Engine:
         clip = self.settings.clip
         if clip is not None and norm > clip:
             scale = float(np.float32(clip / norm))
-        copies = {id(tie.copy) for tie in self.ties if tie.same_stage}
         for index, bucket in enumerate(self.buckets):
-            if id(bucket) not in copies and np.isfinite(norm):
+            if id(bucket) not in self._aliases and np.isfinite(norm):
                 self._update_bucket(index, scale, learning_rate, step + 1)
                 bucket.gather_weights()
         return StepResult(loss / count, norm, count)
@@ -273,9 +275,8 @@ class Engine:
             for part in losses:
                 for sample in part.reshape(len(part), -1):
                     kernels.exact_sum(sample, False, limbs[0])
-        counted_twice = {id(tie.copy) for tie in self.ties}
         for bucket in self.buckets:
-            if id(bucket) in counted_twice or bucket.statistic:
+            if id(bucket) in self._copies or bucket.statistic:
                 continue
             if bucket.replicated and self.tensor.rank != 0:
                 continue
