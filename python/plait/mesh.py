@@ -92,6 +92,7 @@ class Mesh:
         self.grains = _checked_grains(self.layout, grains)
         world = comm if isinstance(comm, Communicator) else world_communicator(comm)
         self.world = _by_node(world)
+        self._made = [c for c in (world, self.world) if c is not comm]
         if self.layout.ranks != self.world.size:
             raise UserError(_mismatch(self.layout, self.world.size))
         at = self.layout.coordinates(self.world.rank)
@@ -112,6 +113,12 @@ class Mesh:
         other.data = self.data.with_leaves(Leaves.even(data, self.data.size))
         other.tensor = self.tensor.with_leaves(Leaves.even(tensor, self.tensor.size))
         return other
+
+    def close(self) -> None:
+        """Gives back what the mesh's communicators hold (some MB, and some of the few communicators
+        that an MPI has). Neither it nor its with_grains may be used any more. Collective."""
+        for found in (self.pipeline, self.tensor, self.data, *reversed(self._made)):
+            found.close()
 
     def _axis(self, color: int, key: int, leaves: Leaves) -> Communicator:
         found = self.world.split(color, key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import case
+from harness import case, kept
 from reference import assert_same, nodes_of, tree, values
 from transports import on_nodes
 
@@ -98,3 +98,17 @@ def any_mpi4py_communicator(world: Communicator) -> None:
     assert (got == 1 - mine.rank).all()
     mine.close()
     comm.Free()
+
+
+@case(4)
+def a_closed_mesh_gives_its_communicators_back(world: Communicator) -> None:
+    """An MPI has some thousands of them."""
+    from mpi4py import MPI
+
+    from plait.comm.mpi import Mpi
+
+    with kept():
+        mesh = plait.Mesh(2, 2, comm=MPI.COMM_WORLD)
+        found = [c._mpi for c in (mesh.world, mesh.data, mesh.tensor)]
+        mesh.close()
+        assert all(isinstance(c, Mpi) and c._first == MPI.COMM_NULL for c in found)

@@ -87,6 +87,15 @@ def tiny(*, vocabulary, width, sequence_length=0):
     return models.gpt(layers=1, hidden_dim=8, heads=2, vocabulary=vocabulary, sequence_length=4)
 
 number = 3
+
+def nothing(**_):
+    pass
+
+def numbers(**_):
+    return [1, 2]
+
+def empty(**_):
+    return []
 """
 
 
@@ -105,6 +114,9 @@ def test_a_model_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("model.kind=nowhere:tiny", "cannot be imported: No module named 'nowhere'"),
         ("model.kind=own_models:huge", "own_models has no function huge"),
         ("model.kind=own_models:number", "own_models has no function number"),
+        ("model.kind=own_models:nothing", "returned None: it must return a list of nn.LayerSpec"),
+        ("model.kind=own_models:numbers", r"returned \['int', 'int'\]: it must return a list"),
+        ("model.kind=own_models:empty", "returned no layers"),
         ("model.depth=3", r"\(\*, vocabulary, width, sequence_length=0\) cannot be called with"),
     ):
         with pytest.raises(ConfigError, match=message):

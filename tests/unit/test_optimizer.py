@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from plait import _cpu
+from plait import _cpu, optim
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 float32 = np.dtype(np.float32)
@@ -173,3 +173,16 @@ def test_errors_name_the_shapes():
         sgd(grad, state[:2], np.zeros(3, bfloat16))
     with pytest.raises(ValueError, match="float32 or bfloat16"):
         sgd(grad, state[:2], np.zeros(5, np.int32))
+
+
+@pytest.mark.parametrize(("make", "arguments", "message"), [
+    (optim.AdamW, {"learning_rate": -1}, "learning_rate must be a number of at least 0, got -1"),
+    (optim.AdamW, {"learning_rate": float("nan")}, "learning_rate .* got nan"),
+    (optim.AdamW, {"learning_rate": "a"}, "learning_rate .* got 'a'"),
+    (optim.AdamW, {"betas": 0.9}, "betas must be two numbers, got 0.9"),
+    (optim.AdamW, {"betas": (0.9, 1.0)}, "betas must be a number of at least 0 and below 1, got 1"),
+    (optim.SGD, {"momentum": 1.5}, "momentum .* got 1.5"),
+])  # fmt: skip
+def test_settings_that_cannot_be(make, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)

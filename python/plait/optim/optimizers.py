@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -32,6 +33,15 @@ class AdamW:
     weight_decay: float = 0.1
     state: ClassVar[tuple[str, ...]] = ("first", "second")
 
+    def __post_init__(self) -> None:
+        _check("AdamW", "learning_rate", self.learning_rate, 0.0, math.inf)
+        _check("AdamW", "epsilon", self.epsilon, 0.0, math.inf)
+        _check("AdamW", "weight_decay", self.weight_decay, 0.0, math.inf)
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
+            raise ValueError(f"AdamW: betas must be two numbers, got {self.betas!r}")
+        for beta in self.betas:
+            _check("AdamW", "betas", beta, 0.0, 1.0)
+
     def update(
         self, grad: Array, scale: float, learning_rate: float, decay: bool, step: int,
         master: Array, state: dict[str, Array], weight: Array,
@@ -53,6 +63,11 @@ class SGD:
     weight_decay: float = 0.0
     state: ClassVar[tuple[str, ...]] = ("momentum",)
 
+    def __post_init__(self) -> None:
+        _check("SGD", "learning_rate", self.learning_rate, 0.0, math.inf)
+        _check("SGD", "momentum", self.momentum, 0.0, 1.0)
+        _check("SGD", "weight_decay", self.weight_decay, 0.0, math.inf)
+
     def update(
         self, grad: Array, scale: float, learning_rate: float, decay: bool, step: int,
         master: Array, state: dict[str, Array], weight: Array,
@@ -61,3 +76,11 @@ class SGD:
             grad, scale, learning_rate, self.momentum, self.weight_decay if decay else 0.0, master,
             state["momentum"], weight,
         )  # fmt: skip
+
+
+def _check(optimizer: str, name: str, value: object, low: float, below: float) -> None:
+    if not isinstance(value, int | float) or not low <= value < below:
+        limit = "" if below == math.inf else f" and below {below:g}"
+        raise ValueError(
+            f"{optimizer}: {name} must be a number of at least {low:g}{limit}, got {value!r}"
+        )

@@ -9,7 +9,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Schedule:
-    """kind: constant, linear or cosine (down to `final` of the base rate at the last step)."""
+    """kind: constant, linear or cosine (down to `final` of the base rate, which the
+    step after the last would have)."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = 0

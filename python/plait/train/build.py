@@ -96,7 +96,14 @@ def _custom(model: sections.Custom, known: dict[str, Any]) -> list[LayerSpec]:
             f"[model]: {model.kind}{signature} cannot be called with "
             f"{', '.join(arguments) or 'nothing'}: {error}"
         ) from error
-    specs: list[LayerSpec] = make(**arguments)
+    specs: Any = make(**arguments)
+    if not isinstance(specs, list) or not all(isinstance(spec, LayerSpec) for spec in specs):
+        found = [type(spec).__name__ for spec in specs] if isinstance(specs, list) else specs
+        raise ConfigError(
+            f'model.kind = "{model.kind}" returned {found!r}: it must return a list of nn.LayerSpec'
+        )
+    if not specs:
+        raise ConfigError(f'model.kind = "{model.kind}" returned no layers')
     return specs
 
 
