@@ -26,6 +26,22 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool is_bytes(const ConstArray& x) { return x.dtype == DType::uint8 && x.contiguous(); }
 
+// What ranks must agree on: the kind of collective, its type and op or root in one number, and bytes.
+int64_t call_of(int kind, DType dtype = DType::uint8, int detail = 0) {
+  return kind | int64_t(dtype) << 8 | int64_t(detail) << 16;
+}
+
+std::string describe(int64_t call, int64_t size) {
+  static const char* kinds[] = {"a reduce_scatter", "an all_gather", "an all_to_all", "a broadcast", "a barrier", "an all_reduce"};
+  static const char* ops[] = {"sum", "max", "min"};
+  const int kind = int(call & 0xff), detail = int(call >> 16);
+  std::string text = kinds[kind];
+  if (kind == 0 || kind == 5) text += std::string(" (") + ops[detail] + " of " + name_of(DType(call >> 8 & 0xff)) + ")";
+  if (kind == 3) text += " from rank " + std::to_string(detail);
+  if (kind != 2 && kind != 4) text += " of " + std::to_string(size) + " bytes";
+  return text;
+}
+
 bool rising(const std::vector<int64_t>& bounds, int64_t last) {
   return bounds.front() == 0 && bounds.back() == last && std::is_sorted(bounds.begin(), bounds.end());
 }
@@ -114,6 +130,7 @@ void Window::start_reduce(const ConstArray& nodes, const ReduceSpec& spec, const
   PLAIT_CHECK(most * item <= cell_ && out_item <= cell_, "window", most, " nodes do not fit into ", cell_, " bytes");
   Collective& c = begin(Kind::reduce, nodes.data, const_cast<void*>(out.data));
   c.spec = spec, c.bias = bias, c.dtype = nodes.dtype, c.out_dtype = out.dtype;
+  c.said.call = call_of(spec.gather ? 5 : int(Kind::reduce), nodes.dtype, int(spec.op)), c.said.size = spec.outer * n * item;
   c.small = spec.gather && all * n * item <= SMALL && most * n * item <= size_ * cell_;
   if (!c.small) {
     const int64_t room = cell_ / std::max(most * item, out_item);
@@ -135,6 +152,7 @@ void Window::start_all_gather(const ConstArray& x, const std::vector<int64_t>& l
   Collective& c = begin(Kind::all_gather, x.data, const_cast<void*>(out.data));
   c.to = std::move(to);
   c.window = size_ * cell_;
+  c.said.call = call_of(int(Kind::all_gather)), c.said.size = out.size();
   c.rounds = std::max<int64_t>(1, ceil_div(*std::max_element(lengths.begin(), lengths.end()), c.window));
   c.said.source = arena_->find(x.data, x.size());
 }
@@ -148,7 +166,7 @@ void Window::start_all_to_all(const ConstArray& x, const std::vector<int64_t>& s
   PLAIT_CHECK(sends[own + 1] - sends[own] == receives[own + 1] - receives[own], "window", "all_to_all sends ",
               sends[own + 1] - sends[own], " bytes to itself and receives ", receives[own + 1] - receives[own]);
   Collective& c = begin(Kind::all_to_all, x.data, const_cast<void*>(out.data));
-  c.from = sends, c.to = receives, c.window = cell_, c.counted = false;
+  c.from = sends, c.to = receives, c.window = cell_, c.said.call = call_of(int(Kind::all_to_all));
   for (size_t rank = 0; rank < size_t(size_); rank++) {
     const int64_t most = std::max(sends[rank + 1] - sends[rank], receives[rank + 1] - receives[rank]);
     c.rounds = std::max(c.rounds, ceil_div(most, c.window));
@@ -159,12 +177,13 @@ void Window::start_broadcast(const Array& x, int root) {
   PLAIT_CHECK(is_bytes(x) && root >= 0 && root < size_, "window", "broadcast of ", shape_text(x), " from ", root);
   Collective& c = begin(Kind::broadcast, x.data, const_cast<void*>(x.data));
   c.to = {0, x.size()};
-  c.root = root, c.window = size_ * cell_;
+  c.root = root, c.window = size_ * cell_, c.heard = rank_ == root;
+  c.said.call = call_of(int(Kind::broadcast), DType::uint8, root), c.said.size = x.size();
   c.rounds = std::max<int64_t>(1, ceil_div(x.size(), c.window));
   if (rank_ == root) c.said.source = arena_->find(x.data, x.size());
 }
 
-void Window::start_barrier() { begin(Kind::barrier, nullptr, nullptr); }
+void Window::start_barrier() { begin(Kind::barrier, nullptr, nullptr).said.call = call_of(int(Kind::barrier)); }
 
 // --- advancing -----------------------------------------------------------------------------------
 
@@ -186,8 +205,8 @@ bool Window::advance(int64_t spin_us) {
 bool Window::step() {
   late_ = -1;
   if (!now_->announced && !announce()) return false;
-  const bool staged = stage(), reduced = reduce();
-  return read() || reduced || staged;
+  const bool heard = hear(), staged = stage(), reduced = reduce();
+  return read() || reduced || staged || heard;
 }
 
 bool Window::reached(Flag kind, int64_t round, int rank) {
@@ -222,14 +241,27 @@ bool Window::announce() {
   return true;
 }
 
+// Before anything of a peer is read, and before it is told so. A broadcast's root hears nobody.
+bool Window::hear() {
+  Collective& c = *now_;
+  if (c.heard) return false;
+  if (c.kind == Kind::broadcast) {
+    if (rank_ != c.root) {
+      if (!reached(READY, 0, c.root)) return false;
+      check_said(c.root);
+    }
+  } else {
+    if (!all_reached(READY, 0)) return false;
+    for (int rank = 0; rank < size_; rank++) check_said(rank);
+    for (int rank = 0; rank < size_; rank++) c.rounds = std::max(c.rounds, said(rank).rounds);
+  }
+  return c.heard = true;
+}
+
 bool Window::stage() {
   Collective& c = *now_;
-  if (!c.counted && all_reached(READY, 0)) {
-    for (int rank = 0; rank < size_; rank++) c.rounds = std::max(c.rounds, said(rank).rounds);
-    c.counted = true;
-  }
   const int64_t round = c.staged;
-  if (round == c.rounds || (round > 0 && !c.counted) || !all_reached(READ, round - 2)) return false;
+  if (round == c.rounds || (round > 0 && c.kind == Kind::all_to_all && !c.heard) || !all_reached(READ, round - 2)) return false;
   char* to = staging(rank_, round);
   if (c.kind == Kind::reduce && !c.small) {
     stage_slices(round);
@@ -252,7 +284,7 @@ bool Window::stage() {
 bool Window::reduce() {
   Collective& c = *now_;
   const int64_t round = c.reduced;
-  if (c.kind != Kind::reduce || round == c.staged || !all_reached(READY, round)) return false;
+  if (c.kind != Kind::reduce || !c.heard || round == c.staged || !all_reached(READY, round)) return false;
   const bool results = c.spec.gather && !c.small;
   if (results && c.said.out < 0 && !all_reached(READ, round - 2)) return false;
   reduce_slice(round);
@@ -265,7 +297,7 @@ bool Window::reduce() {
 bool Window::read() {
   Collective& c = *now_;
   const int64_t round = c.read;
-  if (!c.counted) return false;  // a peer that was told READ may say its next word over the one that is to be counted
+  if (!c.heard) return false;  // a peer that was told READ may say its next word over this one
   if (round == (c.kind == Kind::reduce ? c.reduced : c.staged)) return false;
   if (c.kind == Kind::broadcast) {
     if (rank_ != c.root && !reached(READY, round, c.root)) return false;
@@ -282,7 +314,7 @@ bool Window::read() {
 // What lies in the arena is read there: it is the caller's again only when all peers have read it.
 bool Window::done() {
   const Collective& c = *now_;
-  if (!c.announced || !c.counted || c.staged < c.rounds || c.read < c.rounds) return false;
+  if (!c.announced || !c.heard || c.staged < c.rounds || c.read < c.rounds) return false;
   return (c.said.source < 0 && c.said.out < 0) || all_reached(READ, c.rounds - 1);
 }
 
@@ -364,6 +396,16 @@ void Window::read_piece(int rank, int64_t round) {
 }
 
 // --- errors --------------------------------------------------------------------------------------
+
+void Window::check_said(int rank) {
+  const Said mine = now_->said, theirs = said(rank);
+  if (theirs.call == mine.call && theirs.size == mine.size) return;
+  tell(READY, 0);  // so that the others, who read nothing before they have heard all, see it too
+  now_.reset();
+  throw std::runtime_error("all ranks must call the same collectives in the same order: rank " + std::to_string(rank_) +
+                           " is in " + describe(mine.call, mine.size) + ", rank " + std::to_string(rank) + " in " +
+                           describe(theirs.call, theirs.size));
+}
 
 void Window::abort() {
   for (int rank = 0; rank < size_ && !blocks_.empty(); rank++)

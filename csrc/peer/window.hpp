@@ -57,19 +57,21 @@ class Window {
   struct alignas(64) Line {
     std::atomic<int64_t> value;
   };
-  struct alignas(64) Said {  // what a rank tells its peers about one collective: offsets in its arena, or -1
-    int64_t source, out, rounds;
+  struct alignas(64) Said {   // what a rank tells its peers about one collective
+    int64_t source, out;      // offsets in its arena, or -1
+    int64_t rounds;
+    int64_t call, size;       // what all ranks must agree on: see describe()
   };
   struct Collective {
     Kind kind;
     int64_t first = 0;    // epoch of round 0
     int64_t rounds = 1;
-    bool counted = true;  // rounds is known to be that of all ranks
+    bool heard = false;   // what peers said is read and agrees, rounds is that of all ranks
     bool announced = false;
     int64_t staged = 0, reduced = 0, read = 0;  // rounds
     const char* source = nullptr;
     char* out = nullptr;
-    Said said = {-1, -1, 1};
+    Said said = {-1, -1, 1, 0, 0};
     ReduceSpec spec;  // of a reduction, with what follows
     std::optional<ConstArray> bias;
     DType dtype = DType::uint8, out_dtype = DType::uint8;
@@ -96,6 +98,8 @@ class Window {
   void check_aborted();
   bool step();
   bool announce();
+  bool hear();
+  void check_said(int rank);
   bool stage();
   bool reduce();
   bool read();

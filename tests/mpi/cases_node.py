@@ -153,3 +153,20 @@ def a_living_peer_is_not_gone(world: Communicator) -> None:
     world.barrier()
     if world.rank == 1:
         assert memory.gone(0), "the peer's end is closed"
+
+
+@case((2, 3), limit=15.0)
+def different_collectives_are_named(world: Communicator) -> None:
+    """In a layer of the user's own, say. What one rank did is told on those that meet it."""
+    found = world.split(0)
+    assert found is not None
+    x = np.zeros(100_000, np.float32)
+    with pytest.raises(RuntimeError, match="all ranks must call the same collectives") as error:
+        if found.rank == 0:
+            found.all_reduce(x)
+        else:
+            found.all_gather(x)
+    if found.rank == 0:
+        assert "rank 0 is in an all_reduce (sum of float32) of 400000 bytes" in str(error.value)
+        assert "rank 1 in an all_gather of" in str(error.value)
+    world.barrier()

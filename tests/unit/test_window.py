@@ -113,3 +113,44 @@ def test_an_array_that_no_arena_can_hold_is_refused() -> None:
         with pytest.raises(ValueError, match="arena: cannot hold"):
             arena.empty(size)
     assert len(arena.empty(1000)) == 1000
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "message"),
+    [
+        ("sum 6", "barrier", r"an all_reduce \(sum of float32\) of 24 bytes, rank 1 in a barrier"),
+        ("sum 6", "sum 4", "of 24 bytes, rank 1 in an all_reduce .* of 16 bytes"),
+        ("sum 6", "max 6", r"\(sum of float32\) .* \(max of int32\)"),
+        ("gather", "sum 6", r"an all_gather of 8 bytes, rank 1 in an all_reduce"),
+        ("gather", "all_to_all", "rank 0 is in an all_gather of 8 bytes, rank 1 in an all_to_all"),
+        ("receive", "barrier", "a broadcast from rank 1 of 8 bytes, rank 1 in a barrier"),
+    ],
+)
+def test_different_collectives_are_named(mine: str, theirs: str, message: str) -> None:
+    arrays: list[Any] = []
+
+    def start(window: Any, call: str) -> None:
+        flat, out = np.zeros(8, np.uint8), np.zeros(8, np.uint8)
+        arrays.append((flat, out))
+        if call == "barrier":
+            window.start_barrier()
+        elif call == "receive":
+            window.start_broadcast(flat, 1)
+        elif call == "gather":
+            window.start_all_gather(flat[:4], [4, 4], out)
+        elif call == "all_to_all":
+            window.start_all_to_all(flat, [0, 4, 8], out, [0, 4, 8])
+        else:
+            op, size = call.split()
+            n, dtype = int(size), np.float32 if op == "sum" else np.int32
+            x = np.zeros(n, dtype)
+            arrays.append((x, y := np.zeros(n, dtype)))
+            spec = _cpu.ReduceSpec([1, 1], [0, 1], [0, n // 2, n], 1, op, True)
+            window.start_reduce(x, spec, None, y)
+
+    a, b = windows(2)
+    start(a, mine)
+    start(b, theirs)
+    b.advance(0)
+    with pytest.raises(RuntimeError, match=message):
+        finish([a])
