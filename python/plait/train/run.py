@@ -33,9 +33,10 @@ from plait.train.setup import (
     set_threads,
     users_fault,
 )
-from plait.train.trainer import Evaluation, Trainer
+from plait.train.trainer import Evaluation, Trainer, resume_point
 
 DONE, STOPPED = 0, 75
+TOKENIZER = "tokenizer.json"
 
 
 def train(
@@ -46,18 +47,14 @@ def train(
         world = world_communicator()
         screen = Screen(active=world.rank == 0)
         layout = config.layout.resolve(world.size)
-        run = RunFolder(Path(config.runs_dir) / config.name, world)
-        run.open(fresh=fresh)
-        previous = _check_resumable(config, run, world)
+        run = RunFolder(Path(config.runs_dir) / config.name, world, fresh=fresh)
+        run.look()
+        previous = _check_resumable(config, run)
         local = ranks_here(world)
         threads, path = set_threads(config, local), agree_on_instructions(world)
         dataset = build_dataset(config)
         dataset.prepare(world)
-        if previous.get("data", dataset.fingerprint) != dataset.fingerprint:
-            raise UserError(
-                f"{run.path} holds a run on other data: the content of data.path has changed; give "
-                "this run another name, or start it afresh with --fresh"
-            )
+        check_data(run.path, previous, dataset)
         specs = build_model(config, dataset)
         needed, _ = check_memory(config, specs, layout, local)
         mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=world)
@@ -70,12 +67,15 @@ def train(
             "data": dataset.fingerprint,
             "mpi": mpi_name(world),
         }
-        trainer = make_trainer(config, specs, dataset, mesh, run, record)
-        run.write_config(dump(config, record))
-        if isinstance(dataset, Text) and world.rank == 0:
-            (run.path / "tokenizer.json").write_text(dataset.tokenizer.json)
+        trainer = make_trainer(config, specs, dataset, mesh, run, record)  # opens the folder
+        run.write(run.config_path.name, dump(config, record))
+        if isinstance(dataset, Text):
+            run.write(TOKENIZER, dataset.tokenizer.json)
     if trainer.next_step >= config.train.steps:
         screen.say(f"{run.path} has finished: step {trainer.next_step} of {config.train.steps}")
+        last = trainer.next_step == config.train.steps
+        if last and not run.holds(trainer.next_step - 1, "validation_loss"):
+            _evaluate_last(config, trainer, run, screen)  # a kill came before
         return DONE
     screen.header(
         {
@@ -109,7 +109,7 @@ def _steps(
     total, begin = config.train.steps, time.monotonic()
     saved = None
     unit = "tokens/s" if trainer.dataset.kind == "tokens" else "samples/s"
-    with Progress(screen, total, done=trainer.next_step, unit=unit) as progress, users_fault():
+    with Progress(screen, total, done=trainer.next_step, unit=unit) as progress:
         held_out, every = trainer.held_out, config.evaluate.every
         for step in trainer.steps(total, stop=stop):
             done = step.index + 1
@@ -129,16 +129,22 @@ def _steps(
             "goes on from there"
         )
         return STOPPED
-    if held_out is not None:
-        found = trainer.evaluate(batches=config.evaluate.batches)
-        run.metrics({"step": total - 1, **validation_row(found)})
-        screen.say(f"held out: {validation_text(found)}")
+    _evaluate_last(config, trainer, run, screen)
     run.event("stop", step=total)
     peak = np.array([peak_bytes()], np.int64)
     peak = trainer.mesh.world.all_reduce(peak, op="max")
     screen.say(f"memory: at most {bytes_text(int(peak[0]))} a rank, {bytes_text(needed)} planned")
     screen.say(f"trained {total} steps in {time_text(time.monotonic() - begin)}; {saved}")
     return DONE
+
+
+def _evaluate_last(config: Config, trainer: Trainer, run: RunFolder, screen: Screen) -> None:
+    """The evaluation after the last step, where there is held-out data."""
+    if trainer.held_out is None:
+        return
+    found = trainer.evaluate(batches=config.evaluate.batches)
+    run.metrics({"step": trainer.next_step - 1, **validation_row(found)})
+    screen.say(f"held out: {validation_text(found)}")
 
 
 def make_trainer(
@@ -275,21 +281,31 @@ def _restored(folder: Path, world: Communicator) -> Trainer:
     return trainer
 
 
-def _check_resumable(config: Config, run: RunFolder, world: Communicator) -> dict[str, Any]:
+def _check_resumable(config: Config, run: RunFolder) -> dict[str, Any]:
     """Refuses a folder that holds a run of another model or optimizer. Collective. Returns the
     record of the run that is resumed, {} if there is none."""
-    if run.previous_config is None:
-        return {}
-    found = checkpoint.latest(run.checkpoints) if world.rank == 0 else None
-    if world.broadcast_object(found) is None:
-        return {}
-    differing = compare(load(run.config_path), config)
+
+    def found() -> tuple[list[str], dict[str, Any]]:  # one rank's view of the files
+        if run.previous_config is None or resume_point(run.checkpoints)[0] is None:
+            return [], {}
+        return compare(load(run.config_path), config), load_record(run.config_path)
+
+    differing, record = run.on_rank_0(found)
     if differing:
         raise UserError(
             f"{run.path} holds a run with another {', '.join(differing)}: give this one another "
             "name, or start it afresh with --fresh (the old folder is moved aside)"
         )
-    return load_record(run.config_path)
+    return record
+
+
+def check_data(folder: Path, record: dict[str, Any], dataset: Dataset) -> None:
+    """Refuses other data than the run in that folder was trained on, by the run's record."""
+    if record.get("data", dataset.fingerprint) != dataset.fingerprint:
+        raise UserError(
+            f"{folder} holds a run on other data: the content of data.path has changed; give "
+            "this run another name, or start it afresh with --fresh"
+        )
 
 
 def validation_row(found: Evaluation) -> dict[str, Any]:
