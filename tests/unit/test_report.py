@@ -194,6 +194,12 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
     folder._open[folder.metrics_path] = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
     with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: No space left"):
         folder.metrics({"step": 0})
+
+    def full() -> None:
+        raise OSError(28, "No space left")
+
+    with pytest.raises(UserError, match=f"^{folder.path}: No space left"):
+        folder.on_rank_0(full)
     (folder.path / ".tokenizer.json.tmp").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"tokenizer\.json cannot be written: No space left"):
         folder.write("tokenizer.json", "{}")

@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, TypeVar, cast
@@ -32,8 +33,10 @@ class Comm(Protocol):
     def broadcast_object(self, value: Any, root: int = 0) -> Any: ...
 
 
-def on_rank_0(comm: Comm, action: Callable[[], T]) -> T:
-    """What rank 0's action returned, on every rank, or its error as a UserError. Collective."""
+def on_rank_0(comm: Comm, place: Path, action: Callable[[], T]) -> T:
+    """What rank 0's action returned, on every rank, or its error as a UserError. Collective.
+
+    place: named where an error of the disk names no file."""
     result, error = None, None
     if comm.rank == 0:
         try:
@@ -41,7 +44,7 @@ def on_rank_0(comm: Comm, action: Callable[[], T]) -> T:
         except UserError as fault:
             error = str(fault)
         except OSError as fault:
-            error = f"{fault.filename}: {fault.strerror}" if fault.filename else str(fault)
+            error = f"{fault.filename or place}: {fault.strerror}"
     result, error = comm.broadcast_object((result, error))
     if error is not None:
         raise UserError(error)
@@ -124,7 +127,7 @@ class RunFolder:
 
     def on_rank_0(self, action: Callable[[], T]) -> T:
         """What rank 0's action returned, on every rank, or its error as a UserError. Collective."""
-        return on_rank_0(self._comm, action)
+        return on_rank_0(self._comm, self.path, action)
 
     def _look(self) -> tuple[bool, str | None]:
         if not self.path.exists():
@@ -159,7 +162,7 @@ class RunFolder:
     def _take_lock(self) -> None:
         """Holds the folder until this process ends; there is no lock where the disk knows none."""
         path, own = self.path / ".lock", f"process {os.getpid()} on {socket.gethostname()}"
-        lock = open(path, "a+b")  # noqa: SIM115
+        lock = open(path, "a+b", buffering=0)  # noqa: SIM115
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -181,10 +184,10 @@ class RunFolder:
         if not (path.exists() and os.path.samestat(os.fstat(lock.fileno()), os.stat(path))):
             lock.close()
             raise UserError(f"another job has just moved {self.path} aside: start again")
-        lock.truncate(0)
-        lock.write(f"{own}\n".encode())
-        lock.flush()
         self._lock = lock
+        with suppress(OSError):  # a full disk: what needs more room will say so
+            lock.truncate(0)
+            lock.write(f"{own}\n".encode())
 
     def _write(self, path: Path, text: str) -> None:
         try:

@@ -34,7 +34,7 @@ class SavedRun:
 def find_run(path: Path, world: Communicator) -> SavedRun:
     """The run that a path means, at its newest checkpoint; or a checkpoint, and its run. Newer
     checkpoints that cannot be read are named on the screen. Collective."""
-    return on_rank_0(world, lambda: _find(path))
+    return on_rank_0(world, path, lambda: _find(path))
 
 
 def _find(path: Path) -> SavedRun:
