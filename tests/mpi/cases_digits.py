@@ -14,9 +14,8 @@ from plait.comm import Communicator
 from plait.comm.alone import Alone
 from plait.data import Dataset
 from plait.mesh import Mesh
-from plait.train.build import build_dataset, build_model
+from plait.train.build import build_dataset, build_model, make_trainer
 from plait.train.config import Config, load
-from plait.train.run import make_trainer
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits.toml"
 STEPS = 40

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from plait.launch.mpi import mpiexec
+
+RANKS = ([], ["--ranks", "2"])
 CONFIG = """
 name = "small"
 seed = 4
@@ -149,3 +152,28 @@ def test_sigterm_saves_and_ends_with_75(tmp_path: Path) -> None:
     assert saved
     done = train(folder, "1x1x1", f"train.steps={int(saved[-1].name[5:]) + 1}", "evaluate.every=0")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_run_is_evaluated_on_more_ranks_than_it_had_grains(tmp_path: Path) -> None:
+    done = train(tmp_path / "a", "1x1x1", "train.batch=1", "train.microbatch=1", "train.steps=1")
+    assert done.returncode == 0, done.stderr
+    alone, two = (plait(tmp_path / "a", "evaluate", "runs/small", *more) for more in RANKS)
+    assert alone.returncode == two.returncode == 0, two.stderr
+    assert alone.stdout == two.stdout
+
+
+def test_one_rank_generates_for_all(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "a.txt").write_text("some words and more words\n" * 50)
+    text = 'data={kind="text", path="a.txt", vocabulary=300}'
+    done = train(folder, "1x1x1", text, "train.steps=1")
+    assert done.returncode == 0, done.stderr
+    generate = ["-m", "plait", "generate", "runs/small", "--prompt", "some", "--tokens", "5"]
+    for launch in ([], [str(mpiexec()), "-n", "2"]):
+        done = subprocess.run(
+            [*launch, sys.executable, *generate],
+            cwd=folder, env=os.environ, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("some") == 1

@@ -405,6 +405,53 @@ def test_latest_passes_over_what_is_not_complete(tmp_path: Path) -> None:
         checkpoint.find(tmp_path / "nowhere")
 
 
+def test_a_run_goes_on_only_from_what_can_be_read(tmp_path: Path) -> None:
+    told: list[str] = []
+    assert checkpoint.resumable(tmp_path / "nowhere", told.append) is None
+    good, bad = saved(tmp_path, step=10), saved(tmp_path, step=20)
+    (bad / "rank-00001.safetensors").unlink()
+    assert checkpoint.resumable(tmp_path, told.append) == good
+    assert len(told) == 1
+    assert "rank-00001.safetensors cannot be found" in told[0]
+    (good / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"step-00000020.*step-00000010.*--fresh"):
+        checkpoint.resumable(tmp_path, told.append)
+
+
+def test_what_the_disk_refuses_is_not_passed_over(tmp_path: Path) -> None:
+    saved(tmp_path, step=10)
+    manifest = saved(tmp_path, step=20) / "manifest.json"
+    manifest.unlink()
+    manifest.symlink_to(manifest.name)  # an error of the disk, for root too
+    with pytest.raises(
+        checkpoint.AccessError, match=r"step-00000020/manifest\.json cannot be read"
+    ):
+        latest(tmp_path)
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle.name)
+    with pytest.raises(checkpoint.AccessError, match="circle cannot be read"):
+        latest(circle)
+
+
+def test_keep_counts_only_what_can_be_read(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        saved(tmp_path, step=step)
+    shard = tmp_path / "step-00000006" / "rank-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    saved(tmp_path, step=7, keep=2)
+    assert names(tmp_path) == ["step-00000004", "step-00000006", "step-00000007"]
+    saved(tmp_path, step=8, keep=2)
+    assert names(tmp_path) == ["step-00000006", "step-00000007", "step-00000008"]
+
+
+def test_paths_may_be_text(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    assert latest(str(tmp_path)) == path
+    assert checkpoint.find(str(tmp_path)) == path
+    assert not checkpoint.verify(str(path)).problems
+    assert Reader(str(path)).step == 100
+
+
 def test_another_model_is_refused_on_all_ranks(tmp_path: Path) -> None:
     folder = saved(tmp_path)
 

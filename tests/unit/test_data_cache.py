@@ -335,6 +335,26 @@ def test_a_full_disk_on_one_node_is_said_by_all(
         assert "No space left" in str(error)
 
 
+@pytest.mark.parametrize("step", ["_seal", "_publish"])
+def test_a_disk_that_refuses_what_was_received_is_said_by_all(
+    nodes: Callable[[list[str]], Ranks], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    ranks = nodes(["one", "two", "two"])
+    original = getattr(cache, step)
+
+    def refused(folder: Path, *more: Any) -> Any:
+        if ranks.host == "two":
+            raise OSError(122, "Disk quota exceeded")
+        return original(folder, *more)
+
+    monkeypatch.setattr(cache, step, refused)
+    errors = ranks.run(lambda comm: build_once(comm, lambda: obtain("key", writer(CONTENT))))
+    for error in errors:
+        assert isinstance(error, UserError), error
+        assert "two: the disk refused a copy of the data after it had been received" in str(error)
+    assert ranks.broadcasts == 1
+
+
 @pytest.mark.parametrize(("kind", "raised"), [(UserError, UserError), (KeyError, RuntimeError)])
 def test_what_rank_0_raises_all_raise(
     kind: type[Exception], raised: type[Exception], nodes: Callable[[list[str]], Ranks]

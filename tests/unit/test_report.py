@@ -16,8 +16,8 @@ from plait.report import Progress, RunFolder, Screen, bytes_text, count_text, me
 
 
 def opened(path: Path, **options: Any) -> RunFolder:
-    folder = RunFolder(path, Ranks())
-    folder.open(**options)
+    folder = RunFolder(path, Ranks(), **options)
+    folder.open()
     return folder
 
 
@@ -28,7 +28,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def test_a_new_run(tmp_path: Path) -> None:
     folder = opened(tmp_path / "runs" / "one")
     assert (folder.previous_config, folder.moved_to) == (None, None)
-    folder.write_config('name = "one"\n')
+    folder.write("config.toml", 'name = "one"\n')
     folder.event("start", layout="2x2x1")
     folder.metrics({"step": 0, "loss": np.float32(0.5), "lr": np.float64(1e-3), "n": np.int64(3)})
     folder.metrics({"step": 1, "loss": float("nan"), "validation": {"loss": np.inf}})
@@ -92,7 +92,7 @@ def test_a_cut_off_line_of_any_length_is_trimmed(tmp_path: Path, cut: int) -> No
 def test_fresh_moves_the_old_one_aside(tmp_path: Path) -> None:
     for number in (1, 2):
         folder = opened(tmp_path / "run")
-        folder.write_config(str(number))
+        folder.write("config.toml", str(number))
         folder.close()
         folder = opened(tmp_path / "run", fresh=True)
         assert folder.moved_to == tmp_path / f"run.old-{number}"
@@ -104,11 +104,59 @@ def test_fresh_moves_the_old_one_aside(tmp_path: Path) -> None:
     folder.close()
 
 
+def test_looking_makes_and_moves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "run"
+    folder = RunFolder(path, Ranks())
+    folder.look()
+    assert not path.parent.exists()
+    folder.open()
+    folder.write("config.toml", "1")
+    folder.close()
+    folder = RunFolder(path, Ranks(), fresh=True)
+    folder.look()
+    assert [p.name for p in path.parent.iterdir()] == ["run"]
+    with pytest.raises(UserError, match="being written"):
+        opened(path)
+    folder.open()
+    assert sorted(p.name for p in path.parent.iterdir()) == ["run", "run.old-1"]
+    with pytest.raises(UserError, match="being written"):
+        opened(path)
+    folder.close()
+
+
+def test_of_two_starts_that_found_nothing_one_goes_on(tmp_path: Path) -> None:
+    first, second = (RunFolder(tmp_path / "run", Ranks()) for _ in range(2))
+    first.look()
+    second.look()
+    first.open()
+    with pytest.raises(UserError, match="being written"):
+        second.open()
+    first.write("config.toml", "1")
+    first.close()
+    with pytest.raises(UserError, match="has just made"):
+        second.open()
+    second.close()
+
+
+def test_what_metrics_hold(tmp_path: Path) -> None:
+    folder = opened(tmp_path / "run")
+    folder.metrics({"step": 3, "loss": 1.0})
+    folder.metrics({"step": 3, "validation_loss": 1.0})
+    assert folder.holds(3, "validation_loss")
+    assert not folder.holds(2, "validation_loss")
+    assert folder.resume(3) == 2
+    assert not folder.holds(3, "loss")
+    folder.close()
+
+
 def test_two_jobs_cannot_write_one_run(tmp_path: Path) -> None:
     folder = opened(tmp_path / "run")
     for fresh in (False, True):
-        with pytest.raises(UserError, match=f"by another job .process {os.getpid()} on "):
+        with pytest.raises(UserError, match="by this very process: close"):
             opened(tmp_path / "run", fresh=fresh)
+    (tmp_path / "run" / ".lock").write_text("process 1 on far")
+    with pytest.raises(UserError, match=r"by another job \(process 1 on far\)"):
+        opened(tmp_path / "run")
     folder.close()
     opened(tmp_path / "run").close()
 
@@ -124,7 +172,7 @@ def test_only_rank_0_writes_but_any_rank_tells_its_fault(tmp_path: Path) -> None
     def body(comm: Ranks) -> None:
         folder = RunFolder(tmp_path / "run", comm)
         folder.open()
-        folder.write_config("")
+        folder.write("config.toml", "")
         folder.metrics({"step": 0})
         folder.event("start")
         comm.barrier()
@@ -146,6 +194,15 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
     folder._open[folder.metrics_path] = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
     with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: No space left"):
         folder.metrics({"step": 0})
+
+    def full() -> None:
+        raise OSError(28, "No space left")
+
+    with pytest.raises(UserError, match=f"^{folder.path}: No space left"):
+        folder.on_rank_0(full)
+    (folder.path / ".tokenizer.json.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be written: No space left"):
+        folder.write("tokenizer.json", "{}")
     folder.close()
 
 

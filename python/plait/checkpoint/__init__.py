@@ -4,12 +4,13 @@ from .export import export
 from .inspect import Report, summary, verify
 from .load import load
 from .manifest import Array, CheckpointError, Manifest, Stored
-from .piece import KINDS, Comm, Piece
-from .reader import Reader, find, latest
+from .piece import KINDS, AccessError, Comm, Piece
+from .reader import Reader, find, latest, resumable
 from .save import clean, save
 
 __all__ = [
     "KINDS",
+    "AccessError",
     "Array",
     "CheckpointError",
     "Comm",
@@ -23,6 +24,7 @@ __all__ = [
     "find",
     "latest",
     "load",
+    "resumable",
     "save",
     "summary",
     "verify",

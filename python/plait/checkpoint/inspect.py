@@ -1,5 +1,6 @@
 """What a checkpoint holds, and whether it is whole."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,12 @@ class Row:
     nbytes: int
 
 
-def verify(folder: Path) -> Report:
+def verify(folder: str | os.PathLike[str]) -> Report:
     """Reads every byte of a checkpoint and compares hashes, headers and sizes.
 
     Raises CheckpointError only where the manifest itself cannot be read.
     """
+    folder = Path(folder)
     manifest = Manifest.decode(_manifest_bytes(folder), folder / FILE_NAME)
     problems = []
     try:

@@ -14,10 +14,11 @@ import numpy as np
 
 from plait.report.text import bytes_text
 
-from .piece import DTYPES, CheckpointError
+from .piece import DTYPES, AccessError, CheckpointError
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -113,15 +114,16 @@ class Manifest(msgspec.Struct, frozen=True):
     def read(folder: Path) -> "Manifest":
         """The manifest of a checkpoint whose files are there with their sizes.
 
-        Raises CheckpointError; hashes are the reader's business.
+        Raises CheckpointError, of its kinds AccessError where the disk refuses to tell; hashes are
+        the reader's business.
         """
         path = folder / FILE_NAME
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
+        except _MISSING:
             raise CheckpointError(f"{folder} is no complete checkpoint: no {FILE_NAME}") from None
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+            raise AccessError(f"{path} cannot be read: {error.strerror}") from None
         manifest = Manifest.decode(data, path)
         manifest.check_files(folder)
         return manifest
@@ -140,10 +142,10 @@ class Manifest(msgspec.Struct, frozen=True):
         for name, needed in sorted(self.file_ends().items()):
             try:
                 found = (folder / name).stat().st_size
+            except _MISSING:
+                raise CheckpointError(f"{folder / name} cannot be found: it is missing") from None
             except OSError as error:
-                raise CheckpointError(
-                    f"{folder / name} cannot be found: {error.strerror}"
-                ) from None
+                raise AccessError(f"{folder / name} cannot be read: {error.strerror}") from None
             if found < needed:
                 raise CheckpointError(
                     f"{folder / name} is truncated: {found} bytes ({bytes_text(found)}), "

@@ -33,6 +33,10 @@ class CheckpointError(UserError):
     """A checkpoint cannot be written or read; the message names the file and the mend."""
 
 
+class AccessError(CheckpointError):
+    """The disk or its permissions refuse a checkpoint, which may well be whole."""
+
+
 class Comm(Protocol):
     """What saving and loading ask of a communicator; at size 1 everything is an identity."""
 

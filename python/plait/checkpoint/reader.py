@@ -12,32 +12,42 @@ import numpy as np
 import numpy.typing as npt
 
 from .manifest import FILE_NAME, Array, Manifest, Stored
-from .piece import CheckpointError, bytes_of, key_of
+from .piece import AccessError, CheckpointError, bytes_of, key_of
 from .shard import stream
 
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
 def step_folders(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of everything named like a checkpoint, newest first."""
-    if not folder.is_dir():
+    """(step, path) of everything named like a checkpoint, newest first.
+
+    Raises AccessError where the folder is there and cannot be listed.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise AccessError(f"{folder} cannot be read: {error.strerror}") from None
     found = [
-        (int(match[1]), path)
-        for path in folder.iterdir()
-        if (match := STEP_NAME.fullmatch(path.name)) and path.is_dir()
+        (int(match[1]), folder / match[0]) for match in map(STEP_NAME.fullmatch, names) if match
     ]
     return sorted(found, reverse=True)
 
 
-def latest(folder: Path, on_broken: Callable[[str], None] | None = None) -> Path | None:
+def latest(
+    folder: str | os.PathLike[str], on_broken: Callable[[str], None] | None = None
+) -> Path | None:
     """The newest complete checkpoint of a folder: its manifest is whole and its files are there.
 
-    on_broken gets a line for each newer one that is passed over.
+    on_broken gets a line for each newer one that is passed over. Raises AccessError where the disk
+    does not tell whether one is complete.
     """
-    for _, path in step_folders(folder):
+    for _, path in step_folders(Path(folder)):
         try:
             Manifest.read(path)
+        except AccessError:
+            raise
         except CheckpointError as error:
             if on_broken:
                 on_broken(f"{error}: passing over {path.name}")
@@ -46,30 +56,49 @@ def latest(folder: Path, on_broken: Callable[[str], None] | None = None) -> Path
     return None
 
 
-def find(path: Path) -> Path:
+def resumable(folder: Path, on_broken: Callable[[str], None]) -> Path | None:
+    """latest for a run that goes on: None only where no checkpoint was ever written.
+
+    Raises CheckpointError where there are some and none is complete.
+    """
+    broken: list[str] = []
+    path = latest(folder, broken.append)
+    if path is None and broken:
+        raise CheckpointError(
+            f"no checkpoint in {folder} can be read: {'; '.join(broken)}; move them aside to start "
+            "from step 0, or start afresh with --fresh (the old folder is moved aside)"
+        )
+    for line in broken:
+        on_broken(line)
+    return path
+
+
+def find(path: str | os.PathLike[str], on_broken: Callable[[str], None] | None = None) -> Path:
     """The checkpoint that a path means: itself, or the newest of a run or a folder of checkpoints.
 
-    Raises CheckpointError where there is none.
+    on_broken as for latest. Raises CheckpointError where there is none.
     """
+    path = Path(path)
     if (path / FILE_NAME).exists() or STEP_NAME.fullmatch(path.name):
         return path
+    broken: list[str] = []
     for folder in (path / "checkpoints", path):
-        if found := latest(folder):
+        if found := latest(folder, broken.append):
+            if on_broken:
+                for line in broken:
+                    on_broken(line)
             return found
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: give a run, or one of its checkpoints")
-    broken: list[str] = []
-    for folder in (path / "checkpoints", path):
-        latest(folder, broken.append)
     raise CheckpointError("; ".join([f"no checkpoint in {path}", *broken]))
 
 
 class Reader:
     """Reads one checkpoint. Raises CheckpointError where it is not complete."""
 
-    def __init__(self, folder: Path, *, verify: bool = True):
-        self.folder = folder
-        self.manifest = Manifest.read(folder)
+    def __init__(self, folder: str | os.PathLike[str], *, verify: bool = True):
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
         self._verify = verify
         self._verified: set[tuple[str, int]] = set()
 

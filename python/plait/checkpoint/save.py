@@ -46,7 +46,8 @@ def save(
 
     The pieces of all ranks must cover every array exactly once: only owners give pieces. Files are
     synced and read back before the rename; then the oldest complete checkpoints go until `keep`
-    are left. Raises the same CheckpointError on every rank, and then nothing has changed.
+    are left; those that cannot be read stay as they are. Raises the same CheckpointError on every
+    rank, and then nothing has changed.
     """
     if keep < 1:
         raise ValueError(f"keep = {keep}: at least 1 checkpoint must be kept")
@@ -65,7 +66,8 @@ def save(
 
 
 def clean(folder: Path) -> list[str]:
-    """Removes what interrupted saves left in a folder of checkpoints; returns the names.
+    """Removes what interrupted saves left in a folder of checkpoints, returning the names, and
+    puts back a checkpoint that stood aside for one that never came.
 
     One process calls it, while no save is under way.
     """
@@ -197,19 +199,32 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 
 def _remove_oldest(folder: Path, step: int, keep: int) -> None:
-    """Removes complete checkpoints older than `step` until keep are left with the new one."""
-    older = [
-        (n, path) for n, path in step_folders(folder) if n < step and (path / FILE_NAME).exists()
-    ]
-    for _, path in older[keep - 1 :]:
+    """Removes complete checkpoints older than `step` until keep are left with the new one.
+
+    One that cannot be read counts for nothing: it must not take the place of a whole one.
+    """
+    older = []
+    with suppress(CheckpointError):  # the folder itself cannot be listed
+        older = [path for n, path in step_folders(folder) if n < step and _complete(path)]
+    for path in older[keep - 1 :]:
         doomed = folder / f".{path.name}.tmp-{uuid.uuid4().hex[:12]}"
         with suppress(OSError):  # it may belong to someone else; the new one is safe
             os.rename(path, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
 
+def _complete(path: Path) -> bool:
+    try:
+        Manifest.read(path)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _told(final: Path, error: str) -> str:
-    previous = latest(final.parent)
+    previous = None
+    with suppress(CheckpointError):
+        previous = latest(final.parent)
     rest = f"{previous.name} is as it was" if previous else "there is no earlier one"
     return f"{final} could not be written: {error}; {rest}"
 

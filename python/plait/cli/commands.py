@@ -86,8 +86,13 @@ def evaluate(world: World, run: Path, ranks: int | None) -> int:
 @click.option("--tokens", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-def generate(run: Path, prompt: str, tokens: int, temperature: float, seed: int) -> int:
+@click.pass_obj
+def generate(
+    world: World, run: Path, prompt: str, tokens: int, temperature: float, seed: int
+) -> int:
     """Write text with the newest checkpoint of RUN (runs/NAME)."""
+    if not world.speaks:  # one rank does it all
+        return 0
     from plait.train.run import generate
 
     generate(run, prompt, tokens, temperature, seed)

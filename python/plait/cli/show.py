@@ -11,7 +11,7 @@ from plait.report.text import bytes_text, count_text
 
 def inspect(path: Path) -> int:
     """Prints what a checkpoint holds, a line for each parameter."""
-    folder = checkpoint.find(path)
+    folder = checkpoint.find(path, _say)
     manifest, rows = checkpoint.summary(folder)
     parameters = sum(a.size for a in manifest.arrays.values() if a.kind == "master")
     click.echo(f"checkpoint  {folder}")
@@ -33,21 +33,27 @@ def inspect(path: Path) -> int:
 
 
 def verify(path: Path) -> int:
-    """Prints every problem of a checkpoint, or that there is none."""
-    folder = checkpoint.find(path)
+    """Prints every problem of a checkpoint, or that there is none. Of a run that is the newest that
+    can be read, and newer ones are problems."""
+    passed_over: list[str] = []
+    folder = checkpoint.find(path, passed_over.append)
     report = checkpoint.verify(folder)
-    for problem in report.problems:
-        click.echo(problem, err=True)
+    for problem in (*passed_over, *report.problems):
+        _say(problem)
     state = f"{len(report.problems)} damaged or missing" if report.problems else "whole"
     click.echo(
         f"{folder}: {state}; step {report.step}, {report.files} files, {report.pieces} pieces, "
         f"{bytes_text(report.nbytes)} read"
     )
-    return 2 if report.problems else 0
+    return 2 if passed_over or report.problems else 0
 
 
 def export(path: Path, out: Path) -> int:
     """Writes the weights as one file."""
-    folder = checkpoint.find(path)
+    folder = checkpoint.find(path, _say)
     click.echo(f"{out}: {bytes_text(checkpoint.export(folder, out))} from {folder}")
     return 0
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

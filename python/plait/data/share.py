@@ -92,6 +92,11 @@ def _send(comm: Comm, bundle: Bundle, writing: bool) -> Bundle | None:
 
     def write(folder: Path) -> dict[str, Any]:
         nonlocal streamed
+        if streamed:  # the other ranks will not send it again
+            raise UserError(
+                "the disk refused a copy of the data after it had been received; set "
+                "XDG_CACHE_HOME to a folder with room"
+            )
         with ExitStack() as stack:
             sinks = {}
             for name, (_, size) in bundle.files.items():
@@ -105,7 +110,7 @@ def _send(comm: Comm, bundle: Bundle, writing: bool) -> Bundle | None:
     if writing:
         try:
             copy = obtain(key_of("copy", bundle.digest), write)
-        except UserError as failure:
+        except (UserError, OSError) as failure:
             error = f"{socket.gethostname()}: {failure}"
     if not streamed:
         _stream(comm, bundle, {})

@@ -2,7 +2,7 @@
 
 from .memory import limit_bytes, peak_bytes, reset_peak, resident_bytes
 from .progress import Progress
-from .run_folder import RunFolder
+from .run_folder import RunFolder, on_rank_0
 from .screen import Screen
 from .text import bytes_text, count_text, time_text
 
@@ -13,6 +13,7 @@ __all__ = [
     "bytes_text",
     "count_text",
     "limit_bytes",
+    "on_rank_0",
     "peak_bytes",
     "reset_peak",
     "resident_bytes",

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run: data set, model, optimizer, mesh."""
+"""From a config to the objects of a run: data set, model, optimizer, trainer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 
 from plait import data, models, optim
 from plait.data import Dataset
+from plait.mesh import Mesh
 from plait.nn import LayerSpec
 from plait.optim import Optimizer, Schedule
+from plait.report import RunFolder
 from plait.train import sections
 from plait.train.config import Config, ConfigError
+from plait.train.trainer import Trainer
 
 STANDARD = {"gpt": models.gpt, "llama": models.llama, "mlp": models.mlp, "resnet": models.resnet}
 
@@ -127,3 +130,35 @@ def build_optimizer(config: Config) -> tuple[Optimizer, Schedule]:
     if c.final is None:
         return optimizer, make(warmup_steps=c.warmup_steps)
     return optimizer, make(warmup_steps=c.warmup_steps, final=c.final)
+
+
+def make_trainer(
+    config: Config,
+    specs: list[LayerSpec],
+    dataset: Dataset,
+    mesh: Mesh,
+    run: RunFolder | None,
+    record: dict[str, Any] | None = None,
+) -> Trainer:
+    train, grains = config.train, config.numerics.grains
+    optimizer, schedule = build_optimizer(config)
+    return Trainer(
+        specs,
+        dataset,
+        mesh=mesh,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip=config.optimizer.clip,
+        batch=train.batch,
+        microbatch=train.microbatch,
+        precision=train.precision,
+        zero=config.layout.zero,
+        seed=config.seed,
+        recompute=train.recompute,
+        pipeline_schedule=train.schedule,
+        sequence_parallel=train.sequence_parallel,
+        grains=grains if isinstance(grains, str) else (grains.data, grains.tensor),
+        run=run,
+        keep=config.checkpoint.keep,
+        metadata=record,
+    )

@@ -15,6 +15,7 @@ import numpy as np
 from plait import ops
 from plait.autograd import Tensor
 from plait.backend import PRECISIONS, Array, float32, kernels, zeros
+from plait.errors import UserError
 from plait.mesh import Mesh
 from plait.nn import Build, LayerSpec, Recomputed
 from plait.ops.position import Position, Share
@@ -193,7 +194,7 @@ class Engine:
     def step(self, step: int, learning_rate: float, inputs: Array, targets: Array) -> StepResult:
         """Trains on this replica's samples of step `step`; targets < 0 are masked.
 
-        ValueError if no target of the whole batch is unmasked."""
+        UserError if no target of the whole batch is unmasked."""
         settings = self.settings
         sequence = inputs.shape[1] if settings.sequence_parallel else None
         positions = self.share.microbatches(step, settings.seed, sequence)
@@ -202,7 +203,7 @@ class Engine:
         unmasked = np.array([np.count_nonzero(targets >= 0)], np.int64)
         count = int(self.data.all_reduce(unmasked)[0])
         if count == 0:
-            raise ValueError(f"step {step}: every target of the batch is masked")
+            raise UserError(f"step {step + 1}: every target of the batch is masked")
         actions = SCHEDULES[settings.schedule](
             self.pipeline.rank, self.pipeline.size, len(positions)
         )

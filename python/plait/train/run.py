@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from plait import __version__, checkpoint
+from plait import __version__
 from plait.comm import Communicator
 from plait.comm.alone import Alone
-from plait.data import Dataset
+from plait.data import Dataset, synthetic
 from plait.data.text_set import Text
 from plait.errors import UserError
 from plait.mesh import Layout, Mesh, world_communicator
-from plait.nn import LayerSpec
 from plait.report import Progress, RunFolder, Screen, bytes_text, count_text, peak_bytes, time_text
 from plait.train import sections
-from plait.train.build import build_dataset, build_model, build_optimizer
+from plait.train.build import build_dataset, build_model, make_trainer, sequence_length
 from plait.train.config import Config, compare, dump, load, load_record
 from plait.train.grains import AUTO_VERSION
+from plait.train.restore import TOKENIZER, check_data, find_run, read_tokenizer, restored
 from plait.train.setup import (
     agree_on_instructions,
     check_memory,
@@ -33,7 +33,7 @@ from plait.train.setup import (
     set_threads,
     users_fault,
 )
-from plait.train.trainer import Evaluation, Trainer
+from plait.train.trainer import Evaluation, Trainer, resume_point
 
 DONE, STOPPED = 0, 75
 
@@ -46,18 +46,14 @@ def train(
         world = world_communicator()
         screen = Screen(active=world.rank == 0)
         layout = config.layout.resolve(world.size)
-        run = RunFolder(Path(config.runs_dir) / config.name, world)
-        run.open(fresh=fresh)
-        previous = _check_resumable(config, run, world)
+        run = RunFolder(Path(config.runs_dir) / config.name, world, fresh=fresh)
+        run.look()
+        previous = _check_resumable(config, run)
         local = ranks_here(world)
         threads, path = set_threads(config, local), agree_on_instructions(world)
         dataset = build_dataset(config)
         dataset.prepare(world)
-        if previous.get("data", dataset.fingerprint) != dataset.fingerprint:
-            raise UserError(
-                f"{run.path} holds a run on other data: the content of data.path has changed; give "
-                "this run another name, or start it afresh with --fresh"
-            )
+        check_data(run.path, previous, dataset)
         specs = build_model(config, dataset)
         needed, _ = check_memory(config, specs, layout, local)
         mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=world)
@@ -70,12 +66,15 @@ def train(
             "data": dataset.fingerprint,
             "mpi": mpi_name(world),
         }
-        trainer = make_trainer(config, specs, dataset, mesh, run, record)
-        run.write_config(dump(config, record))
-        if isinstance(dataset, Text) and world.rank == 0:
-            (run.path / "tokenizer.json").write_text(dataset.tokenizer.json)
+        trainer = make_trainer(config, specs, dataset, mesh, run, record)  # opens the folder
+        run.write(run.config_path.name, dump(config, record))
+        if isinstance(dataset, Text):
+            run.write(TOKENIZER, dataset.tokenizer.json)
     if trainer.next_step >= config.train.steps:
         screen.say(f"{run.path} has finished: step {trainer.next_step} of {config.train.steps}")
+        last = trainer.next_step == config.train.steps
+        if last and not run.holds(trainer.next_step - 1, "validation_loss"):
+            _evaluate_last(config, trainer, run, screen)  # a kill came before
         return DONE
     screen.header(
         {
@@ -109,7 +108,7 @@ def _steps(
     total, begin = config.train.steps, time.monotonic()
     saved = None
     unit = "tokens/s" if trainer.dataset.kind == "tokens" else "samples/s"
-    with Progress(screen, total, done=trainer.next_step, unit=unit) as progress, users_fault():
+    with Progress(screen, total, done=trainer.next_step, unit=unit) as progress:
         held_out, every = trainer.held_out, config.evaluate.every
         for step in trainer.steps(total, stop=stop):
             done = step.index + 1
@@ -129,10 +128,7 @@ def _steps(
             "goes on from there"
         )
         return STOPPED
-    if held_out is not None:
-        found = trainer.evaluate(batches=config.evaluate.batches)
-        run.metrics({"step": total - 1, **validation_row(found)})
-        screen.say(f"held out: {validation_text(found)}")
+    _evaluate_last(config, trainer, run, screen)
     run.event("stop", step=total)
     peak = np.array([peak_bytes()], np.int64)
     peak = trainer.mesh.world.all_reduce(peak, op="max")
@@ -141,36 +137,13 @@ def _steps(
     return DONE
 
 
-def make_trainer(
-    config: Config,
-    specs: list[LayerSpec],
-    dataset: Dataset,
-    mesh: Mesh,
-    run: RunFolder | None,
-    record: dict[str, Any] | None = None,
-) -> Trainer:
-    train, grains = config.train, config.numerics.grains
-    optimizer, schedule = build_optimizer(config)
-    return Trainer(
-        specs,
-        dataset,
-        mesh=mesh,
-        optimizer=optimizer,
-        schedule=schedule,
-        clip=config.optimizer.clip,
-        batch=train.batch,
-        microbatch=train.microbatch,
-        precision=train.precision,
-        zero=config.layout.zero,
-        seed=config.seed,
-        recompute=train.recompute,
-        pipeline_schedule=train.schedule,
-        sequence_parallel=train.sequence_parallel,
-        grains=grains if isinstance(grains, str) else (grains.data, grains.tensor),
-        run=run,
-        keep=config.checkpoint.keep,
-        metadata=record,
-    )
+def _evaluate_last(config: Config, trainer: Trainer, run: RunFolder, screen: Screen) -> None:
+    """The evaluation after the last step, where there is held-out data."""
+    if trainer.held_out is None:
+        return
+    found = trainer.evaluate(batches=config.evaluate.batches)
+    run.metrics({"step": trainer.next_step - 1, **validation_row(found)})
+    screen.say(f"held out: {validation_text(found)}")
 
 
 def dry_run(config: Config, ranks: int) -> None:
@@ -205,43 +178,53 @@ def dry_run(config: Config, ranks: int) -> None:
         check_memory(config, specs, layout, shape.ranks)
 
 
-def evaluate(folder: Path) -> Evaluation:
-    """Evaluates the newest checkpoint of a run on all of its held-out data and prints it."""
+def evaluate(path: Path) -> Evaluation:
+    """Evaluates a run, or one of its checkpoints, on all of its held-out data and prints it."""
+    world = world_communicator()
+    screen = Screen(active=world.rank == 0, file=sys.stdout)
     with users_fault():
-        world = world_communicator()
-        screen = Screen(active=world.rank == 0, file=sys.stdout)
-        trainer = _restored(folder, world)
-        if trainer.held_out is None:
-            raise UserError(f"{folder}: its data has no held-out samples to evaluate on")
-        found = trainer.evaluate()
-    screen.say(f"{folder} at step {trainer.next_step}, {found.samples} held-out samples")
+        saved = find_run(path, world)
+        dataset = build_dataset(saved.config)
+        dataset.prepare(world)
+        check_data(saved.folder, saved.record, dataset)
+        trainer = restored(saved, dataset, world)
+    if trainer.held_out is None:
+        raise UserError(f"{path}: its data has no held-out samples to evaluate on")
+    found = trainer.evaluate()
+    screen.say(f"{path} at step {trainer.next_step}, {found.samples} held-out samples")
     screen.say(validation_text(found))
-    if isinstance(trainer.dataset, Text):
-        trigram = trainer.dataset.trigram_bits_per_byte
+    if isinstance(dataset, Text):
+        trigram = dataset.trigram_bits_per_byte
         if math.isfinite(trigram):
             screen.say(f"a byte-trigram model of the same text: {trigram:.3f} bits per byte")
     return found
 
 
-def generate(folder: Path, prompt: str, tokens: int, temperature: float, seed: int) -> str:
-    """Goes on from `prompt` with the newest checkpoint of a run, on this rank alone; prints it."""
+def generate(path: Path, prompt: str, tokens: int, temperature: float, seed: int) -> str:
+    """Goes on from `prompt` with a run, or one of its checkpoints, on this rank alone; prints it.
+
+    Needs the run's folder and none of its data."""
     with users_fault():
-        trainer = _restored(folder, Alone())
-        dataset = trainer.dataset
-        if not isinstance(dataset, Text):
-            raise UserError(f"{folder} was not trained on text: there is nothing to generate")
-        window = dataset.sequence_length
-        ids = [int(token) for token in dataset.encode(prompt)] or [0]
-        start = len(ids) if prompt else 0
-        random = np.random.default_rng(seed)
-        for _ in range(tokens):
-            logits = trainer.next_logits(np.array([ids[-window:]], np.int32))
-            ids.append(sample(logits, temperature, random))
-            if ids[-1] == 0:  # end of text
-                break
-    text = prompt + dataset.decode([token for token in ids[start:] if token])
-    sys.stdout.write(text + "\n")
-    return text
+        saved = find_run(path, Alone())
+        text = saved.config.data
+        if not isinstance(text, sections.Text):
+            raise UserError(f"{path} was not trained on text: there is nothing to generate")
+        tokenizer = read_tokenizer(saved.folder)
+        window = sequence_length(saved.config)
+        # stands in for the text: a model follows only its vocabulary and length
+        shape = synthetic(samples=1, vocabulary=text.vocabulary, sequence_length=window)
+        trainer = restored(saved, shape, Alone())
+    ids = [int(token) for token in tokenizer.encode(prompt)] or [0]
+    start = len(ids) if prompt else 0
+    random = np.random.default_rng(seed)
+    for _ in range(tokens):
+        logits = trainer.next_logits(np.array([ids[-window:]], np.int32))
+        ids.append(sample(logits, temperature, random))
+        if ids[-1] == 0:  # end of text
+            break
+    written = prompt + tokenizer.decode([token for token in ids[start:] if token])
+    sys.stdout.write(written + "\n")
+    return written
 
 
 def sample(logits: Any, temperature: float, random: np.random.Generator) -> int:
@@ -253,43 +236,22 @@ def sample(logits: Any, temperature: float, random: np.random.Generator) -> int:
     return int(random.choice(len(weights), p=weights / weights.sum()))
 
 
-def _restored(folder: Path, world: Communicator) -> Trainer:
-    """A trainer with the newest checkpoint of a run, at the layout of this world."""
-    path = checkpoint.find(folder) if world.rank == 0 else None
-    path = world.broadcast_object(path)
-    place = folder / "config.toml"
-    if not place.exists():
-        raise UserError(f"{folder} is no run: it has no config.toml; give runs/NAME")
-    config = load(place)
-    set_threads(config, ranks_here(world))
-    agree_on_instructions(world)
-    dataset = build_dataset(config)
-    dataset.prepare(world)
-    specs = build_model(config, dataset)
-    layout = (
-        config.layout if config.layout.ranks == world.size else sections.Layout(data=world.size)
-    )
-    mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=world)
-    trainer = make_trainer(config, specs, dataset, mesh, None)
-    trainer.load(path)
-    return trainer
-
-
-def _check_resumable(config: Config, run: RunFolder, world: Communicator) -> dict[str, Any]:
+def _check_resumable(config: Config, run: RunFolder) -> dict[str, Any]:
     """Refuses a folder that holds a run of another model or optimizer. Collective. Returns the
     record of the run that is resumed, {} if there is none."""
-    if run.previous_config is None:
-        return {}
-    found = checkpoint.latest(run.checkpoints) if world.rank == 0 else None
-    if world.broadcast_object(found) is None:
-        return {}
-    differing = compare(load(run.config_path), config)
+
+    def found() -> tuple[list[str], dict[str, Any]]:  # one rank's view of the files
+        if run.previous_config is None or resume_point(run.checkpoints)[0] is None:
+            return [], {}
+        return compare(load(run.config_path), config), load_record(run.config_path)
+
+    differing, record = run.on_rank_0(found)
     if differing:
         raise UserError(
             f"{run.path} holds a run with another {', '.join(differing)}: give this one another "
             "name, or start it afresh with --fresh (the old folder is moved aside)"
         )
-    return load_record(run.config_path)
+    return record
 
 
 def validation_row(found: Evaluation) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import numpy as np
 from plait import checkpoint
 from plait.backend import Array, kernels
 from plait.data import Dataset, Sampler
+from plait.errors import UserError
 from plait.mesh import Mesh
 from plait.nn import LayerSpec
 from plait.ops.position import Position
 from plait.optim import Optimizer, Schedule, constant
 from plait.parallel.bucket import Span
-from plait.report import RunFolder, peak_bytes, reset_peak
+from plait.report import RunFolder, Screen, peak_bytes, reset_peak
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
 from plait.train.microbatch import auto_microbatch
@@ -77,7 +78,8 @@ class Trainer:
     batch: samples a step over all replicas; microbatch: samples a replica passes at once (left
     out: as auto_microbatch says). grains:
     the leaves of canonical sums, "auto" (a function of the model and the batch), "layout", or
-    (data, tensor). run: a folder; a checkpoint in it is resumed from.
+    (data, tensor). run: a folder, made or taken over once all else has been accepted; a checkpoint
+    in it is resumed from. It is this Trainer's alone until close(), or the end of a `with` block.
     """
 
     def __init__(
@@ -102,10 +104,6 @@ class Trainer:
         keep: int = 3,
         metadata: dict[str, Any] | None = None,
     ):
-        if isinstance(run, str | Path):
-            run = RunFolder(Path(run), mesh.world)
-            run.open()
-        self.run = run
         if grains == "auto":
             grains = auto_grains(layers, batch)
         elif grains == "layout":
@@ -134,8 +132,26 @@ class Trainer:
         self.engine = Engine(layers, mesh, optimizer, settings)
         self.keep, self.metadata = keep, metadata or {}
         self.next_step = 0
+        self.run = RunFolder(Path(run), mesh.world) if isinstance(run, str | Path) else run
         if self.run is not None:
-            self._resume(self.run)
+            if not self.run.is_open:
+                self.run.open()
+            try:
+                self._resume(self.run)
+            except BaseException:
+                self.run.close()
+                raise
+
+    def close(self) -> None:
+        """Gives the run folder back: another Trainer, or another job, may take it over."""
+        if self.run is not None:
+            self.run.close()
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     # --- training ---
 
@@ -143,7 +159,7 @@ class Trainer:
         """Trains up to step `steps` of the run (not that many more), yielding each step's result.
 
         stop() is asked after each step; once it is true on any rank, all ranks stop there.
-        ValueError if the loss or the gradient is not finite."""
+        UserError if the loss or the gradient is not finite."""
         while self.next_step < steps:
             step = self._step(self.next_step, steps)
             self.next_step += 1
@@ -162,10 +178,10 @@ class Trainer:
         self.mesh.world.broadcast(rate)  # libm's cosine is not the same everywhere
         result = self.engine.step(index, float(np.float32(rate[0])), inputs, targets)
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            raise ValueError(
-                f"step {index}: loss {result.loss}, gradient norm {result.grad_norm}; no weight "
-                "was changed. Lower optimizer.learning_rate, set optimizer.clip, or look for NaN "
-                "in the data"
+            raise UserError(
+                f"step {index + 1} of {steps}: loss {result.loss}, gradient norm "
+                f"{result.grad_norm}; no weight was changed. Lower optimizer.learning_rate, set "
+                "optimizer.clip, or look for NaN in the data"
             )
         seconds = time.perf_counter() - begin
         unit: Literal["tokens", "samples"] = (
@@ -200,14 +216,25 @@ class Trainer:
         return path
 
     def _resume(self, run: RunFolder) -> None:
-        world = self.mesh.world
-        path = checkpoint.latest(run.checkpoints) if world.rank == 0 else None
-        path = world.broadcast_object(path)
-        if path is None:
-            return
-        self.load(path)
-        run.resume(self.next_step)
-        run.event("resume", step=self.next_step, layout=str(self.mesh.layout))
+        path, passed_over = run.on_rank_0(lambda: resume_point(run.checkpoints))
+        screen = Screen(active=self.mesh.world.rank == 0)
+        for line in passed_over:
+            screen.say(line)
+        if path is not None:
+            self.load(path)
+        dropped = run.resume(self.next_step)
+        if path is not None:
+            screen.say(f"goes on from {path}, after step {self.next_step}")
+        elif dropped:
+            screen.say(
+                f"{run.path} has no checkpoint: it starts over, and the {dropped} rows of its "
+                "metrics.jsonl are dropped"
+            )
+        if path is not None or dropped:
+            run.event(
+                "resume", step=self.next_step, layout=str(self.mesh.layout), path=path,
+                passed_over=passed_over, dropped_rows=dropped,
+            )  # fmt: skip
 
     def load(self, path: Path) -> None:
         """Takes all state from a checkpoint written at any layout."""
@@ -263,7 +290,7 @@ class Trainer:
         total = kernels.exact_value(limbs[0])
         targets_seen = int(counts[0])
         if targets_seen == 0:
-            raise ValueError("evaluation saw no target")
+            raise UserError("evaluation saw no target: all of the held-out targets are masked")
         per_byte = total / math.log(2) / int(counts[2]) if counts[2] else None
         return Evaluation(total / targets_seen, int(counts[1]) / targets_seen, samples, per_byte)
 
@@ -275,6 +302,17 @@ class Trainer:
         stages = self.mesh.pipeline.size
         result: Array = self.mesh.pipeline.broadcast_object(last, root=stages - 1)
         return result
+
+
+def resume_point(folder: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint that a run goes on from, None if it has none, and a line for each newer one
+    that cannot be read. On rank 0, which has the run to itself.
+
+    Raises CheckpointError where there are checkpoints and none can be read.
+    """
+    checkpoint.clean(folder)
+    passed_over: list[str] = []
+    return checkpoint.resumable(folder, passed_over.append), passed_over
 
 
 def _piece(kind: Any, span: Span, array: Array) -> checkpoint.Piece:
