@@ -161,11 +161,9 @@ def different_collectives_are_named(world: Communicator) -> None:
     found = world.split(0)
     assert found is not None
     x = np.zeros(100_000, np.float32)
+    call = found.all_reduce if found.rank == 0 else found.all_gather
     with pytest.raises(RuntimeError, match="all ranks must call the same collectives") as error:
-        if found.rank == 0:
-            found.all_reduce(x)
-        else:
-            found.all_gather(x)
+        call(x)
     if found.rank == 0:
         assert "rank 0 is in an all_reduce (sum of float32) of 400000 bytes" in str(error.value)
         assert "rank 1 in an all_gather of" in str(error.value)

@@ -45,6 +45,26 @@ class Settings:
     schedule: str = "one_f_one_b"
     sequence_parallel: bool = False
 
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("precision", tuple(PRECISIONS)),
+            ("recompute", ("none", "layer")),
+            ("schedule", tuple(SCHEDULES)),
+            ("zero", (0, 1)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
+                )
+        for name, low in (("microbatch", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not (name == "microbatch" and value is None) and (
+                not isinstance(value, int) or value < low
+            ):
+                raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be above 0, got {self.clip!r}")
+
 
 @dataclass(frozen=True)
 class StepResult:

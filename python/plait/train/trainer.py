@@ -76,10 +76,9 @@ class Trainer:
     """Trains `layers` on `dataset` over `mesh`.
 
     batch: samples a step over all replicas; microbatch: samples a replica passes at once (left
-    out: as auto_microbatch says). grains:
-    the leaves of canonical sums, "auto" (a function of the model and the batch), "layout", or
-    (data, tensor). run: a folder, made or taken over once all else has been accepted; a checkpoint
-    in it is resumed from. It is this Trainer's alone until close(), or the end of a `with` block.
+    out: as auto_microbatch says). grains: the leaves of canonical sums, "auto" (a function of the
+    model and the batch), "layout", or (data, tensor). run: a folder, made or taken over once all
+    else has been accepted; a checkpoint in it is resumed from. It is this Trainer's alone until close(), or the end of a `with` block.
     """
 
     def __init__(
@@ -104,18 +103,22 @@ class Trainer:
         keep: int = 3,
         metadata: dict[str, Any] | None = None,
     ):
+        _check_types(layers, dataset, mesh, optimizer, batch)
         if grains == "auto":
             grains = auto_grains(layers, batch)
         elif grains == "layout":
             grains = (mesh.data.size, mesh.tensor.size)
+        elif not isinstance(grains, tuple) or len(grains) != 2:
+            raise ValueError(f'grains must be "auto", "layout" or (data, tensor), got {grains!r}')
         self.mesh = mesh = mesh.with_grains(*grains)
         self.optimizer, self.schedule = optimizer, schedule or constant()
         dataset.prepare(mesh.world)
         self.dataset = dataset
         settings = Settings(
             batch=batch,
-            microbatch=microbatch
-            or auto_microbatch(layers, batch, mesh.data.size, mesh.pipeline.size),
+            microbatch=auto_microbatch(layers, batch, mesh.data.size, mesh.pipeline.size)
+            if microbatch is None
+            else microbatch,
             precision=precision,
             zero=zero,
             seed=seed,
@@ -313,6 +316,22 @@ def resume_point(folder: Path) -> tuple[Path | None, list[str]]:
     checkpoint.clean(folder)
     passed_over: list[str] = []
     return checkpoint.resumable(folder, passed_over.append), passed_over
+
+
+def _check_types(
+    layers: object, dataset: object, mesh: object, optimizer: object, batch: object
+) -> None:
+    if not isinstance(layers, list) or not all(isinstance(x, LayerSpec) for x in layers):
+        raise ValueError(f"layers must be a list of nn.LayerSpec, got {layers!r}")
+    if not layers:
+        raise ValueError("layers is empty")
+    if not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
+    for name, value, kind in (("dataset", dataset, Dataset), ("mesh", mesh, Mesh)):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
+    if isinstance(optimizer, type) or not hasattr(optimizer, "update"):
+        raise ValueError(f"optimizer must be such as optim.AdamW(), got {optimizer!r}")
 
 
 def _piece(kind: Any, span: Span, array: Array) -> checkpoint.Piece:
