@@ -78,7 +78,8 @@ class Trainer:
     batch: samples a step over all replicas; microbatch: samples a replica passes at once (left
     out: as auto_microbatch says). grains: the leaves of canonical sums, "auto" (a function of the
     model and the batch), "layout", or (data, tensor). run: a folder, made or taken over once all
-    else has been accepted; a checkpoint in it is resumed from. It is this Trainer's alone until close(), or the end of a `with` block.
+    else has been accepted; a checkpoint in it is resumed from. It is this Trainer's alone until
+    close(), or the end of a `with` block.
     """
 
     def __init__(
