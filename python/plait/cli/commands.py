@@ -9,7 +9,7 @@ import click
 
 from plait import __version__
 from plait.errors import UserError
-from plait.job.world import SPAWNED, World
+from plait.job.world import SPAWNED, World, asked_to_stop
 
 _PATH = click.Path(path_type=Path)
 _RANKS = click.option(
@@ -56,13 +56,14 @@ def train(
     if _must_spawn(world, ranks):
         return _spawn(ranks)
     from plait.job.signals import StopRequest
-    from plait.train import run
 
     def say(text: str) -> None:
         if world.speaks and SPAWNED not in os.environ:  # else the process that was asked says it
             click.echo(f"plait: {text}", err=True)
 
-    with StopRequest(say, lambda: world.abort(3)) as stop:
+    with StopRequest(say, lambda: world.abort(3), asked_to_stop) as stop:
+        from plait.train import run  # a part of a second, in which a signal may come
+
         return run.train(loaded, config_text=config.read_text(), fresh=fresh, stop=stop)
 
 
