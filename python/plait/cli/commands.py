@@ -49,9 +49,10 @@ def train(
     loaded = _load(config, overrides)
     if dry_run:
         if world.speaks:
-            from plait.train import run
+            from plait.train.dry_run import rehearse
 
-            run.dry_run(loaded, ranks if ranks is not None else world.size)
+            started = world.size if world.size > 1 else None
+            rehearse(loaded, ranks if ranks is not None else started)
         return 0
     if _must_spawn(world, ranks):
         return _spawn(ranks)

@@ -46,6 +46,11 @@ class Dataset(ABC):
         wrong with the data raises the same UserError on every rank.
         """
 
+    def look(self) -> None:
+        """Raises UserError for what is wrong with the data, in this process alone; nothing that
+        takes long is looked at."""
+        self.prepare()
+
     @property
     @abstractmethod
     def samples(self) -> int:

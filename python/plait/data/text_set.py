@@ -23,6 +23,9 @@ class Text(TokenDataset):
 
     _source: "TextSource"
 
+    def look(self) -> None:
+        self._source.look()
+
     @property
     def held_out(self) -> "Text | None":
         return Text(self._source, "held_out") if self._part == "training" else None
@@ -63,6 +66,11 @@ class TextSource(TokenSource):
                 "the 256 bytes and the end of text"
             )
         self._path = path
+
+    def look(self) -> None:
+        """Whether there is text; not whether it is enough, which takes its tokens."""
+        with reading(self.name):
+            find(self._path)
 
     def build(self) -> Bundle:
         with reading(self.name):

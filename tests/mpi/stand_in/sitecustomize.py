@@ -75,7 +75,7 @@ def train(config: dict[str, str], *, config_text: str, fresh: bool, stop: Any) -
     return int(config.get("code", "0"))
 
 
-def dry_run(config: dict[str, str], ranks: int) -> None:
+def rehearse(config: dict[str, str], ranks: int | None) -> None:
     print("MPI started" if "mpi4py.MPI" in sys.modules else "no MPI")
     print(f"dry run of {config} on {ranks}")
 
@@ -99,4 +99,5 @@ def stand_in(name: str, **functions: Any) -> None:
 
 
 stand_in("plait.train.config", load=load)
-stand_in("plait.train.run", train=train, dry_run=dry_run, evaluate=evaluate, generate=generate)
+stand_in("plait.train.dry_run", rehearse=rehearse)
+stand_in("plait.train.run", train=train, evaluate=evaluate, generate=generate)
