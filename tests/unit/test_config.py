@@ -1,5 +1,6 @@
 """The config: every option, defaults, overrides, refusals and mends, round trips, resuming."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -445,3 +446,20 @@ def test_modules_say_what_they_offer() -> None:
     assert {"Config", "ConfigError", "compare", "dump", "load", "load_record", "options"} == set(
         config.__all__
     )
+
+
+def test_a_byte_order_mark_and_any_locale(tmp_path: Path) -> None:
+    file = tmp_path / "marked.toml"
+    text = (ROOT / "examples" / "gpt-stdlib.toml").read_text("utf-8")
+    file.write_bytes(b"\xef\xbb\xbf" + f"# \u00fcn\u00ef\n{text}".encode())
+    assert load(file, ["name=x"]) == load(ROOT / "examples" / "gpt-stdlib.toml", ["name=x"])
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    overrides = ["data={kind='synthetic', vocabulary=97}", f"runs_dir={tmp_path}", "train.steps=1"]
+    overrides += ["model.layers=1", "model.hidden_dim=8", "model.heads=2", "layout=1x1x1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "plait", "train", str(file), *overrides],
+        env=environment,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr

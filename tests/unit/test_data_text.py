@@ -356,3 +356,16 @@ def test_trigram_of_a_corpus(tmp_path: Path) -> None:
 
 def test_held_out_rule_is_a_twentieth() -> None:
     assert corpus.HELD_OUT_EVERY == 20
+
+
+def test_the_tokenizer_s_file_is_utf_8_in_every_locale(tmp_path: Path) -> None:
+    """It holds characters that other encodings read as others."""
+    (tmp_path / "text").write_text(words(1, 300))
+    code = (
+        "import sys; from plait import data; t = data.text(sys.argv[1], vocabulary=300, "
+        "sequence_length=8); t.prepare(); assert t.decode(t.encode('a word')) == 'a word'"
+    )
+    encodings = ["-X", "warn_default_encoding", "-W", "error::EncodingWarning:plait.data.text_set"]
+    subprocess.run(
+        [sys.executable, *encodings, "-c", code, str(tmp_path / "text")], check=True, timeout=60
+    )

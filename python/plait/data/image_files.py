@@ -234,7 +234,7 @@ def _find_digits() -> Found:
         )
 
     def read(scratch: Path) -> Parts:
-        with gzip.open(path, "rt") as file:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
             table = np.loadtxt(file, delimiter=",", dtype=np.float64)
         pixels = table[:, :-1].astype(np.uint8).reshape(-1, 8, 8)
         return Parts(Part(pixels, table[:, -1].astype(np.int32)), None, 10, held_out_every=5)

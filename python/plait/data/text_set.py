@@ -35,7 +35,7 @@ class Text(TokenDataset):
         """Its tokenizer, whose `json` may be kept with a run. RuntimeError before prepare."""
         bundle = self._source.ready.bundle
         if self._source.tokenizer is None:
-            self._source.tokenizer = bpe.Tokenizer(bundle.path("tokenizer.json").read_text())
+            self._source.tokenizer = bpe.Tokenizer(bundle.path("tokenizer.json").read_text("utf-8"))
         return self._source.tokenizer
 
     @property
@@ -95,7 +95,7 @@ class TextSource(TokenSource):
         tokenizer = bpe.Tokenizer.train(
             (text for text, _ in pieces(training)), count, self.vocabulary
         )
-        (folder / "tokenizer.json").write_text(tokenizer.json)
+        (folder / "tokenizer.json").write_text(tokenizer.json, "utf-8")
         np.save(folder / "token_bytes.npy", tokenizer.token_bytes(self.vocabulary))
         dtype = np.dtype(np.uint16 if self.vocabulary <= 1 << 16 else np.uint32)
         for name, part in zip(_PARTS, spans):

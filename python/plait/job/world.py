@@ -148,7 +148,7 @@ def claim(code: int) -> bool:
     path = os.environ.get(VERDICT)
     if path is not None:
         try:
-            with open(path, "x") as file:
+            with open(path, "x", encoding="utf-8") as file:
                 file.write(str(code))
         except FileExistsError:
             return False

@@ -57,7 +57,7 @@ def spawn(arguments: Sequence[str], ranks: int) -> int:
     try:
         code = asked.wait(process)
         if verdict.exists():
-            code = int(verdict.read_text() or FAILED)
+            code = int(verdict.read_text("utf-8") or FAILED)
     finally:
         ignore_signals()  # the rest is quick
         _kill_children()
@@ -167,7 +167,7 @@ def _descendants(ancestor: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                fields = (entry / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
             except OSError:
                 continue
             below.setdefault(int(fields[1]), []).append(int(entry.name))

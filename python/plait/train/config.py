@@ -58,7 +58,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     path = os.fspath(path)
     try:
         with open(path, "rb") as file:
-            tables = tomllib.load(file)
+            tables = tomllib.loads(file.read().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
