@@ -56,6 +56,10 @@ def train(
             started = world.size if world.size > 1 else None
             rehearse(loaded, ranks if ranks is not None else started)
         return 0
+    if world.speaks:
+        from plait.train.checks import check_folder
+
+        check_folder(loaded)
     if _must_spawn(world, ranks):
         return _spawn(ranks)
     from plait.job.signals import StopRequest

@@ -6,6 +6,7 @@ from plait import mesh
 from plait.plan import memory
 from plait.report import Screen, bytes_text, count_text
 from plait.train.build import build_dataset, build_model, build_optimizer
+from plait.train.checks import check_folder
 from plait.train.config import Config
 from plait.train.setup import (
     check_grains,
@@ -23,6 +24,7 @@ def rehearse(config: Config, ranks: int | None) -> None:
     with users_fault():
         layout = config.layout.resolve(ranks or config.layout.ranks or 1)
         check_threads(config)
+        check_folder(config)
         dataset = build_dataset(config)
         dataset.look()
         specs = build_model(config, dataset)
