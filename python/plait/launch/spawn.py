@@ -35,8 +35,8 @@ def spawn(arguments: Sequence[str], ranks: int) -> int:
     """Runs `plait ARGUMENTS` on new local ranks; returns plait's exit code: 0, 2, 3 or 75."""
     name = Path(gettempdir()) / f"plait-{uuid.uuid4().hex}"
     verdict, stop = name.with_suffix(".verdict"), name.with_suffix(".stop")
-    asked = _Asked(stop)
     launcher = mpiexec()
+    asked = _Asked(stop)
     command = [str(launcher), "-n", str(ranks), sys.executable, "-P", "-m", "plait", *arguments]
     before, before_hydra = files(), hydra_files()
     prctl = _prctl()
