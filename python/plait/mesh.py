@@ -89,7 +89,7 @@ class Mesh:
         comm: MPI.Intracomm | Communicator | None = None,
     ):
         self.layout = Layout(data, tensor, pipeline)
-        self.grains = _checked_grains(self.layout, grains)
+        self.grains = checked_grains(self.layout, grains)
         world = comm if isinstance(comm, Communicator) else world_communicator(comm)
         self.world = _by_node(world)
         self._made = [c for c in (world, self.world) if c is not comm]
@@ -109,7 +109,7 @@ class Mesh:
     def with_grains(self, data: int, tensor: int) -> Mesh:
         """This mesh with other grains; the communicators are the same ones."""
         other = copy.copy(self)
-        other.grains = _checked_grains(self.layout, {"data": data, "tensor": tensor})
+        other.grains = checked_grains(self.layout, {"data": data, "tensor": tensor})
         other.data = self.data.with_leaves(Leaves.even(data, self.data.size))
         other.tensor = self.tensor.with_leaves(Leaves.even(tensor, self.tensor.size))
         return other
@@ -136,7 +136,8 @@ def _by_node(world: Communicator) -> Communicator:
     return found
 
 
-def _checked_grains(layout: Layout, grains: Mapping[str, int] | None) -> dict[str, int]:
+def checked_grains(layout: Layout, grains: Mapping[str, int] | None) -> dict[str, int]:
+    """grains, or else the layout's sizes. ValueError for fewer of them than ranks."""
     found = {"data": layout.data, "tensor": layout.tensor}
     for name, count in (grains or {}).items():
         if name not in found or not isinstance(count, int) or count < 1:

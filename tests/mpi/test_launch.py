@@ -196,7 +196,7 @@ def test_exit_code_75_is_passed_on(tmp_path: Path) -> None:
     assert job(tmp_path, "code=75", "--ranks", "2").end().code == 75
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_one_signal_stops_with_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     running = job(tmp_path, "do=steps", "--ranks", "2")
     running.wait_for("ready", 2)
@@ -205,6 +205,52 @@ def test_one_signal_stops_with_a_checkpoint(tmp_path: Path, number: signal.Signa
     assert done.code == 75, done
     assert done.out.count("saved") == 2
     assert [line.split(":")[1] for line in done.said()] == [f" {number.name}"]
+
+
+def test_a_signal_while_the_ranks_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAY_STARTING", "1")
+    running = job(tmp_path, "do=steps", "--ranks", "2")
+    running.wait_for("starting", 1)
+    running.process.send_signal(signal.SIGINT)
+    done = running.end()
+    assert (done.code, done.out.count("saved")) == (75, 2), done
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_reader_that_left_does_not_keep_a_run_from_saving(tmp_path: Path, ranks: int) -> None:
+    """As `2>&1 | tee log`, where Ctrl-C ends tee first."""
+    running = job(tmp_path, "do=steps", *(("--ranks", "2") if ranks == 2 else ()))
+    running.wait_for("ready", ranks)
+    for stream in (running.process.stdout, running.process.stderr):
+        assert stream is not None
+        stream.close()
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(LIMIT) == 75
+    assert len(list(tmp_path.glob("saved.*"))) == ranks
+
+
+def test_a_second_signal_does_not_hide_the_checkpoint(tmp_path: Path) -> None:
+    """The launcher stands in: it is told to end when the ranks have just saved."""
+    code = (
+        "import os, signal, sys\n"
+        "def end(*_):\n    open(os.environ['PLAIT_VERDICT'], 'w').write('75'); sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, end)\nprint('ready', flush=True)\n"
+        "while True: signal.pause()\n"
+    )
+    mpiexec = tmp_path / "mpiexec"
+    mpiexec.write_text(f"#!{sys.executable}\n{code}")
+    mpiexec.chmod(0o755)
+    start = (
+        "import sys; import plait.launch.spawn as s; s.REPEATED_SECONDS = 0\n"
+        f"s.mpiexec = lambda: {str(mpiexec)!r}\nsys.exit(s.spawn([], 2))"
+    )
+    running = job(tmp_path, "", command=[sys.executable, "-c", start])
+    running.wait_for("ready", 1)
+    assert running.process.stderr is not None
+    running.process.send_signal(signal.SIGINT)
+    assert "stopping after this step" in running.process.stderr.readline()
+    running.process.send_signal(signal.SIGINT)
+    assert running.end().code == 75
 
 
 def test_more_signals_end_a_deadlock(tmp_path: Path) -> None:

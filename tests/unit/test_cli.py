@@ -79,6 +79,12 @@ def test_help_loads_neither_numpy_nor_mpi() -> None:
         (["train", "c.toml", "steps"], "'steps' is not of the form key=value"),
         (["train", "c.toml", "--ranks", "0"], "0 is not in the range x>=1"),
         (["train", "c.toml", "--frehs"], "No such option"),
+        (["generate", "r", "--temperature", "nan"], "--temperature nan must be 0"),
+        (["generate", "r", "--temperature", "inf"], "--temperature inf must be 0"),
+        (["generate", "r", "--temperature", "-1"], "--temperature -1 must be 0"),
+        (["generate", "r", "--temperature", "1e-320"], "or a number from 1e-06 on"),
+        (["generate", "r", "--seed", "-1"], "'--seed': -1 is not in the range x>=0"),
+        (["generate", "r", "--prompt", "\udcff"], "--prompt '\\udcff' is not text"),
         (["checkpoint", "inspect", "nowhere"], "nowhere does not exist: give a run"),
         (["checkpoint", "export", "nowhere", "x"], "nowhere does not exist"),
     ],
@@ -98,6 +104,14 @@ def test_without_a_command_there_is_help_and_code_2() -> None:
     done = run()
     assert done.returncode == 2
     assert "Commands:" in done.stderr
+
+
+def test_a_prompt_in_utf_8_in_a_locale_of_ascii() -> None:
+    from plait.cli.commands import _text
+
+    assert _text("--prompt", "é") == "é"
+    if sys.getfilesystemencoding() == "utf-8":
+        assert _text("--prompt", "\udcc3\udca9") == "é"
 
 
 @pytest.fixture

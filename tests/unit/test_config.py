@@ -1,5 +1,7 @@
 """The config: every option, defaults, overrides, refusals and mends, round trips, resuming."""
 
+import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from plait.train import config, sections
+from plait.train.checks import check_folder
 from plait.train.config import Config, ConfigError, compare, dump, load, load_record, options
 from plait.train.toml import document, to_toml
 
@@ -445,3 +448,55 @@ def test_modules_say_what_they_offer() -> None:
     assert {"Config", "ConfigError", "compare", "dump", "load", "load_record", "options"} == set(
         config.__all__
     )
+
+
+def test_a_byte_order_mark_and_any_locale(tmp_path: Path) -> None:
+    file = tmp_path / "marked.toml"
+    text = (ROOT / "examples" / "gpt-stdlib.toml").read_text("utf-8")
+    file.write_bytes(b"\xef\xbb\xbf" + f"# \u00fcn\u00ef\n{text}".encode())
+    assert load(file, ["name=x"]) == load(ROOT / "examples" / "gpt-stdlib.toml", ["name=x"])
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    overrides = ["data={kind='synthetic', vocabulary=97}", f"runs_dir={tmp_path}", "train.steps=1"]
+    overrides += ["model.layers=1", "model.hidden_dim=8", "model.heads=2", "layout=1x1x1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "plait", "train", str(file), *overrides],
+        env=environment,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.hidden_dim=33", "command line: model.hidden_dim = 33 must be a multiple of model."),
+        ("model.heads=3", "command line: model.heads = 3 must divide model.hidden_dim = "),
+        ("train.batch=1", "command line: train.batch = 1 must be at least train.microbatch = 4"),
+        ("train.microbatch=99", "command line: train.microbatch = 99 must be at most train.batch"),
+    ],
+)
+def test_of_two_keys_the_one_that_was_changed_is_blamed(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(ROOT / "examples" / "gpt-stdlib.toml", [override])
+
+
+def test_a_file_that_gives_no_name(tmp_path: Path) -> None:
+    file = tmp_path / "my run.toml"
+    text = (ROOT / "examples" / "gpt-stdlib.toml").read_text("utf-8")
+    file.write_text(text.partition("\n")[2], "utf-8")
+    with pytest.raises(ConfigError, match=r'cannot be named "my run" .* such as name=my-run'):
+        load(file)
+    assert load(file, ["name=x"]).name == "x"
+
+
+@pytest.mark.parametrize("runs_dir", ["/proc/x", "{file}", "{file}/below"])
+def test_a_runs_dir_where_nothing_can_be_made(tmp_path: Path, runs_dir: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    runs = runs_dir.format(file=file)
+    found = load(ROOT / "examples" / "gpt-stdlib.toml", [f"runs_dir={runs}"])
+    with pytest.raises(ConfigError, match=f'runs_dir = "{re.escape(runs)}": no folder can be made'):
+        check_folder(found)
+    check_folder(load(ROOT / "examples" / "gpt-stdlib.toml", [f"runs_dir={tmp_path}/a/b"]))
+    assert list(tmp_path.iterdir()) == [file]

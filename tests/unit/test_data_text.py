@@ -13,6 +13,7 @@ from plait import data
 from plait.data import corpus
 from plait.data.corpus import Span, find, pieces
 from plait.data.trigram import Trigram
+from plait.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -356,3 +357,48 @@ def test_trigram_of_a_corpus(tmp_path: Path) -> None:
 
 def test_held_out_rule_is_a_twentieth() -> None:
     assert corpus.HELD_OUT_EVERY == 20
+
+
+def test_the_tokenizer_s_file_is_utf_8_in_every_locale(tmp_path: Path) -> None:
+    """It holds characters that other encodings read as others."""
+    (tmp_path / "text").write_text(words(1, 300))
+    code = (
+        "import sys; from plait import data; t = data.text(sys.argv[1], vocabulary=300, "
+        "sequence_length=8); t.prepare(); assert t.decode(t.encode('a word')) == 'a word'"
+    )
+    encodings = ["-X", "warn_default_encoding", "-W", "error::EncodingWarning:plait.data.text_set"]
+    subprocess.run(
+        [sys.executable, *encodings, "-c", code, str(tmp_path / "text")], check=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("kind", ["text", "tokens", "images"])
+def test_a_pipe_is_not_said_to_be_missing(tmp_path: Path, kind: str) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    sizes = {} if kind == "images" else {"vocabulary": 300, "sequence_length": 8}
+    for path in (str(pipe), "/dev/null"):
+        with pytest.raises(UserError, match="is a device or a pipe: copy what it gives"):
+            getattr(data, kind)(path, **sizes).prepare()
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions do not bind root, who may run this."""
+
+    def denied(path: str) -> object:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(UserError, match=r"cannot be read: .*Permission denied"):
+        prepared(tmp_path)
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder(tmp_path / "corpus", 3)
+    (root / "binary").write_bytes(b"\0" * 100)
+    (root / "latin").write_bytes(b"caf\xe9 na\xefve\n" * 100)
+    prepared(root)
+    said = capsys.readouterr().err
+    assert "4 files" in said
+    assert "(once); 1 more are no text\n" in said
+    assert said.count("200 bytes that are not UTF-8 are left out\n") == 1

@@ -126,11 +126,9 @@ def test_no_mpi_is_a_users_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         (1, 3, "SIGHUP"),
     ],
 )
-def test_exit_codes(
-    code: int, expected: int, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_exit_codes(code: int, expected: int, said: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert spawn._plain(code) == expected
-    assert said in capsys.readouterr().err
+    assert said in capfd.readouterr().err
 
 
 def test_the_environment_of_new_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

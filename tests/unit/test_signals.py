@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from plait.job.signals import REPEATED_SECONDS, SIGNALS, StopRequest
+from plait.job.signals import REPEATED_SECONDS, StopRequest, heeded, hold_signals
 
 
 class Heard:
@@ -24,7 +24,7 @@ class Heard:
         self.spoke.set()
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", heeded())
 def test_a_signal_is_noticed(number: signal.Signals) -> None:
     heard, before = Heard(), signal.getsignal(number)
     with heard.request() as stop:
@@ -51,6 +51,33 @@ def test_it_is_noticed_while_the_main_thread_waits() -> None:
         killer.join()
         releaser.join()
     assert heard.spoke.is_set()
+
+
+def test_a_signal_that_came_before_is_noticed() -> None:
+    heard = Heard()
+    hold_signals()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    with heard.request() as stop:
+        assert heard.spoke.wait(30)
+        assert stop()
+
+
+def test_a_request_without_a_signal_counts_as_the_first() -> None:
+    heard, asked = Heard(), [False]
+    stop = StopRequest(heard.say, heard.ended.set, lambda: asked[0])
+    assert not stop()
+    asked[0] = True
+    assert stop()
+    stop._received(signal.SIGTERM, 100.0)
+    assert heard.ended.is_set()
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in heeded()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_second_signal_counts_when_it_is_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The commands and their options; each body checks what only the command line knows, calls on."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import click
 
 from plait import __version__
 from plait.errors import UserError
-from plait.job.world import SPAWNED, World
+from plait.job.world import SPAWNED, World, asked_to_stop
 
+_COLDEST = 1e-6  # temperature; logits divided by less may overflow
 _PATH = click.Path(path_type=Path)
 _RANKS = click.option(
     "--ranks",
@@ -49,21 +51,27 @@ def train(
     loaded = _load(config, overrides)
     if dry_run:
         if world.speaks:
-            from plait.train import run
+            from plait.train.dry_run import rehearse
 
-            run.dry_run(loaded, ranks if ranks is not None else world.size)
+            started = world.size if world.size > 1 else None
+            rehearse(loaded, ranks if ranks is not None else started)
         return 0
+    if world.speaks:
+        from plait.train.checks import check_folder
+
+        check_folder(loaded)
     if _must_spawn(world, ranks):
         return _spawn(ranks)
     from plait.job.signals import StopRequest
-    from plait.train import run
 
     def say(text: str) -> None:
         if world.speaks and SPAWNED not in os.environ:  # else the process that was asked says it
             click.echo(f"plait: {text}", err=True)
 
-    with StopRequest(say, lambda: world.abort(3)) as stop:
-        return run.train(loaded, config_text=config.read_text(), fresh=fresh, stop=stop)
+    with StopRequest(say, lambda: world.abort(3), asked_to_stop) as stop:
+        from plait.train import run  # a part of a second, in which a signal may come
+
+        return run.train(loaded, config_text=config.read_text("utf-8-sig"), fresh=fresh, stop=stop)
 
 
 @plait.command()
@@ -84,13 +92,19 @@ def evaluate(world: World, run: Path, ranks: int | None) -> int:
 @_RUN
 @click.option("--prompt", default="", help="The text to go on from.")
 @click.option("--tokens", type=click.IntRange(min=1), default=200, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--temperature", type=float, default=0.8, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.pass_obj
 def generate(
     world: World, run: Path, prompt: str, tokens: int, temperature: float, seed: int
 ) -> int:
     """Write text with the newest checkpoint of RUN (runs/NAME)."""
+    if temperature != 0 and not _COLDEST <= temperature < math.inf:
+        raise UserError(
+            f"--temperature {temperature:g} must be 0, for the likeliest token, or a number from "
+            f"{_COLDEST:g} on"
+        )
+    prompt = _text("--prompt", prompt)
     if not world.speaks:  # one rank does it all
         return 0
     from plait.train.run import generate
@@ -144,6 +158,18 @@ def export(world: World, path: Path, out: Path) -> int:
     from .show import export
 
     return export(path, out) if world.speaks else 0
+
+
+def _text(name: str, value: str) -> str:
+    """An argument whose bytes may be UTF-8 in a locale of another encoding."""
+    try:
+        return os.fsencode(value).decode() if _undecoded(value) else value
+    except UnicodeDecodeError:
+        raise UserError(f"{name} {value!r} is not text: it has bytes that are not UTF-8") from None
+
+
+def _undecoded(value: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in value)
 
 
 def _load(path: Path, overrides: tuple[str, ...]) -> Any:

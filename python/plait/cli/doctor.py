@@ -118,7 +118,8 @@ def two_ranks(launch: list[str], library: mpi.Library, seconds: float) -> Findin
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=environment(2),
         start_new_session=True,
     )
@@ -168,7 +169,7 @@ def _cores() -> Iterator[Finding]:
 def _quota() -> float | None:
     """The processors whose time a control group of version 2 may use."""
     try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text("utf-8").split()
     except (OSError, ValueError):
         return None
     return None if limit == "max" else int(limit) / int(period)
@@ -199,7 +200,12 @@ def _slurm() -> Iterator[Finding]:
         return
     try:
         done = subprocess.run(
-            [srun, "--mpi=list"], capture_output=True, text=True, timeout=_SRUN_SECONDS, check=False
+            [srun, "--mpi=list"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_SRUN_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         yield Finding("warning", "Slurm", f"{srun} --mpi=list gave no answer")

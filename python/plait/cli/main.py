@@ -10,7 +10,8 @@ import click
 from plait.comm.launcher import launcher
 from plait.errors import UserError
 from plait.job.hook import USER_ERROR, end, install_abort_hook
-from plait.job.signals import ignore_signals
+from plait.job.signals import hold_signals, ignore_signals
+from plait.job.streams import make_streams_last, output_lost
 from plait.job.world import SPAWNED, World, silent_worlds, start
 
 from .commands import plait
@@ -27,12 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     sys.path.append(os.getcwd())  # for models of the user's own: "package.module:function"
     world = World(speaks=launcher().rank == 0)
+    make_streams_last()
     try:
+        if launcher().launched and arguments[:1] == ["train"]:
+            hold_signals()
         world = start()
         install_abort_hook(world)
         _check_size(world)
         code = _run(arguments, world)
         ignore_signals()
+        _check_output(arguments)
         if world.comm is not None and world.meet(_END_SECONDS) and code:
             world.leave(code)
         return code
@@ -56,6 +61,14 @@ def _run(arguments: list[str], world: World) -> int:
     except click.Abort:
         raise KeyboardInterrupt from None
     return code if isinstance(code, int) else 0
+
+
+def _check_output(arguments: list[str]) -> None:
+    """Raises UserError where a result was lost. A training run's are in its folder."""
+    if arguments[:1] != ["train"] and (error := output_lost()):
+        raise UserError(
+            f"standard output cannot be written ({error.strerror}): the result is lost or cut short"
+        )
 
 
 def _below_click(trace: TracebackType | None) -> TracebackType | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from plait.data.cache import identity
-from plait.data.dataset import reading
+from plait.data.dataset import no_file, reading
 from plait.errors import UserError
 
 HELD_OUT_EVERY = 20  # 5 %: every 20th file, or the last 20th of each where there are fewer
@@ -31,11 +31,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Corpus:
-    """name: for messages. root: folder that the sorted file names are relative to."""
+    """name: for messages. root: folder that the sorted file names are relative to. skipped: how
+    many files of the folder are no text."""
 
     name: str
     root: str
     files: tuple[str, ...]
+    skipped: int = 0
 
     def paths(self) -> list[str]:
         return [os.path.join(self.root, file) for file in self.files]
@@ -66,12 +68,15 @@ def find(path: str) -> Corpus:
 
     Raises UserError where there is no such path or no text in it.
     """
+    skipped = 0
     if path == "python-stdlib":
         root = sysconfig.get_paths()["stdlib"]
         names = [name for name in _walk(root, _NOT_SOURCES) if name.endswith(".py")]
     elif os.path.isdir(path):
         root = path
-        names = [name for name in _walk(root, frozenset()) if _is_text(os.path.join(root, name))]
+        there = _walk(root, frozenset())
+        names = [name for name in there if _is_text(os.path.join(root, name))]
+        skipped = len(there) - len(names)
     elif os.path.isfile(path):
         root, name = os.path.split(path)
         names = [name]
@@ -82,21 +87,22 @@ def find(path: str) -> Corpus:
             )
     else:
         raise UserError(
-            f"text {path!r}: no such file or folder (the working folder is {os.getcwd()}); "
-            'give a file, a folder or the named corpus "python-stdlib"'
+            f"{no_file(f'text {path!r}', path)}; give a file, a folder or the named corpus "
+            '"python-stdlib"'
         )
-    corpus = Corpus(path, root, tuple(names))
+    corpus = Corpus(path, root, tuple(names), skipped)
     if not any(os.path.getsize(file) for file in corpus.paths()):
         raise UserError(f"text {path!r} is empty: no file in {root or path} with text in it")
     return corpus
 
 
-def pieces(spans: list[Span]) -> Iterator[tuple[str, bool]]:
+def pieces(spans: list[Span], lost: list[int] | None = None) -> Iterator[tuple[str, bool]]:
     """The text of the spans in pieces of up to 64 KiB, and whether a piece ends its document.
 
     Pieces end with a line, else before a space, else after a character. Bytes that are not
-    UTF-8 are left out.
+    UTF-8 are left out; how many goes to `lost`, a number for each piece that had some.
     """
+    lost = [] if lost is None else lost
     for span in spans:
         with reading(span.path), open(span.path, "rb") as file:
             file.seek(span.start)
@@ -107,11 +113,20 @@ def pieces(spans: list[Span]) -> Iterator[tuple[str, bool]]:
                 block += read
                 left -= len(read)
                 if left == 0 or not read:
-                    yield block.decode("utf-8", "ignore"), True
+                    yield _decoded(block, lost), True
                     break
                 cut = _cut(block)
-                yield block[:cut].decode("utf-8", "ignore"), False
+                yield _decoded(block[:cut], lost), False
                 block = block[cut:]
+
+
+def _decoded(block: bytes, lost: list[int]) -> str:
+    try:
+        return block.decode()
+    except UnicodeDecodeError:
+        text = block.decode(errors="ignore")
+        lost.append(len(block) - len(text.encode()))
+        return text
 
 
 def _cut(block: bytes) -> int:
@@ -147,11 +162,16 @@ def _line_start(path: str, position: int, size: int) -> int:
 def _walk(root: str, skipped: frozenset[str]) -> list[str]:
     """Regular files under root by relative path, sorted; no hidden ones, no loops of links."""
     names = []
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=_refuse):
         folders[:] = [name for name in folders if name not in skipped and name[0] != "."]
         paths = [os.path.join(folder, name) for name in files if name[0] != "."]
         names += [os.path.relpath(path, root) for path in paths if os.path.isfile(path)]
     return sorted(names)
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be read is no empty one."""
+    raise error
 
 
 def _is_text(path: str) -> bool:

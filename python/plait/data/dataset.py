@@ -3,6 +3,7 @@
 Before prepare a dataset is only a description, so it is made on every rank with no communication.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,11 @@ class Dataset(ABC):
         None is a world of one. Calling it again does nothing. Prepares `held_out` too. What is
         wrong with the data raises the same UserError on every rank.
         """
+
+    def look(self) -> None:
+        """Raises UserError for what is wrong with the data, in this process alone; nothing that
+        takes long is looked at."""
+        self.prepare()
 
     @property
     @abstractmethod
@@ -104,6 +110,17 @@ def reading(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{what} cannot be read: {error}") from error
+
+
+def no_file(what: str, path: str) -> UserError:
+    """For a path that is neither a file nor a folder: why."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return UserError(f"{what}: no such file or folder (the working folder is {os.getcwd()})")
+    except OSError as error:
+        return UserError(f"{what} cannot be read: {error}")
+    return UserError(f"{what} is a device or a pipe: copy what it gives to a file first")
 
 
 def not_prepared(name: str) -> RuntimeError:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plait.data.dataset import no_file
 from plait.data.image_folder import Pictures, list_pictures, open_pictures
 from plait.errors import UserError
 
@@ -81,8 +82,8 @@ def find_images(path: str, image_size: int) -> Found:
             )
         return Found([(os.path.basename(path), path)], lambda scratch: _read_npz(path, scratch))
     raise UserError(
-        f"images {path!r}: no such file or folder (the working folder is {os.getcwd()}); give one "
-        f"or a named set: {', '.join(NAMES)}"
+        f"{no_file(f'images {path!r}', path)}; give a file, a folder or a named set: "
+        f"{', '.join(NAMES)}"
     )
 
 
@@ -234,7 +235,7 @@ def _find_digits() -> Found:
         )
 
     def read(scratch: Path) -> Parts:
-        with gzip.open(path, "rt") as file:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
             table = np.loadtxt(file, delimiter=",", dtype=np.float64)
         pixels = table[:, :-1].astype(np.uint8).reshape(-1, 8, 8)
         return Parts(Part(pixels, table[:, -1].astype(np.int32)), None, 10, held_out_every=5)

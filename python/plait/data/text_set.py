@@ -8,8 +8,8 @@ import numpy as np
 
 from plait.data import bpe
 from plait.data.bundle import Bundle
-from plait.data.cache import key_of, obtain
-from plait.data.corpus import Corpus, Span, find, pieces
+from plait.data.cache import key_of, obtain, say
+from plait.data.corpus import Corpus, find, pieces
 from plait.data.dataset import reading
 from plait.data.trigram import Trigram
 from plait.data.windows import Ready, TokenDataset, TokenSource, map_tokens
@@ -22,6 +22,9 @@ class Text(TokenDataset):
     """A tokenised corpus; `held_out` is its other twentieth (see data.text)."""
 
     _source: "TextSource"
+
+    def look(self) -> None:
+        self._source.look()
 
     @property
     def held_out(self) -> "Text | None":
@@ -64,6 +67,11 @@ class TextSource(TokenSource):
             )
         self._path = path
 
+    def look(self) -> None:
+        """Whether there is text; not whether it is enough, which takes its tokens."""
+        with reading(self.name):
+            find(self._path)
+
     def build(self) -> Bundle:
         with reading(self.name):
             corpus = find(self._path)
@@ -71,7 +79,8 @@ class TextSource(TokenSource):
         return obtain(
             key_of("text", bpe.VERSION, self.vocabulary, digest),
             lambda folder: self._write(folder, corpus),
-            f"tokenising {self.name}, {len(corpus.files)} files, {size / 1e6:.1f} MB (once)",
+            f"tokenising {self.name}, {len(corpus.files)} files, {size / 1e6:.1f} MB (once)"
+            + (f"; {corpus.skipped} more are no text" if corpus.skipped else ""),
         )
 
     def map(self, bundle: Bundle) -> Ready:
@@ -90,17 +99,14 @@ class TextSource(TokenSource):
         (folder / "tokenizer.json").write_text(tokenizer.json, "utf-8")
         np.save(folder / "token_bytes.npy", tokenizer.token_bytes(self.vocabulary))
         dtype = np.dtype(np.uint16 if self.vocabulary <= 1 << 16 else np.uint32)
+        lost: list[int] = []
         for name, part in zip(_PARTS, spans):
-            self._write_tokens(folder / name, part, tokenizer, dtype)
+            with open(folder / name, "xb") as file:
+                for tokens in tokenizer.encode_documents(pieces(part, lost)):
+                    file.write(tokens.astype(dtype).tobytes())
+        if lost:
+            say(f"{self.name}: {sum(lost)} bytes that are not UTF-8 are left out")
         trigram = Trigram()
         trigram.count(pieces(training))
         bits = trigram.bits_per_byte(pieces(held_out)) if held_out else None
         return {"dtype": dtype.name, "trigram_bits_per_byte": bits}
-
-    @staticmethod
-    def _write_tokens(
-        path: Path, spans: list[Span], tokenizer: bpe.Tokenizer, dtype: np.dtype[Any]
-    ) -> None:
-        with open(path, "xb") as file:
-            for tokens in tokenizer.encode_documents(pieces(spans)):
-                file.write(tokens.astype(dtype).tobytes())

@@ -12,7 +12,7 @@ import numpy as np
 from plait.data.bundle import Bundle, sampled_digest
 from plait.data.cache import identity
 from plait.data.corpus import HELD_OUT_EVERY
-from plait.data.dataset import reading
+from plait.data.dataset import no_file, reading
 from plait.data.windows import Ready, Tokens, TokenSource, map_tokens
 from plait.errors import UserError
 
@@ -65,7 +65,9 @@ class TokenFileSource(TokenSource):
     def _checked(self, path: Path) -> str | None:
         """The type of a raw file's tokens, None for .npy, after a look at its size and ids."""
         if not path.is_file():
-            raise UserError(f"tokens {str(path)!r}: no such file (looked in {Path.cwd()})")
+            if path.is_dir():
+                raise UserError(f"tokens {str(path)!r} is a folder: give a file")
+            raise no_file(f"tokens {str(path)!r}", str(path))
         dtype = None if path.suffix == ".npy" else self._raw_dtype(path)
         tokens = _open(path, dtype)
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":

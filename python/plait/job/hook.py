@@ -7,7 +7,6 @@ code 3. Nothing here waits for ranks that may never come.
 from __future__ import annotations
 
 import faulthandler
-import os
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from plait.comm.launcher import launcher
 from plait.errors import UserError
 
 from .signals import ignore_signals
+from .streams import tell
 from .world import World, claim, flush
 
 if TYPE_CHECKING:
@@ -117,9 +117,5 @@ def _let_it_through(world: World) -> None:
 
 
 def _print(text: str) -> None:
-    """Writes in one piece, so that lines of ranks do not mix."""
     flush()
-    try:
-        os.write(2, text.encode(errors="backslashreplace"))
-    except OSError:
-        return
+    tell(text)

@@ -1,7 +1,7 @@
 """Stopping when asked: the first signal finishes the step and saves, a second one ends at once.
 
 Signals are noticed by a thread that sleeps in a pipe, so a second one works while the main thread
-waits inside MPI.
+waits inside MPI. Those that come before are held back by the system until then.
 """
 
 import os
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STOPPED = 75  # exit code: stopped with a checkpoint, start again to go on
 REPEATED_SECONDS = 1.0  # sooner it is the same: a launcher and a terminal may both deliver one
 
@@ -20,22 +20,29 @@ class StopRequest:
     """Calling it says whether this process was asked to stop; ranks agree by a maximum over all.
 
     say gets a line at the first signal. at_once is called, in another thread, at the second.
+    asked: whether somebody asked without a signal, which then counts as the first.
     """
 
-    def __init__(self, say: Callable[[str], None], at_once: Callable[[], None]):
-        self._say, self._at_once = say, at_once
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        at_once: Callable[[], None],
+        asked: Callable[[], bool] = lambda: False,
+    ):
+        self._say, self._at_once, self._asked = say, at_once, asked
         self._first: float | None = None
 
     def __call__(self) -> bool:
-        return self._first is not None
+        return self._first is not None or self._asked()
 
     def __enter__(self) -> "StopRequest":
-        self._old = {number: signal.signal(number, _nothing) for number in SIGNALS}
+        self._old = {number: signal.signal(number, _nothing) for number in heeded()}
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._old_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, args=(read,), daemon=True)
         self._thread.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
     def __exit__(
@@ -57,11 +64,26 @@ class StopRequest:
         os.close(read)
 
     def _received(self, number: signal.Signals, now: float) -> None:
-        if self._first is None:
+        if not self():
             self._first = now
             self._say(told(number))
-        elif now - self._first >= REPEATED_SECONDS:
+        elif self._first is None or now - self._first >= REPEATED_SECONDS:
             self._at_once()
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that stop a run; nohup takes one of them out."""
+    return [
+        number
+        for number in SIGNALS
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    ]
+
+
+def hold_signals() -> None:
+    """Signals wait from here on, until a StopRequest takes them up: MPI's start takes seconds, in
+    which they would end this process, and with it all ranks."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def ignore_signals() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SPAWNED = "PLAIT_RANKS"  # tells a rank that `plait --ranks` started it, and how many
 VERDICT = "PLAIT_VERDICT"  # the file where a rank that ends all of those writes the exit code
+STOP = "PLAIT_STOP"  # the file that the starter makes to have them save and stop
 
 
 @dataclass(frozen=True)
@@ -147,13 +148,20 @@ def claim(code: int) -> bool:
     path = os.environ.get(VERDICT)
     if path is not None:
         try:
-            with open(path, "x") as file:
+            with open(path, "x", encoding="utf-8") as file:
                 file.write(str(code))
         except FileExistsError:
             return False
         except OSError:
             return True
     return True
+
+
+def asked_to_stop() -> bool:
+    """Whether `plait --ranks`, which started this rank, wants it to save and stop. A file, for a
+    signal may come before the rank is ready for it, or be kept by the launcher."""
+    path = os.environ.get(STOP)
+    return path is not None and os.path.exists(path)
 
 
 def _finalized() -> bool:

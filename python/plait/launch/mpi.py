@@ -22,7 +22,8 @@ _ASK = """
 import json, mpi4py, re
 mpi4py.rc.initialize = False
 from mpi4py import MPI
-found = re.findall(r"\\S*/lib(?:mpi|mpich)(?:_abi)?[.]\\S*", open("/proc/self/maps").read())
+maps = open("/proc/self/maps", "rb").read().decode(errors="surrogateescape")
+found = re.findall(r"\\S*/lib(?:mpi|mpich)(?:_abi)?[.]\\S*", maps)
 print(json.dumps([MPI.Get_library_version(), sorted(set(found)), mpi4py.__version__]))
 """
 
@@ -54,7 +55,12 @@ def wheels() -> dict[str, Path]:
 def library() -> Library:
     """Asks a process of its own. Raises UserError where mpi4py is missing or loads no MPI."""
     done = subprocess.run(
-        [sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", _ASK],
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        timeout=60,
+        check=False,
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]

@@ -1,7 +1,7 @@
 """plait train --ranks N without a launcher: N ranks on this machine, and nothing left of them.
 
-This process starts the mpiexec that belongs to the loaded MPI, passes signals on, and at the end
-kills and removes whatever a rank that died left behind.
+This process starts the mpiexec that belongs to the loaded MPI, tells the ranks of signals, and at
+the end kills and removes whatever a rank that died left behind.
 """
 
 import ctypes
@@ -18,52 +18,97 @@ from types import FrameType
 
 from plait.comm.shared_files import files, remove_left
 from plait.job.hook import FAILED, USER_ERROR
-from plait.job.signals import REPEATED_SECONDS, SIGNALS, STOPPED, ignore_signals, told
-from plait.job.world import SPAWNED, VERDICT
+from plait.job.signals import REPEATED_SECONDS, STOPPED, heeded, ignore_signals, told
+from plait.job.streams import tell
+from plait.job.world import SPAWNED, STOP, VERDICT
 
+from .hydra import hydra_files, remove_hydra_files
 from .mpi import mpiexec
+from .relay import Relay
 
-_GRACE_SECONDS = 2.0
+_GRACE_SECONDS, _LOOK_SECONDS = 2.0, 0.2
 _LAUNCHER_VARIABLES = ("PMI_", "PMIX_", "OMPI_COMM_", "HYDI_", "MPI_LOCAL", "PALS_")
 _SUBREAPER, _PARENT_DEATH = 36, 1  # options of prctl
 
 
 def spawn(arguments: Sequence[str], ranks: int) -> int:
     """Runs `plait ARGUMENTS` on new local ranks; returns plait's exit code: 0, 2, 3 or 75."""
+    name = Path(gettempdir()) / f"plait-{uuid.uuid4().hex}"
+    verdict, stop = name.with_suffix(".verdict"), name.with_suffix(".stop")
     launcher = mpiexec()
+    asked = _Asked(stop)
     command = [str(launcher), "-n", str(ranks), sys.executable, "-P", "-m", "plait", *arguments]
-    before = files()
+    before, before_hydra = files(), hydra_files()
     prctl = _prctl()
     prctl(_SUBREAPER, 1)  # ranks whose launcher died become our children
-    verdict = Path(gettempdir()) / f"plait-verdict-{uuid.uuid4().hex}"  # there if a rank fails
+    added = {SPAWNED: str(ranks), VERDICT: str(verdict), STOP: str(stop)}
     process = subprocess.Popen(
         command,
-        env={**environment(ranks), SPAWNED: str(ranks), VERDICT: str(verdict)},
+        env={**environment(ranks), **added},
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         start_new_session=True,  # a terminal's Ctrl-C comes to us alone
         preexec_fn=lambda: prctl(_PARENT_DEATH, signal.SIGTERM),
     )
-    at_once = _pass_signals_on(process)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    relay = Relay(process.stdout, process.stderr)
     try:
-        code = _wait(process, at_once)
+        code = asked.wait(process)
         if verdict.exists():
-            code = int(verdict.read_text() or FAILED)
+            code = int(verdict.read_text("utf-8") or FAILED)
     finally:
         ignore_signals()  # the rest is quick
         _kill_children()
+        relay.finish(_GRACE_SECONDS)
         remove_left(before)
-        verdict.unlink(missing_ok=True)
-    return FAILED if at_once else _plain(code)
+        remove_hydra_files(before_hydra)
+        for path in (verdict, stop):
+            path.unlink(missing_ok=True)
+    if asked.at_once is not None and code != STOPPED:
+        return FAILED
+    return _plain(code)
 
 
-def _wait(process: "subprocess.Popen[bytes]", at_once: list[float]) -> int:
-    """mpiexec's exit code; after a second signal it has a moment to end by itself."""
-    while True:
-        try:
-            return process.wait(_GRACE_SECONDS / 4)
-        except subprocess.TimeoutExpired:
-            if at_once and time.monotonic() - at_once[0] >= _GRACE_SECONDS:
-                process.kill()
+class _Asked:
+    """Signals to this process, from when it is made. The first makes the file `stop`, which the
+    ranks look for after each step; one that comes later ends them."""
+
+    def __init__(self, stop: Path) -> None:
+        self._stop = stop
+        self._first: float | None = None
+        self.at_once: float | None = None  # when the later one came
+        for number in heeded():
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            try:
+                self._stop.touch()
+            except OSError as error:
+                tell(f"plait: the ranks cannot be asked to stop: {error}; once more ends them\n")
+                return
+            tell(f"plait: {told(number)}\n")
+        elif self.at_once is None and now - self._first >= REPEATED_SECONDS:
+            self.at_once = now
+
+    def wait(self, process: "subprocess.Popen[bytes]") -> int:
+        """mpiexec's exit code; after a second signal it has a moment to end by itself."""
+        terminated = False
+        while True:
+            try:
+                return process.wait(_LOOK_SECONDS)
+            except subprocess.TimeoutExpired:
+                if self.at_once is None:
+                    continue
+                if not terminated:
+                    process.terminate()  # it tells the ranks once more, or ends them
+                    terminated = True
+                elif time.monotonic() - self.at_once >= _GRACE_SECONDS:
+                    process.kill()
 
 
 def _plain(code: int) -> int:
@@ -74,7 +119,7 @@ def _plain(code: int) -> int:
     known = {s.value for s in signal.Signals}
     cause = f"signal {signal.Signals(number).name}" if number in known else f"code {code}"
     hint = ": often the system's answer to too little memory" if number == signal.SIGKILL else ""
-    print(f"plait: a rank ended with {cause}{hint}; all ranks were stopped", file=sys.stderr)
+    tell(f"plait: a rank ended with {cause}{hint}; all ranks were stopped\n")
     return FAILED
 
 
@@ -97,27 +142,6 @@ def environment(ranks: int) -> dict[str, str]:
         added |= {"TTY_COMPATIBLE": "1", "FORCE_COLOR": "1"}
         added |= {"COLUMNS": str(size.columns or 80), "LINES": str(size.lines or 25)}
     return {**added, **kept}
-
-
-def _pass_signals_on(process: "subprocess.Popen[bytes]") -> list[float]:
-    """The first signal asks the ranks to save and stop (every mpiexec forwards USR1); one that
-    comes later ends them, and its time is then in the list returned."""
-    first: list[float] = []
-    at_once: list[float] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if not first:
-            first.append(now)
-            os.write(sys.stderr.fileno(), f"plait: {told(number)}\n".encode())
-            process.send_signal(signal.SIGUSR1)
-        elif now - first[0] >= REPEATED_SECONDS:
-            at_once.append(now)
-            process.terminate()  # it tells the ranks once more, or ends them
-
-    for number in SIGNALS:
-        signal.signal(number, handle)
-    return at_once
 
 
 def _kill_children() -> None:
@@ -143,7 +167,7 @@ def _descendants(ancestor: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                fields = (entry / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
             except OSError:
                 continue
             below.setdefault(int(fields[1]), []).append(int(entry.name))

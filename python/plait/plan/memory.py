@@ -11,7 +11,7 @@ layer's input, and one layer's A.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -54,6 +54,10 @@ class Request:
     @property
     def layout(self) -> str:
         return f"{self.data}x{self.tensor}x{self.pipeline}"
+
+    @property
+    def ranks(self) -> int:
+        return self.data * self.tensor * self.pipeline
 
 
 @dataclass(frozen=True)
@@ -121,12 +125,14 @@ def fits(specs: Sequence[Spec], request: Request, limit: int) -> bool:
     return memory(specs, request).total <= limit
 
 
-def smallest_change(specs: Sequence[Spec], request: Request, limit: int) -> str | None:
-    """The first of a list of changes, cheapest first, after which a rank needs at most `limit`
-    bytes."""
+def smallest_change(
+    specs: Sequence[Spec], request: Request, limit: Callable[[Request], int]
+) -> str | None:
+    """The first of a list of changes, cheapest first, after which a rank needs at most what `limit`
+    says in bytes; 0 where the change would be refused."""
     for text, changed in _changes(request, len(specs)):
         try:
-            if fits(specs, changed, limit):
+            if fits(specs, changed, limit(changed)):
                 return text
         except ValueError:
             continue
@@ -149,10 +155,9 @@ def _changes(r: Request, layers: int) -> Iterator[tuple[str, Request]]:
             replace(r, data=r.data * factor, zero=1, grains=max(r.grains, r.data * factor)),
         ]
         for c in candidates:
-            ranks = c.data * c.tensor * c.pipeline
             zero = " and layout.zero = 1" if c.zero > r.zero else ""
             if c.pipeline <= layers and c.data <= c.batch:
-                yield f'layout = "{c.layout}"{zero}, on {ranks} ranks', c
+                yield f'layout = "{c.layout}"{zero}, on {c.ranks} ranks', c
 
 
 __all__ = ["Memory", "Request", "fits", "memory", "smallest_change"]

@@ -1,38 +1,67 @@
 """What one key alone cannot tell: whether the tables of a config fit together."""
 
+import os
 import re
+import tempfile
 from typing import TYPE_CHECKING
 
 from plait.train import sections
-from plait.train.options import Source
+from plait.train.options import ConfigError, Source
 from plait.train.toml import to_toml
 
 if TYPE_CHECKING:
     from plait.train.config import Config
 
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
 
 def check(config: "Config", source: Source) -> None:
     """Raises ConfigError for the first thing that does not fit."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", config.name):
+    if not NAME.fullmatch(config.name):
         raise source.wrong("name", config.name, "must be letters, digits, dots, - and _: a folder")
     _model(config.model, source)
     _data(config.model, config.data, source)
     train = config.train
     if train.microbatch is not None and train.microbatch > train.batch:
-        mend = f"must be at most train.batch = {train.batch}"
-        raise source.wrong("train.microbatch", train.microbatch, mend)
+        pair = ("train.microbatch", train.microbatch), ("train.batch", train.batch)
+        raise _either(source, *pair, "be at most", "be at least")
     _grains(config, source)
+
+
+def check_folder(config: "Config") -> None:
+    """Raises ConfigError where the run's folder cannot be made; makes nothing that stays."""
+    if os.path.exists(os.path.join(config.runs_dir, config.name)):
+        return
+    above = os.path.abspath(config.runs_dir)
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".plait-", dir=above))
+    except OSError as error:
+        raise ConfigError(
+            f"runs_dir = {to_toml(config.runs_dir)}: no folder can be made in {above}: "
+            f"{error.strerror}; give another runs_dir"
+        ) from None
+
+
+def _either(
+    source: Source, first: tuple[str, object], second: tuple[str, object], so: str, else_so: str
+) -> ConfigError:
+    """Two keys that do not fit: the second is blamed where it alone is from the command line."""
+    if source.given(second[0]) and not source.given(first[0]):
+        first, second, so = second, first, else_so
+    return source.wrong(*first, f"must {so} {second[0]} = {to_toml(second[1])}")
 
 
 def _model(model: sections.Model, source: Source) -> None:
     attention = _with_heads(model)
     if attention is not None and attention.hidden_dim % attention.heads:
-        mend = f"must divide model.hidden_dim = {attention.hidden_dim}"
-        raise source.wrong("model.heads", attention.heads, mend)
+        pair = ("model.heads", attention.heads), ("model.hidden_dim", attention.hidden_dim)
+        raise _either(source, *pair, "divide", "be a multiple of")
     if isinstance(model, sections.Llama):
         if model.heads % (model.kv_heads or model.heads):
-            mend = f"must divide model.heads = {model.heads}"
-            raise source.wrong("model.kv_heads", model.kv_heads, mend)
+            pair = ("model.kv_heads", model.kv_heads or model.heads), ("model.heads", model.heads)
+            raise _either(source, *pair, "divide", "be a multiple of")
         if model.hidden_dim // model.heads % 2:
             mend = "must leave each head an even width, for rotary positions turn pairs"
             raise source.wrong("model.heads", model.heads, mend)
@@ -66,12 +95,12 @@ def _grains(config: "Config", source: Source) -> None:
     if not isinstance(grains, sections.Grains):
         return
     if grains.data > config.train.batch:
-        mend = f"must be at most train.batch = {config.train.batch}"
-        raise source.wrong("numerics.grains.data", grains.data, mend)
+        pair = ("numerics.grains.data", grains.data), ("train.batch", config.train.batch)
+        raise _either(source, *pair, "be at most", "be at least")
     for axis, size in (("data", layout.data or 1), ("tensor", layout.tensor)):
-        if getattr(grains, axis) < size:
-            mend = f"must be at least layout.{axis} = {size}"
-            raise source.wrong(f"numerics.grains.{axis}", getattr(grains, axis), mend)
+        if (leaves := getattr(grains, axis)) < size:
+            pair = (f"numerics.grains.{axis}", leaves), (f"layout.{axis}", size)
+            raise _either(source, *pair, "be at least", "be at most")
     attention = _with_heads(config.model)
     heads = attention and (getattr(attention, "kv_heads", None) or attention.heads)
     if heads and heads % grains.tensor:

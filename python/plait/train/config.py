@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.train import sections
-from plait.train.checks import check
+from plait.train.checks import NAME, check
 from plait.train.options import ConfigError, Raw, Source, decode, from_raw, option
 from plait.train.reference import Option, markdown, options_of
 from plait.train.toml import document, to_toml
@@ -58,16 +58,17 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     path = os.fspath(path)
     try:
         with open(path, "rb") as file:
-            tables = tomllib.load(file)
+            tables = tomllib.loads(file.read().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
     tables.pop(RECORD, None)
-    tables.setdefault("name", Path(path).stem)
     known = frozenset(each.key for each in options())
     overridden = frozenset(each.partition("=")[0].strip() for each in overrides)
     source = Source(path, overridden, known)
+    if "name" not in tables and "name" not in overridden:
+        tables["name"] = _named_after(path)
     if isinstance(tables.get("layout"), str):
         tables["layout"] = _sizes(tables["layout"], Source(path))
     for override in overrides:
@@ -112,6 +113,17 @@ def compare(a: Config, b: Config) -> list[str]:
 def _has_batch_norm(config: Config) -> bool:
     """Statistics over a microbatch make its size part of the result; a custom model may do so."""
     return isinstance(config.model, (sections.ResNet, sections.Custom))
+
+
+def _named_after(path: str) -> str:
+    stem = Path(path).stem
+    if not NAME.fullmatch(stem):
+        fitting = re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-") or "run"
+        raise ConfigError(
+            f"{path}: the run cannot be named {to_toml(stem)} after this file, for names are "
+            f"letters, digits, dots, - and _: give name, such as name={fitting}"
+        )
+    return stem
 
 
 def _apply(tables: dict[str, Any], override: str, source: Source) -> None:

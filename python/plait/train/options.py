@@ -37,12 +37,16 @@ class Source:
     overridden: frozenset[str] = frozenset()
     known: frozenset[str] = frozenset()  # every dotted key there is, for suggestions
 
-    def error(self, key: str, text: str) -> ConfigError:
-        """text goes on after the key."""
-        given = any(
+    def given(self, key: str) -> bool:
+        """Whether the command line has it, or a part of it."""
+        return any(
             f"{key}.".startswith(f"{o}.") or o.startswith(f"{key}.") for o in self.overridden
         )
-        return ConfigError(f"{'command line' if given else self.file}: {key}{text}")
+
+    def error(self, key: str, text: str) -> ConfigError:
+        """text goes on after the key."""
+        place = "command line" if self.given(key) else self.file
+        return ConfigError(f"{place}: {key}{text}")
 
     def wrong(self, key: str, value: object, mend: str) -> ConfigError:
         return self.error(key, f" = {to_toml(value)} {mend}")

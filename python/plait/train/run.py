@@ -1,4 +1,4 @@
-"""What the command line calls: train, dry_run, evaluate, generate."""
+"""What the command line calls: train, evaluate, generate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from plait.comm.alone import Alone
 from plait.data import Dataset, synthetic
 from plait.data.text_set import Text
 from plait.errors import UserError
-from plait.mesh import Layout, Mesh, world_communicator
+from plait.mesh import Mesh, world_communicator
 from plait.report import Progress, RunFolder, Screen, bytes_text, count_text, peak_bytes, time_text
 from plait.train import sections
 from plait.train.build import build_dataset, build_model, make_trainer, sequence_length
@@ -28,7 +28,6 @@ from plait.train.setup import (
     agree_on_instructions,
     check_memory,
     grains_of,
-    memory_request,
     ranks_here,
     set_threads,
     users_fault,
@@ -144,38 +143,6 @@ def _evaluate_last(config: Config, trainer: Trainer, run: RunFolder, screen: Scr
     found = trainer.evaluate(batches=config.evaluate.batches)
     run.metrics({"step": trainer.next_step - 1, **validation_row(found)})
     screen.say(f"held out: {validation_text(found)}")
-
-
-def dry_run(config: Config, ranks: int) -> None:
-    """Checks everything that needs no MPI and prints what a rank will hold."""
-    with users_fault():
-        layout = config.layout.resolve(
-            ranks if config.layout.ranks is None else config.layout.ranks
-        )
-        dataset = build_dataset(config)
-        if dataset.kind != "tokens":
-            dataset.prepare(None)
-        specs = build_model(config, dataset)
-        shape = Layout(layout.data or 1, layout.tensor, layout.pipeline)
-        request = memory_request(config, specs, layout)
-        from plait.plan import memory
-
-        plan = memory(specs, request)
-        screen = Screen()
-        screen.header(
-            {
-                "layout": f"{shape} on {shape.ranks} ranks",
-                "parameters": count_text(sum(spec.parameters for spec in specs)),
-                "grains": "{} x {}".format(*grains_of(config, specs, layout)),
-                "weights": bytes_text(plan.weights),
-                "gradients": bytes_text(plan.gradients),
-                "masters": bytes_text(plan.masters),
-                "optimizer": bytes_text(plan.state),
-                "activations": bytes_text(plan.activations),
-                "a rank": bytes_text(plan.total),
-            }
-        )
-        check_memory(config, specs, layout, shape.ranks)
 
 
 def evaluate(path: Path) -> Evaluation:

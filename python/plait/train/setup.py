@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
+from plait import mesh
 from plait.backend import kernels
 from plait.comm import Communicator
 from plait.errors import UserError
@@ -21,6 +25,7 @@ from plait.train.microbatch import auto_microbatch
 from plait.train.sections import SGD, Layout
 
 PATHS = ("portable", "avx2", "avx512")
+_THREADS_A_CORE = 32  # more are a slip of the finger
 
 
 @contextmanager
@@ -34,21 +39,39 @@ def users_fault() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def ranks_here(world: Communicator) -> int:
-    """How many ranks of the world share this host."""
-    hosts = world.broadcast_object(world.gather_object(socket.gethostname()))
-    return int(hosts.count(socket.gethostname()))
+@dataclass(frozen=True)
+class Here:
+    """ranks: of the world, on this host; cores: this rank's share of those it may use."""
+
+    ranks: int
+    cores: int
 
 
-def set_threads(config: Config, local_ranks: int) -> int:
-    """The threads of this rank: as the config says, or its share of the cores this process may use.
+def ranks_here(world: Communicator) -> Here:
+    """Who this rank shares the host with. Collective. A core counts for a rank by how many may use
+    it: launchers give ranks cores of their own, or leave all of them to all."""
+    host, own = socket.gethostname(), os.sched_getaffinity(0)
+    masks = [mask for name, mask in world.all_gather_object((host, own)) if name == host]
+    users = Counter(core for mask in masks for core in mask)
+    return Here(len(masks), max(1, int(sum(Fraction(1, users[core]) for core in own))))
 
-    A mask that a launcher set for this rank alone is not divided: it is smaller than the host."""
-    cores = len(os.sched_getaffinity(0))
-    own_mask = cores < (os.cpu_count() or 1)
-    threads = config.threads or max(1, cores if own_mask else cores // local_ranks)
+
+def set_threads(config: Config, here: Here) -> int:
+    """The threads of this rank: as the config says, or one for each core of its share."""
+    check_threads(config)
+    threads = config.threads or here.cores
     kernels.set_threads(threads)
     return threads
+
+
+def check_threads(config: Config) -> None:
+    """Raises UserError for so many that the system may refuse them."""
+    cores = os.cpu_count() or 1
+    if config.threads > cores * _THREADS_A_CORE:
+        raise UserError(
+            f"threads = {config.threads} is more than {_THREADS_A_CORE} for each of the {cores} "
+            f"cores of host {socket.gethostname()}: leave threads out, or give at most {cores}"
+        )
 
 
 def agree_on_instructions(world: Communicator) -> str:
@@ -85,16 +108,45 @@ def memory_request(config: Config, specs: list[LayerSpec], layout: Layout) -> Re
     )
 
 
+def check_grains(specs: list[LayerSpec], layout: Layout, grains: tuple[int, int]) -> None:
+    """Refuses, with ValueError, what the mesh and the layers would."""
+    data, tensor = grains
+    shape = mesh.Layout(layout.data or 1, layout.tensor, layout.pipeline)
+    mesh.checked_grains(shape, {"data": data, "tensor": tensor})
+    for spec in specs:
+        if spec.tensor_units and spec.tensor_units % tensor:
+            raise ValueError(
+                f"{tensor} tensor grains do not divide the {spec.tensor_units} heads of "
+                f"{spec.name}: set numerics.grains.tensor (and layout.tensor) to a divisor"
+            )
+
+
 def check_memory(
-    config: Config, specs: list[LayerSpec], layout: Layout, local_ranks: int
+    config: Config, specs: list[LayerSpec], layout: Layout, here: Here | int
 ) -> tuple[int, int]:
-    """(needed, limit) bytes of the rank that needs most. UserError if it does not fit."""
+    """(needed, limit) bytes of the rank that needs most; here, or how many ranks share the host.
+    UserError if it does not fit."""
     request = memory_request(config, specs, layout)
+    local = here if isinstance(here, int) else here.ranks
     needed = memory(specs, request).total
-    limit = int(config.memory * 2**30) if config.memory else limit_bytes() // local_ranks
+    limit = int(config.memory * 2**30) if config.memory else limit_bytes() // local
+
+    def limit_of(changed: Request) -> int:
+        wanted = Layout(data=changed.data, tensor=changed.tensor, pipeline=changed.pipeline)
+        try:
+            check_grains(specs, wanted, grains_of(config, specs, wanted))
+        except ValueError:
+            return 0
+        one_host = not config.memory and local == request.ranks
+        return limit_bytes() // changed.ranks if one_host else limit
+
     if limit and needed > limit:
-        change = smallest_change(specs, request, limit)
-        mend = f"the smallest change that fits: {change}" if change else "no layout known fits"
+        change = smallest_change(specs, request, limit_of)
+        mend = (
+            f"the smallest change that fits: {change}"
+            if change
+            else "no change known fits: use more hosts, or a smaller model or train.batch"
+        )
         raise UserError(
             f'layout = "{request.layout}" needs {bytes_text(needed)} a rank, the limit is '
             f"{bytes_text(limit)}; {mend}"
