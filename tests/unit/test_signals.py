@@ -54,12 +54,17 @@ def test_it_is_noticed_while_the_main_thread_waits() -> None:
 
 
 def test_a_signal_that_came_before_is_noticed() -> None:
-    heard = Heard()
-    hold_signals()
-    os.kill(os.getpid(), signal.SIGUSR1)
-    with heard.request() as stop:
-        assert heard.spoke.wait(30)
-        assert stop()
+    """In this process other threads are there already, which the system does not hold it from."""
+    heard, before = Heard(), {number: signal.getsignal(number) for number in heeded()}
+    try:
+        hold_signals()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with heard.request() as stop:
+            assert heard.spoke.wait(30)
+            assert stop()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_request_without_a_signal_counts_as_the_first() -> None:

@@ -16,6 +16,9 @@ STOPPED = 75  # exit code: stopped with a checkpoint, start again to go on
 REPEATED_SECONDS = 1.0  # sooner it is the same: a launcher and a terminal may both deliver one
 
 
+_held: list[signal.Signals] = []  # those that came before any StopRequest
+
+
 class StopRequest:
     """Calling it says whether this process was asked to stop; ranks agree by a maximum over all.
 
@@ -43,6 +46,9 @@ class StopRequest:
         self._thread = threading.Thread(target=self._watch, args=(read,), daemon=True)
         self._thread.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        for number in _held[:1]:
+            self._received(number, time.monotonic())
+        _held.clear()
         return self
 
     def __exit__(
@@ -82,7 +88,10 @@ def heeded() -> list[signal.Signals]:
 
 def hold_signals() -> None:
     """Signals wait from here on, until a StopRequest takes them up: MPI's start takes seconds, in
-    which they would end this process, and with it all ranks."""
+    which they would end this process, and with it all ranks. A thread that was there before is not
+    kept from them: what it gets is remembered."""
+    for number in heeded():
+        signal.signal(number, _remember)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
@@ -98,6 +107,10 @@ def told(number: int) -> str:
     """What is said at the first signal."""
     name = signal.Signals(number).name
     return f"{name}: stopping after this step with a checkpoint; once more: at once"
+
+
+def _remember(number: int, frame: FrameType | None) -> None:
+    _held.append(signal.Signals(number))
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:
