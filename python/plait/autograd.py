@@ -98,6 +98,10 @@ def _kind(array: Array) -> str:
     return f"{type(array).__name__}" if shape is None else f"{tuple(shape)} {array.dtype}"
 
 
+def _integer(array: Array) -> bool:
+    return getattr(getattr(array, "dtype", None), "kind", "f") in "iub"
+
+
 def is_parameter(x: Any) -> bool:
     return getattr(x, "is_parameter", False)
 
@@ -170,7 +174,7 @@ class Tape:
             self._uses[p] = self._uses.get(p, 0) + 1
         self._tracked.update(x.key for x in outputs)
         inputs = tuple(
-            (x.key if need else None, _kind(x.array))
+            (x.key if need and not _integer(x.array) else None, _kind(x.array))
             for x, need in zip(tensors, needs, strict=True)
         )
         self._nodes.append((function, ctx, inputs, parameters, tuple(x.key for x in outputs)))
