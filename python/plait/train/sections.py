@@ -147,7 +147,9 @@ class AdamW:
     )
     warmup_steps: int = option("steps of linear warm-up", 0, low=0)
     final: float | None = option(
-        "share of learning_rate at the last step", low=0, unset="0.1 for cosine, 0 for linear"
+        "share of learning_rate that it falls to, one step after the last",
+        low=0,
+        unset="0.1 for cosine, 0 for linear",
     )
     clip: float | None = option("largest norm of the gradient", above=0, unset="no clipping")
 
@@ -163,7 +165,9 @@ class SGD:
     )
     warmup_steps: int = option("steps of linear warm-up", 0, low=0)
     final: float | None = option(
-        "share of learning_rate at the last step", low=0, unset="0.1 for cosine, 0 for linear"
+        "share of learning_rate that it falls to, one step after the last",
+        low=0,
+        unset="0.1 for cosine, 0 for linear",
     )
     clip: float | None = option("largest norm of the gradient", above=0, unset="no clipping")
 
