@@ -126,7 +126,7 @@ def traffic_is_as_documented(world: Communicator) -> None:
         if mesh.pipeline.size > 1:
             neighbours = (not first) + (not last)
             tied = 4 * sum(
-                b.own.stop - b.own.start for t in engine.ties for b in (t.original, t.copy) if b
+                b.own.stop - b.own.start for t in engine.ties for b in (t.home, *t.aliases) if b
             )
             headers = 64 * neighbours
             sent = mesh.pipeline.bytes["send"]
@@ -134,4 +134,4 @@ def traffic_is_as_documented(world: Communicator) -> None:
 
 
 def _is_copy(engine: Engine, bucket: object) -> bool:
-    return any(t.copy is bucket for t in engine.ties)
+    return any(c is bucket for t in engine.ties for c in t.copies)
