@@ -38,6 +38,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("convert", &convert, nogil);
   m.def("exact_sum", &exact_sum, nogil);
   m.def("exact_value", &exact_value, nogil);
+  m.def("fingerprint", &fingerprint, nogil);
   m.attr("LIMBS") = LIMBS;
 
   // randomness

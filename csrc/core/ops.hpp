@@ -43,6 +43,9 @@ void convert(const ConstArray& x, const Array& out);
 constexpr int LIMBS = 20;
 void exact_sum(const ConstArray& x, bool squares, const Array& limbs);
 double exact_value(const ConstArray& limbs);
+// The sum modulo 2^64, over the elements of the flat x, of a mix of (first_index + i, bits of x(i)): the pieces of an
+// array, however it is cut, add up to that of the whole. float32 or bfloat16.
+uint64_t fingerprint(const ConstArray& x, int64_t first_index);
 
 // --- randomness: Philox 4x32-10 ----------------------------------------------------------------
 // How keys and counters are made: core/philox.hpp. Any element can be computed alone.

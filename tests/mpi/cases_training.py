@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from engines import Array, factorisations, gpt, gpt_batch, image_batch, one_rank, run
 from harness import case
 
-from plait import models
+from plait import data, models
 from plait.comm import Communicator
 from plait.mesh import Mesh
 from plait.nn import Build, LayerSpec
@@ -17,6 +18,8 @@ from plait.ops.parameter import Init
 from plait.ops.position import Position
 from plait.optim import SGD, AdamW
 from plait.train.engine import Engine, Settings
+from plait.train.replicas import ReplicasDiffer, check_replicas
+from plait.train.trainer import Trainer
 
 GRAINS = {"data": 4, "tensor": 2}
 LAYOUTS: dict[int, list[tuple[int, int, int]]] = {
@@ -146,3 +149,56 @@ def evaluation_between_steps_changes_no_shape(world: Communicator) -> None:
         logits = engine.logits(position, inputs[:1, :3])
         assert (logits is None) == (mesh.pipeline.rank == 0)
     assert np.isfinite(losses).all()
+
+
+def first_weight(engine: Engine, name: str) -> Array:
+    (found,) = [p for p in engine.parameters if p.name == name]
+    bits: Array = found.array.reshape(-1).view(np.uint16)
+    return bits
+
+
+@case((2, 4, 8), limit=60.0)
+def a_replica_with_other_bits_is_named(world: Communicator) -> None:
+    """One flipped bit: of a weight, with and without ZeRO, and of a moment."""
+    for zero, what in ((0, "weight"), (1, "weight"), (0, "first moment")):
+        replicas = 2 if world.size == 2 else 4
+        mesh = Mesh(replicas, world.size // replicas, 1, grains=GRAINS, comm=world)
+        settings = Settings(batch=8, microbatch=2, precision="bfloat16", zero=zero)
+        engine, _ = run(gpt(layers=1), gpt_batch(8), mesh, settings, AdamW(), 2, False)
+        check_replicas(engine)
+        culprit = world.size - 1
+        if world.rank == culprit:
+            name = "blocks.0.mlp.up.weight"
+            if what == "weight":
+                first_weight(engine, name)[3] ^= 1
+            else:
+                index, start = next(
+                    (index, span.start)
+                    for index, bucket in enumerate(engine.buckets)
+                    for span in bucket.spans(slice(0, bucket.size))
+                    if span.parameter.name == name
+                )
+                engine.state[index]["first"].view(np.uint32)[start] ^= 1
+        with pytest.raises(ReplicasDiffer) as error:
+            check_replicas(engine)
+        said = str(error.value)
+        assert f"differ in the {what} of blocks.0.mlp.up.weight" in said, said
+        assert f"rank {culprit} on host" in said, said
+        assert ("no majority" in said) == (replicas == 2), said
+        assert said.count("rank ") == (2 if replicas == 2 else 1), said
+
+
+@case(2, limit=30.0)
+def a_trainer_checks_its_replicas(world: Communicator) -> None:
+    trainer = Trainer(
+        models.mlp(input_shape=(4, 4), classes=3, hidden_dim=8, layers=2),
+        data.synthetic(samples=50, input_shape=(4, 4), classes=3),
+        mesh=Mesh(2, comm=world), optimizer=AdamW(), batch=8, precision="float32", check_every=2,
+    )  # fmt: skip
+    steps = trainer.steps(6)
+    for _ in range(3):
+        next(steps)
+    if world.rank == 1:
+        trainer.engine.parameters[0].array.reshape(-1).view(np.uint32)[0] ^= 1
+    with pytest.raises(ReplicasDiffer, match=r"after step 4: replicas differ in .* no checkpoint"):
+        next(steps)

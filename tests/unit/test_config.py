@@ -86,6 +86,7 @@ layout.tensor = 1
 layout.pipeline = 1
 layout.zero = 0
 numerics.grains = "auto"
+numerics.check_every = 100
 checkpoint.every = 0
 checkpoint.keep = 3
 evaluate.every = 0

@@ -158,6 +158,7 @@ def make_trainer(
         pipeline_schedule=train.schedule,
         sequence_parallel=train.sequence_parallel,
         grains=grains if isinstance(grains, str) else (grains.data, grains.tensor),
+        check_every=config.numerics.check_every,
         run=run,
         keep=config.checkpoint.keep,
         metadata=record,

@@ -93,7 +93,7 @@ def restored(run: SavedRun, dataset: Dataset, world: Communicator) -> Trainer:
     leaves = max(data, mesh.layout.data)
     config = replace(
         config,
-        numerics=sections.Numerics(grains=sections.Grains(data=leaves, tensor=tensor)),
+        numerics=replace(config.numerics, grains=sections.Grains(data=leaves, tensor=tensor)),
         train=replace(config.train, batch=max(config.train.batch, leaves)),
     )
     trainer = make_trainer(config, specs, dataset, mesh, None)

@@ -218,6 +218,11 @@ class Numerics:
     grains: Grains | Literal["auto", "layout"] = option(
         "leaves of the sums; the same ones give the same bits at every layout", "auto"
     )
+    check_every: int = option(
+        "steps between comparisons of the replicas' bits, and before each checkpoint; 0: never",
+        100,
+        low=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from plait.report import RunFolder, Screen, peak_bytes, reset_peak
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
 from plait.train.microbatch import auto_microbatch
+from plait.train.replicas import ReplicasDiffer, check_replicas
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,10 @@ class Trainer:
 
     batch: samples a step over all replicas; microbatch: samples a replica passes at once (left
     out: as auto_microbatch says). grains: the leaves of canonical sums, "auto" (a function of the
-    model and the batch), "layout", or (data, tensor). run: a folder, made or taken over once all
-    else has been accepted; a checkpoint in it is resumed from. It is this Trainer's alone until
-    close(), or the end of a `with` block.
+    model and the batch), "layout", or (data, tensor). check_every: steps between comparisons of the
+    replicas' bits (check_replicas), also made before each checkpoint; 0: never. run: a folder, made
+    or taken over once all else has been accepted; a checkpoint in it is resumed from. It is this
+    Trainer's alone until close(), or the end of a `with` block.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Trainer:
         pipeline_schedule: Literal["one_f_one_b", "gpipe"] = "one_f_one_b",
         sequence_parallel: bool = False,
         grains: Literal["auto", "layout"] | tuple[int, int] = "auto",
+        check_every: int = 100,
         run: str | Path | RunFolder | None = None,
         keep: int = 3,
         metadata: dict[str, Any] | None = None,
@@ -134,7 +137,7 @@ class Trainer:
         self.sampler = Sampler(dataset.samples, batch, seed)
         reset_peak()
         self.engine = Engine(layers, mesh, optimizer, settings)
-        self.keep, self.metadata = keep, metadata or {}
+        self.keep, self.metadata, self.check_every = keep, metadata or {}, check_every
         self.next_step = 0
         self.run = RunFolder(Path(run), mesh.world) if isinstance(run, str | Path) else run
         if self.run is not None:
@@ -169,6 +172,8 @@ class Trainer:
             self.next_step += 1
             if self.run is not None:
                 self.run.metrics(step.row())
+            if self.check_every and self.next_step % self.check_every == 0:
+                self._check_replicas()
             yield step
             if stop is not None and self._agree(stop()):
                 return
@@ -197,6 +202,17 @@ class Trainer:
             peak_bytes(),
         )  # fmt: skip
 
+    def _check_replicas(self) -> None:
+        try:
+            check_replicas(self.engine)
+        except ReplicasDiffer as error:
+            newest = None
+            if self.run is not None and self.mesh.world.rank == 0:
+                newest = checkpoint.latest(self.run.checkpoints)
+            newest = self.mesh.world.broadcast_object(newest)
+            rest = "there is no checkpoint" if newest is None else f"{newest} is from before"
+            raise ReplicasDiffer(f"after step {self.next_step}: {error}; {rest}") from None
+
     def _agree(self, wanted: bool) -> bool:
         flag = np.array([int(wanted)], np.int64)
         return bool(self.mesh.world.all_reduce(flag, op="max")[0])
@@ -207,6 +223,8 @@ class Trainer:
         """Writes a checkpoint of the state before step `next_step`. Needs run=."""
         if self.run is None:
             raise ValueError("this Trainer has no run folder: give it run=")
+        if self.check_every:
+            self._check_replicas()
         pieces = [_piece(*entry) for entry in self.engine.owned()]
         path = checkpoint.save(
             self.run.checkpoints,
