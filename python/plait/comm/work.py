@@ -111,7 +111,7 @@ def progress() -> None:
 _crowded = False
 _PATIENCE = 50e-6  # seconds of yielding before the first sleep
 _CONTENDED = 50e-6  # a yield that takes this long gave the core to somebody who had use for it
-_NAP, _LONGEST_NAP = 20e-6, 400e-6
+_NAP, _LONGEST_NAP = 20e-6, 1e-3
 _SPIN_US = 20  # that a poll may spin while its rank waits and has a core of its own
 _spin_us = 0
 
@@ -150,4 +150,4 @@ def _wait(work: Work) -> None:
         if not sleeps:
             sleeps = time.perf_counter() - before > _CONTENDED
         elif before - start > _PATIENCE:
-            time.sleep(min(max(_NAP, (before - start) / 64), _LONGEST_NAP))
+            time.sleep(min(max(_NAP, (before - start) / 8), _LONGEST_NAP))
