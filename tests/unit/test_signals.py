@@ -55,13 +55,15 @@ def test_it_is_noticed_while_the_main_thread_waits() -> None:
 
 def test_a_signal_that_came_before_is_noticed() -> None:
     """In this process other threads are there already, which the system does not hold it from."""
-    heard, before = Heard(), {number: signal.getsignal(number) for number in heeded()}
+    before = {number: signal.getsignal(number) for number in heeded()}
     try:
-        hold_signals()
-        os.kill(os.getpid(), signal.SIGUSR1)
-        with heard.request() as stop:
-            assert heard.spoke.wait(30)
-            assert stop()
+        for _ in range(100):  # it may come at any line of what takes it up
+            heard = Heard()
+            hold_signals()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            with heard.request() as stop:
+                assert heard.spoke.wait(30)
+                assert stop()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -39,10 +39,11 @@ class StopRequest:
         return self._first is not None or self._asked()
 
     def __enter__(self) -> "StopRequest":
-        self._old = {number: signal.signal(number, _nothing) for number in heeded()}
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
+        # first the pipe: a signal that comes while the handlers change is noticed there
         self._old_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._old = {number: signal.signal(number, _nothing) for number in heeded()}
         self._thread = threading.Thread(target=self._watch, args=(read,), daemon=True)
         self._thread.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
