@@ -1,4 +1,4 @@
-"""Checkpoints: what is written at one layout is read at another, and damage never goes unseen."""
+"""Checkpoints: what is written at one layout is read at another, whole or not at all."""
 
 import json
 import math
@@ -8,65 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
+from checkpoints import ARRAYS, names, pieces, same, saved, whole
 from fake_ranks import Ranks, run
 
 from plait import checkpoint
 from plait.checkpoint import CheckpointError, Piece, Reader, latest, load, save
-
-BF16 = np.dtype(ml_dtypes.bfloat16)
-ARRAYS: dict[tuple[str, str], tuple[tuple[int, ...], Any]] = {
-    ("embedding.weight", "master"): ((37, 12), np.float32),
-    ("embedding.weight", "first"): ((37, 12), np.float32),
-    ("blocks.0.norm/odd@name.weight", "master"): ((12,), np.float32),
-    ("blocks.0.half", "master"): ((5, 3, 2), BF16),
-    ("empty", "master"): ((0, 4), np.float32),
-    ("count", "buffer"): ((), np.int64),
-}
-
-
-def whole(name: str, kind: str) -> np.ndarray:
-    shape, dtype = ARRAYS[name, kind]
-    seed = [ord(c) for c in name + kind]
-    return (np.random.default_rng(seed).normal(size=math.prod(shape)) * 100).astype(dtype)
-
-
-def cuts(n: int, size: int, seed: int) -> list[int]:
-    inner = np.random.default_rng(seed).integers(0, n + 1, size - 1)
-    return [0, *sorted(inner.tolist()), n]
-
-
-def pieces(rank: int, size: int, *, seed: int = 0, empty: bool = False) -> list[Piece]:
-    """Rank's share under uneven cuts, some of them empty."""
-    found = []
-    for (name, kind), (shape, dtype) in ARRAYS.items():
-        bounds = cuts(math.prod(shape), size, seed + len(name))
-        start, stop = bounds[rank], bounds[rank + 1]
-        data = whole(name, kind)[start:stop]
-        array = np.zeros(stop - start, dtype) if empty else data
-        found.append(Piece(name, kind, shape, start, array))
-    return found
-
-
-def saved(folder: Path, step: int = 100, size: int = 2, keep: int = 3, seed: int = 0) -> Path:
-    paths = run(
-        size,
-        lambda comm: save(
-            folder, step, pieces(comm.rank, size, seed=seed), comm, metadata={"a": [1]}, keep=keep
-        ),
-    )
-    assert paths == [folder / f"step-{step:08d}"] * size, paths
-    return paths[0]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize(("written", "read"), [(1, 1), (1, 3), (3, 1), (2, 5), (5, 2)])
@@ -323,133 +271,6 @@ def test_metadata_must_survive(tmp_path: Path, metadata: dict[str, Any]) -> None
     with pytest.raises(CheckpointError, match="metadata"):
         save(tmp_path, 1, pieces(0, 1), Ranks(), metadata=metadata, keep=1)
     assert names(tmp_path) == []
-
-
-def flip(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
-
-
-def test_one_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
-    folder = saved(tmp_path, size=2)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    array = manifest["arrays"]["master/embedding.weight"]
-    piece = array["pieces"][-1]
-    path = folder / piece["file"]
-    flip(path, piece["offset"] + piece["length"] * 4 - 1)
-    n = piece["start"]
-    # the damage lies in the part that is not asked for, and is found all the same
-    with pytest.raises(
-        CheckpointError, match=f"{path.name} is damaged: master/embedding.weight@{n}"
-    ):
-        Reader(folder).read("embedding.weight", "master", n, n + 1)
-    assert Reader(folder, verify=False).read("embedding.weight", "master", n, n + 1).size == 1
-    Reader(folder).read("embedding.weight", "master", 0, 1)
-    assert len(checkpoint.verify(folder).problems) == 1
-    flip(path, piece["offset"] + piece["length"] * 4 - 1)
-    assert not checkpoint.verify(folder).problems
-    flip(path, 20)
-    assert checkpoint.verify(folder).problems
-
-
-def test_damage_is_one_error_on_all_ranks(tmp_path: Path) -> None:
-    saved(tmp_path, step=50)
-    folder = saved(tmp_path, size=2)
-    path = folder / "rank-00001.safetensors"
-    flip(path, path.stat().st_size - 1)
-    results = run(3, lambda comm: load(folder, pieces(comm.rank, 3, empty=True), comm))
-    assert len({str(r) for r in results}) == 1
-    assert "move step-00000100 aside to go on from step-00000050" in str(results[0])
-
-
-def test_every_edit_of_the_manifest_is_found(tmp_path: Path) -> None:
-    folder = saved(tmp_path)
-    path = folder / "manifest.json"
-    text = path.read_text()
-    for change in (
-        lambda t: t[: len(t) // 2],
-        lambda t: t.replace('"step": 100', '"step": 101'),
-        lambda t: t.replace("float32", "float33", 1),
-        lambda t: "",
-    ):
-        path.write_text(change(text))
-        with pytest.raises(CheckpointError, match="damaged"):
-            Reader(folder)
-    path.write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(CheckpointError, match="has format 2, this plait reads format 1"):
-        Reader(folder)
-    path.write_text(text)
-    assert not checkpoint.verify(folder).problems
-
-
-def test_latest_passes_over_what_is_not_complete(tmp_path: Path) -> None:
-    good = saved(tmp_path, step=10)
-    for step in (20, 30, 40):
-        saved(tmp_path, step=step, keep=9)
-    (tmp_path / "step-00000020" / "rank-00001.safetensors").unlink()
-    shard = tmp_path / "step-00000030" / "rank-00000.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    (tmp_path / "step-00000040" / "manifest.json").unlink()
-    (tmp_path / "step-99").mkdir()
-    told: list[str] = []
-    assert latest(tmp_path, told.append) == good
-    assert ["no manifest" in told[0], "is truncated" in told[1], "cannot be found" in told[2]] == [
-        True
-    ] * 3
-    assert checkpoint.find(tmp_path) == good
-    good.rename(tmp_path / "x")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .*truncated"):
-        checkpoint.find(tmp_path)
-    with pytest.raises(CheckpointError, match="does not exist"):
-        checkpoint.find(tmp_path / "nowhere")
-
-
-def test_a_run_goes_on_only_from_what_can_be_read(tmp_path: Path) -> None:
-    told: list[str] = []
-    assert checkpoint.resumable(tmp_path / "nowhere", told.append) is None
-    good, bad = saved(tmp_path, step=10), saved(tmp_path, step=20)
-    (bad / "rank-00001.safetensors").unlink()
-    assert checkpoint.resumable(tmp_path, told.append) == good
-    assert len(told) == 1
-    assert "rank-00001.safetensors cannot be found" in told[0]
-    (good / "manifest.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"step-00000020.*step-00000010.*--fresh"):
-        checkpoint.resumable(tmp_path, told.append)
-
-
-def test_what_the_disk_refuses_is_not_passed_over(tmp_path: Path) -> None:
-    saved(tmp_path, step=10)
-    manifest = saved(tmp_path, step=20) / "manifest.json"
-    manifest.unlink()
-    manifest.symlink_to(manifest.name)  # an error of the disk, for root too
-    with pytest.raises(
-        checkpoint.AccessError, match=r"step-00000020/manifest\.json cannot be read"
-    ):
-        latest(tmp_path)
-    circle = tmp_path / "circle"
-    circle.symlink_to(circle.name)
-    with pytest.raises(checkpoint.AccessError, match="circle cannot be read"):
-        latest(circle)
-
-
-def test_keep_counts_only_what_can_be_read(tmp_path: Path) -> None:
-    for step in (2, 4, 6):
-        saved(tmp_path, step=step)
-    shard = tmp_path / "step-00000006" / "rank-00000.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    saved(tmp_path, step=7, keep=2)
-    assert names(tmp_path) == ["step-00000004", "step-00000006", "step-00000007"]
-    saved(tmp_path, step=8, keep=2)
-    assert names(tmp_path) == ["step-00000006", "step-00000007", "step-00000008"]
-
-
-def test_paths_may_be_text(tmp_path: Path) -> None:
-    path = saved(tmp_path)
-    assert latest(str(tmp_path)) == path
-    assert checkpoint.find(str(tmp_path)) == path
-    assert not checkpoint.verify(str(path)).problems
-    assert Reader(str(path)).step == 100
 
 
 def test_another_model_is_refused_on_all_ranks(tmp_path: Path) -> None:

@@ -6,92 +6,18 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from plait.train import config, sections
 from plait.train.checks import check_folder
 from plait.train.config import Config, ConfigError, compare, dump, load, load_record, options
-from plait.train.toml import document, to_toml
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
 
 # Adding an option is a decision: it is written here too.
-OPTIONS = """
-name = left out: the file's name
-seed = 0
-runs_dir = "runs"
-threads = 0
-memory = left out: its share of the host
-model.kind = required
-model.layers (gpt) = required
-model.hidden_dim (gpt) = required
-model.heads (gpt) = required
-model.sequence_length (gpt) = required
-model.mlp_dim (gpt) = left out: 4 x hidden_dim
-model.dropout (gpt) = 0.0
-model.tied (gpt) = true
-model.layers (llama) = required
-model.hidden_dim (llama) = required
-model.heads (llama) = required
-model.sequence_length (llama) = required
-model.kv_heads (llama) = left out: as many as heads
-model.mlp_dim (llama) = left out: 8/3 x hidden_dim, to the next multiple of 32
-model.rope_base (llama) = 10000.0
-model.blocks (resnet) = [2, 2, 2, 2]
-model.width (resnet) = 64
-model.stem_stride (resnet) = 1
-model.layers (mlp) = 2
-model.hidden_dim (mlp) = required
-data.kind = required
-data.path (text) = required
-data.vocabulary (text) = required
-data.path (tokens) = required
-data.vocabulary (tokens) = required
-data.dtype (tokens) = left out: as "dtype" in the .json of the same name says
-data.held_out (tokens) = left out: the last 20th
-data.path (images) = required
-data.image_size (images) = 0
-data.samples (synthetic) = 65536
-data.vocabulary (synthetic) = left out: no tokens
-data.input_shape (synthetic) = left out: no images
-data.classes (synthetic) = left out: no images
-train.steps = required
-train.batch = required
-train.microbatch = left out: all of its own, less in a pipeline; a data grain's with batch norm
-train.precision = "bfloat16"
-train.recompute = "none"
-train.schedule = "one_f_one_b"
-train.sequence_parallel = false
-optimizer.kind = "adamw"
-optimizer.learning_rate (adamw) = 0.001
-optimizer.betas (adamw) = [0.9, 0.95]
-optimizer.epsilon (adamw) = 1e-08
-optimizer.weight_decay (adamw) = 0.1
-optimizer.schedule (adamw) = "constant"
-optimizer.warmup_steps (adamw) = 0
-optimizer.final (adamw) = left out: 0.1 for cosine, 0 for linear
-optimizer.clip (adamw) = left out: no clipping
-optimizer.learning_rate (sgd) = 0.01
-optimizer.momentum (sgd) = 0.9
-optimizer.weight_decay (sgd) = 0.0
-optimizer.schedule (sgd) = "constant"
-optimizer.warmup_steps (sgd) = 0
-optimizer.final (sgd) = left out: 0.1 for cosine, 0 for linear
-optimizer.clip (sgd) = left out: no clipping
-layout.data = left out: ranks / (tensor x pipeline)
-layout.tensor = 1
-layout.pipeline = 1
-layout.zero = 0
-numerics.grains = "auto"
-numerics.check_every = 100
-checkpoint.every = 0
-checkpoint.keep = 3
-evaluate.every = 0
-evaluate.batches = left out: all held-out data
-"""
+OPTIONS = Path(__file__).with_name("config_options.txt").read_text("utf-8")
 
 SMALL = """
 [model]
@@ -416,33 +342,6 @@ def test_what_may_differ_on_resuming(small: Path, overrides: list[str], keys: li
 def test_the_microbatch_counts_where_there_may_be_batch_norm(tmp_path: Path) -> None:
     path = with_tables(tmp_path, 'kind = "resnet"', 'kind = "images"\npath = "digits"')
     assert compare(load(path), load(path, ["train.microbatch=2"])) == ["train.microbatch"]
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "",
-        'a"b\\c\n\t\x7f\x00',
-        "日本 \U0001f600",
-        True,
-        -3,
-        1e-300,
-        6e22,
-        0.1,
-        [1, [2.5]],
-        {"a b": {}},
-    ],
-)
-def test_toml_values_round_trip(value: Any) -> None:
-    assert tomllib.loads(f"x = {to_toml(value)}")["x"] == value
-
-
-def test_toml_documents() -> None:
-    tables: dict[str, Any] = {"a": 1, "t": {"b": [], "odd key": "x"}, "z": 2.0, "empty": {}}
-    assert tomllib.loads(document(tables)) == tables
-    assert document({"a": 1, "t": {"b": 2}}) == "a = 1\n\n[t]\nb = 2\n"
-    with pytest.raises(TypeError, match="NoneType"):
-        to_toml(None)
 
 
 def test_modules_say_what_they_offer() -> None:

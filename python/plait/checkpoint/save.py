@@ -152,7 +152,7 @@ def _finish(
         error = f"rank 0: {fault.strerror}: {fault.filename or FILE_NAME}{_space(temporary)}"
     except ValueError as fault:
         error = str(fault)
-    except Exception:
+    except Exception:  # whatever it is: the other ranks wait for a verdict, and get it
         error = traceback.format_exc()
     shutil.rmtree(temporary, ignore_errors=True)
     return _told(final, error)

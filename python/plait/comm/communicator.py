@@ -132,18 +132,9 @@ class Communicator(Transport):
             return given(x, blocking)
         leaves = Leaves.even(self.size, self.size)
         return self._scatter(
-            "reduce_scatter",
-            values[None],
-            leaves,
-            op,
-            axis,
-            bounds,
-            None,
-            x.dtype,
-            keyed,
-            out,
+            "reduce_scatter", values[None], leaves, op, axis, bounds, None, x.dtype, keyed, out,
             blocking,
-        )
+        )  # fmt: skip
 
     def reduce_scatter_nodes(
         self,
@@ -162,18 +153,9 @@ class Communicator(Transport):
         if self.size == 1 and bias is None and np.dtype(dtype) == FLOAT32 and out is None:
             return given(nodes[0], blocking)
         return self._scatter(
-            "reduce_scatter_nodes",
-            nodes,
-            self.leaves,
-            "sum",
-            axis,
-            bounds,
-            bias,
-            np.dtype(dtype),
-            False,
-            out,
-            blocking,
-        )
+            "reduce_scatter_nodes", nodes, self.leaves, "sum", axis, bounds, bias, np.dtype(dtype),
+            False, out, blocking,
+        )  # fmt: skip
 
     # --- moves --------------------------------------------------------------------------------
 
