@@ -17,6 +17,7 @@ from plait.nn import Build, LayerSpec
 from plait.ops.parameter import Init
 from plait.ops.position import Position
 from plait.optim import SGD, AdamW
+from plait.train.digest import state_digest
 from plait.train.engine import Engine, Settings
 from plait.train.replicas import ReplicasDiffer, check_replicas
 from plait.train.trainer import Trainer
@@ -202,3 +203,24 @@ def a_trainer_checks_its_replicas(world: Communicator) -> None:
         trainer.engine.parameters[0].array.reshape(-1).view(np.uint32)[0] ^= 1
     with pytest.raises(ReplicasDiffer, match=r"after step 4: replicas differ in .* no checkpoint"):
         next(steps)
+
+
+@case((1, 2, 4), limit=60.0)
+def a_digest_is_of_all_state_and_of_no_layout(world: Communicator) -> None:
+    def digest(mesh: Mesh, change: bool = False, **changes: Any) -> str:
+        settings = Settings(batch=8, microbatch=2, **changes)
+        engine, _ = run(gpt(layers=2), gpt_batch(8), mesh, settings, AdamW(), 2, False)
+        if change and world.rank == world.size - 1:
+            kind, _, array = engine.owned()[-1]
+            assert kind == "second"
+            array.view(np.uint32)[0] ^= 1
+        return state_digest(engine)
+
+    expected = digest(one_rank(GRAINS))
+    assert len(expected) == 64
+    for layout in [x for x in factorisations(world.size) if x[1] <= 2]:
+        for zero in (0, 1):
+            assert digest(Mesh(*layout, grains=GRAINS, comm=world), zero=zero) == expected, layout
+    whole = Mesh(world.size, grains=GRAINS, comm=world)
+    assert digest(whole, change=True, zero=1) != expected
+    assert digest(whole, seed=1) != expected
