@@ -11,6 +11,7 @@ from engines import Array, factorisations, gpt, gpt_batch, image_batch, one_rank
 from harness import case
 
 from plait import data, models
+from plait.autograd import Observer
 from plait.comm import Communicator
 from plait.mesh import Mesh
 from plait.nn import Build, LayerSpec
@@ -124,15 +125,24 @@ def the_first_bucket_starts_before_the_last_gradient(world: Communicator) -> Non
     settings = Settings(batch=8, microbatch=2, precision="float32")
     specs = gpt(layers=2)
     engine = Engine(specs, mesh, AdamW(), settings, bucket_size=4096)
-    engine.log = []
+    log: list[tuple[str, Any]] = []
+
+    class Log(Observer):
+        def ready(self, parameter: Any) -> None:
+            log.append(("ready", parameter.name))
+
+        def started(self, bucket: int) -> None:
+            log.append(("started", bucket))
+
+    engine.observe(Log())
     inputs, targets = gpt_batch(8)
     where = slice(engine.share.start, engine.share.stop)
     engine.step(0, 1e-3, inputs[where], targets[where])
-    starts = [i for i, (kind, _) in enumerate(engine.log) if kind == "start"]
-    ready = [i for i, (kind, _) in enumerate(engine.log) if kind == "ready"]
+    starts = [i for i, (kind, _) in enumerate(log) if kind == "started"]
+    ready = [i for i, (kind, _) in enumerate(log) if kind == "ready"]
     assert len(starts) == len(engine.buckets) > 3
     assert starts[0] < ready[len(ready) // 2]
-    order = world.gather_object([entry for entry in engine.log if entry[0] == "start"])
+    order = world.gather_object([entry for entry in log if entry[0] == "started"])
     assert order is None or all(x == order[0] for x in order)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from plait.autograd import SILENT, Observer
 from plait.backend import Array, kernels
 from plait.ops.position import Position, Segment
 
@@ -40,6 +41,7 @@ class Parameter:
     momentum: float | None = None
     array: Array = field(init=False)  # (local rows, ...) in the compute type
     grads: Array = field(init=False)  # float32 (slots, [tensor leaves,] local rows, ...)
+    observer: Observer = field(init=False, default=SILENT, repr=False)
     _position: Position | None = field(init=False, default=None)
 
     is_parameter = True
@@ -68,6 +70,7 @@ class Parameter:
         self._position = position
         for segment in position.segments:
             yield segment, self.grads[segment.slot]
+            self.observer.chain(self, position, segment)
             top = segment.slot
             for _ in range(segment.merges):
                 self._merge(top - 1, top)

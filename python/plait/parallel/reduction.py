@@ -3,8 +3,7 @@ runs."""
 
 from __future__ import annotations
 
-from typing import Any
-
+from plait.autograd import SILENT, Observer
 from plait.ops.parameter import Parameter
 from plait.ops.position import Position
 from plait.parallel.bucket import Bucket
@@ -12,11 +11,10 @@ from plait.parallel.bucket import Bucket
 
 class Reduction:
     """One step's gradient reduction. Buckets start in one fixed order on every rank; one that is
-    ready early waits for its turn. `log` gets ("ready", parameter name) and ("start", bucket
-    number)."""
+    ready early waits for its turn."""
 
-    def __init__(self, buckets: list[Bucket], nodes: int, log: list[tuple[str, Any]] | None = None):
-        self._buckets, self._nodes, self._log = buckets, nodes, log
+    def __init__(self, buckets: list[Bucket], nodes: int, observer: Observer = SILENT):
+        self._buckets, self._nodes, self._observer = buckets, nodes, observer
         self._bucket_of = {id(p): i for i, b in enumerate(buckets) for p in b.parameters}
         self._waiting = [len(bucket.parameters) for bucket in buckets]
         self._seen: set[int] = set()
@@ -35,12 +33,10 @@ class Reduction:
         p.skip(self._position)
         if not self._last:
             return
-        if self._log is not None:
-            self._log.append(("ready", p.name))
+        self._observer.ready(p)
         self._waiting[self._bucket_of[id(p)]] -= 1
         while self.started < len(self._waiting) and self._waiting[self.started] == 0:
-            if self._log is not None:
-                self._log.append(("start", self.started))
+            self._observer.started(self.started)
             self._buckets[self.started].start(self._nodes)
             self.started += 1
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from plait import ops
-from plait.autograd import Tape, Tensor
+from plait.autograd import SILENT, Observer, Tape, Tensor
 from plait.backend import Array, empty
 from plait.comm import Communicator, Work
 from plait.nn import Layer
@@ -22,10 +22,12 @@ from plait.parallel.schedule import Action
 
 
 class Stage:
-    """layers: this stage's. pipeline: the communicator along the pipeline axis."""
+    """layers: this stage's, with their names. pipeline: the communicator along the pipeline axis.
+    observer: hears of every training microbatch."""
 
-    def __init__(self, layers: list[Layer], pipeline: Communicator, precision: Any):
+    def __init__(self, layers: list[tuple[str, Layer]], pipeline: Communicator, precision: Any):
         self.layers, self.pipeline, self.precision = layers, pipeline, precision
+        self.observer: Observer = SILENT
         self.first = pipeline.rank == 0
         self.last = pipeline.rank == pipeline.size - 1
         self._shapes: dict[tuple[int, int, int | None], tuple[int, ...]] = {}
@@ -37,9 +39,11 @@ class Stage:
             inputs = self._receive(self.pipeline.rank - 1, position)
         elif inputs.dtype.kind == "f":
             inputs = inputs.astype(self.precision, copy=False)
-        with Tape(position, ops.fan_in, recording=recording) as tape:
+        observer = self.observer if recording else SILENT
+        with Tape(position, ops.fan_in, recording=recording, observer=observer) as tape:
             x: Any = tape.input(inputs, grad=not self.first)
-            for layer in self.layers:
+            for name, layer in self.layers:
+                observer.layer(name)
                 x = layer(x)
         if not self.last:
             self._send(x.array, self.pipeline.rank + 1, position)
@@ -67,6 +71,7 @@ class Stage:
             if action.kind == "forward":
                 tape, y, _ = self.forward(position, inputs[index], recording=True)
                 if self.last:
+                    self.observer.layer("loss")
                     with tape:
                         y = loss(y, index)
                     losses.append(y.array)

@@ -8,12 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from plait import ops
-from plait.autograd import Tensor
+from plait.autograd import SILENT, Observer, Tensor
 from plait.backend import PRECISIONS, Array, float32, kernels, zeros
 from plait.errors import UserError
 from plait.mesh import Mesh
@@ -107,7 +106,8 @@ class Engine:
                 Recomputed(layer) if first + i < len(specs) - 1 else layer
                 for i, layer in enumerate(run)
             ]
-        self.stage = Stage(run, self.pipeline, precision)
+        names = [spec.name for spec in specs[first:last]]
+        self.stage = Stage(list(zip(names, run, strict=True)), self.pipeline, precision)
         self.parameters = [p for layer in self.layers for p in layer.parameters()]
         mine = [Declared.of(p) for p in self.parameters]
         everywhere = checked(self.pipeline.all_gather_object(mine))
@@ -136,8 +136,14 @@ class Engine:
                 self.master[index], self.state[index] = self.master[home], self.state[home]
         inits = {p.name: p.init for names in everywhere for p in names}
         self._init = {p.name: inits[p.tied_to or p.name] for p in self.parameters}
-        self.log: list[tuple[str, Any]] | None = None  # of Reduction, for tests and traces
+        self.observer: Observer = SILENT
         self.initialize()
+
+    def observe(self, observer: Observer) -> None:
+        """observer hears of every step from here on."""
+        self.observer = self.stage.observer = observer
+        for p in self.parameters:
+            p.observer = observer
 
     # --- parameters ---
 
@@ -227,7 +233,8 @@ class Engine:
         actions = SCHEDULES[settings.schedule](
             self.pipeline.rank, self.pipeline.size, len(positions)
         )
-        reduction = Reduction(self.buckets, self.share.nodes, self.log)
+        self.observer.step(step, inputs, targets)
+        reduction = Reduction(self.buckets, self.share.nodes, self.observer)
         losses = self.stage.train(
             actions, positions, [inputs[part] for part in parts],
             lambda y, index: self._loss(y, targets[parts[index]]),
@@ -256,6 +263,7 @@ class Engine:
     ) -> StepResult:
         for tie in self.ties:
             tie.add_gradients()
+        self.observer.reduced()
         loss, norm = self._loss_and_norm(losses)
         scale = 1.0
         clip = self.settings.clip

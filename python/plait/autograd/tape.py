@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import Any, ClassVar, Protocol
 
+from plait.autograd.observer import SILENT, Observer
+
 Array = Any
 
 
@@ -37,12 +39,13 @@ class Tensor:
 class Context:
     """What one Function call keeps for its backward."""
 
-    __slots__ = ("_later", "needs_input_grad", "position", "saved")
+    __slots__ = ("_later", "label", "needs_input_grad", "position", "saved")
 
     def __init__(self, position: Any, needs_input_grad: tuple[bool, ...]):
         self.saved: tuple[Any, ...] = ()
         self.position = position
         self.needs_input_grad = needs_input_grad
+        self.label: Any = None  # the observer's name for this call
         self._later: list[Callable[[], None]] = []
 
     def save(self, *values: Any) -> None:
@@ -88,6 +91,8 @@ class Function:
             )
         if tape is not None:
             used = (*(x for x in inputs if is_parameter(x)), *parameters)
+            arrays = tuple(y.array for y in outputs)
+            ctx.label = tape.observer.forward(cls.__name__, position, used, arrays)
             tape._record(cls, ctx, tensors, needs, used, outputs)
         return outputs if isinstance(result, tuple) else outputs[0]
 
@@ -112,7 +117,7 @@ class Tape:
     position: who these samples are (step, first sample, count, training), handed to every Function.
     fan_in(arrays) -> array adds the gradients of all uses of one tensor, in float32, in fixed
     order. recording=False only hands out the position, for evaluation. strict refuses foreign
-    tensors.
+    tensors. observer hears of every call and its gradients.
     """
 
     current: ClassVar[Tape | None] = None
@@ -123,8 +128,9 @@ class Tape:
         fan_in: Callable[[Sequence[Array]], Array] = sum,  # type: ignore[assignment]
         strict: bool = False,
         recording: bool = True,
+        observer: Observer = SILENT,
     ):
-        self.position, self.fan_in = position, fan_in
+        self.position, self.fan_in, self.observer = position, fan_in, observer
         self._strict, self._recording = strict, recording
         self._nodes: list[Any] = []
         self._uses: dict[Any, int] = {}
@@ -209,6 +215,7 @@ class Tape:
     def _step(
         self, found: dict[int, list[Array]], function: Any, ctx: Context, inputs: Any, grads: Any
     ) -> None:
+        self.observer.backward(ctx.label)
         result = function.backward(ctx, *grads)
         if result is None and any(key is not None for key, _ in inputs):
             raise ValueError(f"{function.__name__}.backward returned None instead of gradients")
@@ -221,47 +228,21 @@ class Tape:
             )
         for work in ctx._later:
             work()
+        wholes: list[Array | None] = []
         for (key, kind), grad in zip(inputs, result, strict=True):
-            if key is not None and grad is not None:
-                whole = grad.wait() if hasattr(grad, "wait") else grad
+            whole = grad.wait() if hasattr(grad, "wait") else grad
+            wholes.append(whole if key is not None else None)
+            if key is not None and whole is not None:
                 if _kind(whole) != kind:
                     raise ValueError(
                         f"{function.__name__}.backward returned {_kind(whole)} as the gradient of "
                         f"an input that is {kind}"
                     )
                 found.setdefault(key, []).append(whole)
+        self.observer.gradients(ctx.label, self.position, tuple(wholes))
 
     def _collect(self, found: dict[int, list[Array]], key: int) -> Array | None:
         grads = found.pop(key, None)
         if grads is None:
             return None
         return grads[0] if len(grads) == 1 else self.fan_in(grads)
-
-
-class Recompute(Function):
-    """Runs `layer` again in backward instead of keeping its activations."""
-
-    @staticmethod
-    def forward(ctx: Context, layer: Any, *arrays: Array) -> Any:
-        outer = Tape.current
-        assert outer is not None
-        ctx.save(layer, arrays, outer.fan_in)
-        with Tape(ctx.position, outer.fan_in, strict=True, recording=False) as inner:
-            outputs = layer(*map(inner.input, arrays))
-        return tuple(y.array for y in outputs) if isinstance(outputs, tuple) else outputs.array
-
-    @staticmethod
-    def backward(ctx: Context, *grads: Array) -> Any:
-        layer, arrays, fan_in = ctx.saved
-        with Tape(ctx.position, fan_in, strict=True) as inner:
-            outputs = layer(*map(inner.input, arrays))
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
-        return inner.backward([y for y, _ in pairs], [g for _, g in pairs])
-
-
-def recompute(layer: Any, *inputs: Tensor) -> Any:
-    """layer(*inputs), keeping only its inputs until backward."""
-    if Tape.current is None or not Tape.current._recording:
-        return layer(*inputs)
-    return Recompute.apply(layer, *inputs, parameters=layer.parameters())
