@@ -106,8 +106,8 @@ class Engine:
                 Recomputed(layer) if first + i < len(specs) - 1 else layer
                 for i, layer in enumerate(run)
             ]
-        names = [spec.name for spec in specs[first:last]]
-        self.stage = Stage(list(zip(names, run, strict=True)), self.pipeline, precision)
+        own = [spec.name for spec in specs[first:last]]
+        self.stage = Stage(list(zip(own, run, strict=True)), self.pipeline, precision)
         self.parameters = [p for layer in self.layers for p in layer.parameters()]
         mine = [Declared.of(p) for p in self.parameters]
         everywhere = checked(self.pipeline.all_gather_object(mine))
