@@ -16,6 +16,7 @@ PACKAGE = ROOT / "python" / "plait"
 # Top to bottom; a layer may import the layers below it. Within a layer imports may go one way only.
 LAYERS = [
     {"cli", "launch"},
+    {"verify"},
     {"train", "plan"},
     {"report", "checkpoint"},
     {"models", "data", "parallel", "optim"},

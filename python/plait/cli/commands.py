@@ -10,6 +10,7 @@ import click
 
 from plait import __version__
 from plait.errors import UserError
+from plait.job.hook import USER_ERROR
 from plait.job.world import SPAWNED, World, asked_to_stop
 
 _COLDEST = 1e-6  # temperature; logits divided by less may overflow
@@ -114,6 +115,35 @@ def generate(
 
 
 @plait.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--layouts", help="Such as 1x1x1,2x1x1,1x2x1; the first one is the reference.")
+@click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True)
+@click.pass_obj
+def verify(
+    world: World, config: Path, overrides: tuple[str, ...], layouts: str | None, steps: int
+) -> int:
+    """Train CONFIG for some steps at each layout and compare every tensor's bits.
+
+    Without --layouts: one rank, and the layout of CONFIG. Exit code 2 where bits differ: then the
+    first tensor that does is named, with the rank and how far it is off.
+    """
+    names = layouts.split(",") if layouts is not None else ["1x1x1", ""]
+    wanted = [(f"layout={name.strip()}",) if name else () for name in names]
+    configs = [_load(config, (*overrides, *layout)) for layout in wanted]
+    needed = max(each.layout.ranks or world.size for each in configs)
+    if needed > world.size > 1:
+        raise UserError(
+            f"these layouts need {needed} ranks, the launcher started {world.size}: start {needed}"
+        )
+    if needed > world.size:
+        return _spawn(needed)
+    from plait.verify import verify
+
+    return 0 if verify(configs, steps) else USER_ERROR
+
+
+@plait.command()
 @click.pass_obj
 def doctor(world: World) -> int:
     """Look at Python, MPI, Slurm and this machine; name what is wrong and how to mend it."""
@@ -139,10 +169,10 @@ def inspect(world: World, path: Path) -> int:
     return inspect(path) if world.speaks else 0
 
 
-@checkpoint.command()
+@checkpoint.command("verify")
 @click.argument("path", type=_PATH)
 @click.pass_obj
-def verify(world: World, path: Path) -> int:
+def verify_checkpoint(world: World, path: Path) -> int:
     """Read all of PATH and compare every hash; exit code 2 if anything is damaged."""
     from .show import verify
 

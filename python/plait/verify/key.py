@@ -1,0 +1,27 @@
+"""What is compared, in the order in which one rank that does everything would compute it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STATE, DATA, FORWARD, BACKWARD, REDUCED, RESULT = range(6)  # phases of a step
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """One tensor of one step; keys sort in the order of execution. What a tensor is, its samples
+    aside, no layout changes."""
+
+    step: int
+    phase: int
+    layer: int  # from the front of the model; from its end in backward
+    again: int  # 0 where a layer runs again for backward, 1 for its backward
+    call: int  # of a Function in the layer; from its end in backward
+    part: int  # of the call's outputs or gradients
+    what: str
+
+    @property
+    def when(self) -> str:
+        if self.phase != STATE:
+            return f"in step {self.step + 1}"
+        return f"after step {self.step}" if self.step else "before the first step"

@@ -1,0 +1,171 @@
+"""From what an Observer hears to named tensors: activations by sample, parameters by global index.
+
+Nothing is sent here, so that a rank that does too much or too little cannot hang the others.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from plait.autograd import Observer
+from plait.backend import Array, float32
+from plait.ops.parameter import Parameter
+from plait.ops.position import Position, Segment
+from plait.parallel.bucket import Bucket
+from plait.train.engine import Engine
+from plait.verify.key import BACKWARD, DATA, FORWARD, REDUCED, RESULT, STATE, Key
+
+_CHAIN = 1000  # part of a key: after the gradients of activations
+
+
+class Listener(Observer):
+    """Tells its two sinks of every tensor of the engine's steps, as it is computed."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self._names = [spec.name for spec in engine.specs] + ["loss"]
+        first = engine.stage_bounds[engine.pipeline.rank]
+        self._owner = {
+            p.name: first + i for i, layer in enumerate(engine.layers) for p in layer.parameters()
+        }
+        self._user: dict[str, tuple[int, int]] = {}  # parameter -> (layer, call) that uses it
+        self._step = self._layer = self._call = 0
+        self._again = False
+        self.found: Any = None  # what the sinks made of it
+        engine.observe(self)
+
+    # --- sinks ---
+
+    def samples(self, key: Key, first: int, array: Array, count: int) -> None:
+        """array[i] is of global sample first + i; where its length is not `count`, the array is of
+        the microbatch as a whole."""
+        raise NotImplementedError
+
+    def pieces(self, key: Key, sample: int, whole: int, parts: list[tuple[int, Array]]) -> None:
+        """parts: (start in the flat global array of `whole` elements, values). sample: the last one
+        in it, -1 where it is of all."""
+        raise NotImplementedError
+
+    # --- what is heard ---
+
+    def step(self, step: int, inputs: Array, targets: Array) -> None:
+        self._step = step
+        self.state()
+        for part, (name, array) in enumerate((("inputs", inputs), ("targets", targets))):
+            key = Key(step, DATA, 0, 0, 0, part, name)
+            self.samples(key, self.engine.share.start, array, len(array))
+
+    def result(self, **values: float) -> None:
+        """The step is over, with this loss and the like."""
+        for part, (name, value) in enumerate(values.items()):
+            key = Key(self._step, RESULT, 0, 0, 0, part, name.replace("_", " "))
+            self.pieces(key, -1, 2, [(0, np.array([value], np.float64).view(np.float32))])
+        self._step += 1
+
+    def layer(self, name: str) -> None:
+        """Layers without parameters may share a name: the next one of it is meant."""
+        count = len(self._names)
+        following = ((self._layer + i) % count for i in range(1, count + 1))
+        self._layer = next(i for i in following if self._names[i] == name)
+        self._call, self._again = 0, False
+
+    def forward(
+        self,
+        function: str,
+        position: Position,
+        parameters: tuple[Parameter, ...],
+        outputs: tuple[Array, ...],
+    ) -> tuple[int, int, str]:
+        layer, call = self._layer, self._call
+        names = ", ".join(p.name for p in parameters) if function != "Recompute" else ""
+        label = layer, call, f"{function} ({names or self._names[layer]})"
+        self._call += 1
+        for p in parameters:
+            self._user.setdefault(p.name, (layer, call))
+        if function == "Recompute":
+            return label
+        for part, array in enumerate(outputs):
+            if self._again:
+                what = f"recomputed output of {label[2]}"
+                key = Key(self._step, BACKWARD, -layer, 0, call, part, what)
+            else:
+                key = Key(self._step, FORWARD, layer, 0, call, part, f"output of {label[2]}")
+            self.samples(key, position.first_sample, array, position.count)
+        return label
+
+    def again(self, label: tuple[int, int, str]) -> None:
+        self._layer, self._call, self._again = label[0], 0, True
+
+    def gradients(
+        self, label: tuple[int, int, str], position: Position, gradients: tuple[Any, ...]
+    ) -> None:
+        layer, call, name = label
+        if name.startswith("Recompute"):
+            return
+        for part, array in enumerate(gradients):
+            if array is not None:
+                what = f"gradient of input {part} of {name}"
+                key = Key(self._step, BACKWARD, -layer, 1, -call, part, what)
+                self.samples(key, position.first_sample, array, position.count)
+
+    def chain(self, parameter: Parameter, position: Position, segment: Segment) -> None:
+        layer, call = self._user.get(parameter.name, (self._owner[parameter.name], 0))
+        last = position.first_sample + segment.samples.stop - 1
+        grad = parameter.grads[segment.slot]
+        what = f"gradient of {parameter.name} before its reduction"
+        if not parameter.replicated:
+            key = Key(self._step, BACKWARD, -layer, 1, -call, _CHAIN, what)
+            self.pieces(key, last, _elements(parameter), _rows(parameter, grad))
+            return
+        tensor = self.engine.tensor
+        for leaf, own in zip(tensor.leaves.run(tensor.rank), grad, strict=True):
+            key = Key(
+                self._step, BACKWARD, -layer, 1, -call, _CHAIN + leaf, f"{what}, chunk {leaf}"
+            )
+            self.pieces(key, last, _elements(parameter), _rows(parameter, own))
+
+    def reduced(self) -> None:
+        for bucket in self.engine.buckets:
+            self._bucket(REDUCED, 0, "reduced gradient", bucket, bucket.gradient, bucket.own)
+
+    def state(self) -> None:
+        """Weights, masters and optimizer state; called once more after the last step."""
+        engine = self.engine
+        for index, bucket in enumerate(engine.buckets):
+            everything = slice(0, bucket.size)
+            self._bucket(STATE, 0, "weight", bucket, bucket.weights, everything)
+            if bucket.weights.dtype != float32:
+                self._bucket(STATE, 1, "master", bucket, engine.master[index], bucket.own)
+            for part, (kind, array) in enumerate(engine.state[index].items(), 2):
+                self._bucket(STATE, part, f"{kind} moment", bucket, array, bucket.own)
+
+    def _bucket(
+        self, phase: int, part: int, kind: str, bucket: Bucket, array: Array, where: slice
+    ) -> None:
+        found: dict[str, list[tuple[int, Array]]] = {p.name: [] for p in bucket.parameters}
+        for span in bucket.spans(where):
+            values = array[span.start - where.start : span.stop - where.start]
+            found[span.parameter.name].append((span.global_start, values))
+        for p in bucket.parameters:
+            key = Key(self._step, phase, self._owner[p.name], 0, 0, part, f"{kind} of {p.name}")
+            self.pieces(key, -1, _elements(p), found[p.name])
+
+
+def _elements(p: Parameter) -> int:
+    """Of the whole parameter, padding left out."""
+    return (p.true_rows if p.true_rows is not None else p.shape[0]) * prod(p.shape[1:])
+
+
+def _rows(p: Parameter, local: Array) -> list[tuple[int, Array]]:
+    """A local array of a parameter's shape, as pieces of the flat global one."""
+    row, whole = prod(p.shape[1:]), _elements(p)
+    parts, at, flat = [], 0, local.reshape(-1)
+    for first, last in p.rows:
+        size = (last - first) * row
+        kept = min(size, max(whole - first * row, 0))
+        parts.append((first * row, flat[at : at + kept]))
+        at += size
+    return parts

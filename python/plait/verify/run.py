@@ -1,0 +1,184 @@
+"""Trains the same steps at one layout after the other, each on as many ranks as it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from plait.comm import Communicator
+from plait.data import Dataset
+from plait.errors import UserError
+from plait.mesh import Mesh, world_communicator
+from plait.nn import LayerSpec
+from plait.report import Screen
+from plait.train import setup
+from plait.train.build import build_dataset, build_model, make_trainer
+from plait.train.config import Config
+from plait.train.digest import state_digest
+from plait.train.engine import Engine
+from plait.verify.compare import Difference, first_difference
+from plait.verify.distance import Catcher, distances
+from plait.verify.key import STATE
+from plait.verify.listener import Listener
+from plait.verify.trace import RankTrace, Tracer
+
+_ROW = "{:<9} {:>5}  {:<12} {:>8}  {:>12}  {:<12}  {}"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained at every layout."""
+
+    world: Communicator
+    specs: list[LayerSpec]
+    dataset: Dataset
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Some steps at one layout. found: what each rank's listener found, on rank 0; seconds: a step,
+    listening included; fault: why it ended early."""
+
+    found: list[Any]
+    transport: str
+    seconds: float
+    loss: float
+    digest: str
+    fault: str
+
+
+def verify(configs: Sequence[Config], steps: int, file: TextIO | None = None) -> bool:
+    """Whether `steps` steps have the same bits at every config's layout; prints a table, and for a
+    layout with other bits than the first one where they part. Collective over the world, which is
+    as large as the largest layout or larger.
+
+    UserError for what `plait train` refuses at one of the layouts, before anything is trained."""
+    world = world_communicator()
+    screen = Screen(active=world.rank == 0, file=file or sys.stdout)
+    configs = [_resolved(config, world.size) for config in configs]
+    subject = _prepare(configs, world)
+    steps = min(steps, configs[0].train.steps)
+    screen.say(_ROW.format("layout", "ranks", "transport", "s/step", "loss", "weights", "result"))
+    reference: list[RankTrace] = []
+    same = True
+    for index, config in enumerate(configs):
+        trained = _train(subject, config, steps, lambda engine: Tracer(engine, _host()))
+        traces = trained.found if trained else []
+        if index == 0:
+            reference, word, found = traces, "is what the others are compared with", None
+        else:
+            found = first_difference(reference, traces) if world.rank == 0 else None
+            word = "the same bits" if found is None else "OTHER BITS"
+        found = world.broadcast_object(found)
+        if trained is not None:
+            screen.say(_row(config, trained, word))
+            if trained.fault:
+                screen.say(f"  {trained.fault}")
+        if found is not None:
+            same = False
+            _explain(subject, configs[0], config, found, screen)
+    return same
+
+
+def _resolved(config: Config, ranks: int) -> Config:
+    """With layout.data filled in."""
+    layout = config.layout
+    layout = layout.resolve(layout.ranks or ranks)
+    return dataclasses.replace(config, layout=layout)
+
+
+def _prepare(configs: Sequence[Config], world: Communicator) -> Subject:
+    first = configs[0]
+    with setup.users_fault():
+        if first.numerics.grains == "layout":
+            raise UserError(
+                'numerics.grains = "layout" gives every layout bits of its own: there is nothing '
+                "to compare. Give numerics.grains=auto"
+            )
+        here = setup.ranks_here(world)
+        setup.set_threads(first, here)
+        setup.agree_on_instructions(world)
+        dataset = build_dataset(first)
+        dataset.prepare(world)
+        specs = build_model(first, dataset)
+        for config in configs:
+            grains = setup.grains_of(config, specs, config.layout)
+            setup.check_grains(specs, config.layout, grains)
+            setup.check_memory(config, specs, config.layout, here)
+    return Subject(world, specs, dataset)
+
+
+def _train(
+    subject: Subject, config: Config, steps: int, listen: Callable[[Engine], Listener]
+) -> Trained | None:
+    """On the first ranks of the world; None on the others."""
+    world, layout = subject.world, config.layout
+    comm = world.split(0 if world.rank < (layout.ranks or 1) else None, world.rank)
+    if comm is None:
+        return None
+    mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=comm)
+    numerics = dataclasses.replace(config.numerics, check_every=0)  # this is what is looked for
+    config = dataclasses.replace(config, numerics=numerics)
+    with setup.users_fault():
+        trainer = make_trainer(config, subject.specs, subject.dataset, mesh, None)
+    listener = listen(trainer.engine)
+    fault, loss, begin = "", float("nan"), time.perf_counter()
+    try:
+        for step in itertools.islice(trainer.steps(config.train.steps), steps):
+            listener.result(loss=step.loss, grad_norm=step.grad_norm)
+            loss = step.loss
+    except UserError as error:  # not finite, on all ranks
+        fault = str(error)
+    else:
+        listener.state()
+    seconds = (time.perf_counter() - begin) / max(steps, 1)
+    digest, transport = state_digest(trainer.engine), mesh.world.transport
+    found = mesh.world.gather_object(listener.found)
+    mesh.close()
+    if comm is not world:
+        comm.close()
+    return Trained(found or [], transport, seconds, loss, digest, fault)
+
+
+def _row(config: Config, trained: Trained, word: str) -> str:
+    layout = config.layout
+    return _ROW.format(
+        str(layout), layout.ranks or 1, trained.transport, f"{trained.seconds:.2f}",
+        f"{trained.loss:.6f}", trained.digest[:12], word,
+    )  # fmt: skip
+
+
+def _explain(
+    subject: Subject, first: Config, config: Config, found: Difference, screen: Screen
+) -> None:
+    """Trains at both layouts once more up to the difference, and says how far apart they are."""
+    key = found.key
+    steps = key.step if key.phase == STATE else key.step + 1
+    reference, other = (
+        _train(subject, each, steps, lambda engine: Catcher(engine, _host(), found))
+        for each in (first, config)
+    )
+    if reference is None or other is None or subject.world.rank != 0:
+        return
+    sample = f", sample {found.sample}" if found.sample >= 0 else ""
+    note = f"; {found.note}" if found.note else ""
+    screen.say(f"  {config.layout} parts from {first.layout} {key.when}: {key.what}{sample}{note}")
+    lines = distances(reference.found, other.found)
+    if not lines and not found.note:
+        ranks = ", ".join(map(str, found.suspects))
+        lines = [
+            "the second time both have the same bits, so this comes and goes: look for a race, or "
+            f"for broken memory, at rank {ranks}"
+        ]
+    for line in lines:
+        screen.say(f"    {line}")
+
+
+def _host() -> str:
+    return socket.gethostname()
