@@ -34,6 +34,9 @@ class Observer:
     def chain(self, parameter: Any, position: Any, segment: Any) -> None:
         """A parameter's chain of gradients has taken in one more segment of samples."""
 
+    def merged(self, parameter: Any, position: Any, segment: Any, slot: int) -> None:
+        """That segment ended a leaf, whose chain went into the tree node that lies in this slot."""
+
     def ready(self, parameter: Any) -> None:
         """The last microbatch's gradient of this parameter is there."""
 

@@ -73,8 +73,9 @@ class Parameter:
             self.observer.chain(self, position, segment)
             top = segment.slot
             for _ in range(segment.merges):
-                self._merge(top - 1, top)
                 top -= 1
+                self._merge(top, top + 1)
+                self.observer.merged(self, position, segment, top)
 
     def _merge(self, low: int, high: int) -> None:
         chains = (

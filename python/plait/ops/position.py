@@ -57,16 +57,17 @@ class Share:
                 f"train.batch is {self.batch}: raise it or set numerics.grains"
             )
 
-    def _leaf_start(self, leaf: int) -> int:
+    def leaf_start(self, leaf: int) -> int:
+        """The first sample of a data leaf."""
         return leaf * self.batch // self.leaves.count
 
     @property
     def start(self) -> int:
-        return self._leaf_start(self.leaves.bounds[self.rank])
+        return self.leaf_start(self.leaves.bounds[self.rank])
 
     @property
     def stop(self) -> int:
-        return self._leaf_start(self.leaves.bounds[self.rank + 1])
+        return self.leaf_start(self.leaves.bounds[self.rank + 1])
 
     @cached_property
     def slots(self) -> int:
@@ -88,7 +89,7 @@ class Share:
     def _bounds(self) -> list[int]:
         """Where microbatches start, and the end of the last."""
         if self.microbatch is None:
-            starts = [self._leaf_start(leaf) for leaf in self.leaves.run(self.rank)]
+            starts = [self.leaf_start(leaf) for leaf in self.leaves.run(self.rank)]
         else:
             starts = list(range(self.start, self.stop, self.microbatch))
         return [*starts, self.stop]
@@ -100,7 +101,7 @@ class Share:
         result: list[list[Segment]] = [[] for _ in self._bounds[1:]]
         depth = 0
         for leaf, count in zip(run, counts, strict=True):
-            first, last = self._leaf_start(leaf), self._leaf_start(leaf + 1)
+            first, last = self.leaf_start(leaf), self.leaf_start(leaf + 1)
             for index, (start, stop) in enumerate(pairwise(self._bounds)):
                 low, high = max(first, start), min(last, stop)
                 if low < high:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from plait.mesh import Coordinates
-from plait.verify.key import DATA, Key
-from plait.verify.trace import MASK, RankTrace, moved
+from plait.verify.key import CHAIN, DATA, Key
+from plait.verify.trace import MASK, Pieces, RankTrace, moved
 
 Whole = tuple[tuple[int, ...], int]  # shape of the whole tensor, and what its elements add up to
 Place = tuple[int, int]  # a sample and 0, or the first sample of a microbatch and how many
@@ -16,7 +16,7 @@ Place = tuple[int, int]  # a sample and 0, or the first sample of a microbatch a
 
 @dataclass(frozen=True)
 class Difference:
-    """sample: the first one that differs, or the last one that a sum is over; -1: of all.
+    """sample: the first one that differs, -1 for what is not of samples.
     suspects: the ranks that may be wrong. note: what else is known."""
 
     key: Key
@@ -29,17 +29,19 @@ def first_difference(
     reference: Sequence[RankTrace], other: Sequence[RankTrace]
 ) -> Difference | None:
     """None where both computed the same tensors, with the same bits."""
-    keys = [
+    computed = [
         {key for trace in traces for key in (*trace.samples, *trace.pieces)}
         for traces in (reference, other)
     ]
-    for key in sorted(keys[0] | keys[1]):
-        if key not in keys[0] & keys[1]:
-            who = "the reference" if key in keys[0] else "this layout"
+    for key in sorted(computed[0] | computed[1]):
+        if key in computed[0] & computed[1]:
+            activation = any(key in trace.samples for trace in other)
+            found = (_in_samples if activation else _in_pieces)(key, reference, other)
+            if found is not None:
+                return found
+        elif key.part < CHAIN:  # each layout has chains and tree nodes of its own
+            who = "the reference" if key in computed[0] else "this layout"
             return Difference(key, -1, (), f"only {who} computes it")
-        found = _in_samples(key, reference, other) or _in_pieces(key, reference, other)
-        if found is not None:
-            return found
     return None
 
 
@@ -113,41 +115,31 @@ _COPIES: tuple[Callable[[Coordinates], object], ...] = (
     lambda at: (at.tensor, at.pipeline),
     lambda at: at.pipeline,
 )
-Copies = list[tuple[tuple[int, ...], int]]  # the ranks of each copy, and its sum
 
 
 def _in_pieces(
     key: Key, reference: Sequence[RankTrace], other: Sequence[RankTrace]
 ) -> Difference | None:
-    expected, found = _by_sample(key, reference), _by_sample(key, other)
-    for sample in sorted(expected.keys() & found.keys()):
-        copies, wanted = found[sample], expected[sample]
-        if copies is None or wanted is None:
-            who = "this layout" if copies is None else "the reference"
-            return Difference(key, sample, (), f"the parts that {who} has are not whole")
-        for ranks, total in copies:
-            if total != wanted[0][1]:
-                return Difference(key, sample, ranks)
+    wanted, found = _copies(key, reference), _copies(key, other)
+    if not found or not wanted:
+        who = "this layout" if wanted else "the reference"
+        return Difference(key, -1, (), f"the parts that {who} has do not make one whole")
+    for ranks, total in found:
+        if total != wanted[0][1]:
+            return Difference(key, -1, ranks)
     return None
 
 
-def _by_sample(key: Key, traces: Sequence[RankTrace]) -> dict[int, Copies | None]:
-    samples = {piece.sample for trace in traces for piece in trace.pieces.get(key, [])}
-    return {sample: _copies(key, sample, traces) for sample in samples}
-
-
-def _copies(key: Key, sample: int, traces: Sequence[RankTrace]) -> Copies | None:
-    """None if no grouping of the ranks makes every copy whole."""
+def _copies(key: Key, traces: Sequence[RankTrace]) -> list[tuple[tuple[int, ...], int]]:
+    """The ranks of each copy, and its sum; [] if no grouping of ranks makes every copy whole."""
+    having = [(trace.rank, trace.at, trace.pieces[key]) for trace in traces if key in trace.pieces]
     for copy_of in _COPIES:
-        groups: dict[object, list[tuple[int, int, int, int]]] = {}
-        for trace in traces:
-            for piece in trace.pieces.get(key, []):
-                if piece.sample == sample:
-                    mine = trace.rank, piece.count, piece.whole, piece.sum
-                    groups.setdefault(copy_of(trace.at), []).append(mine)
-        if all(sum(g[1] for g in group) == group[0][2] for group in groups.values()):
+        groups: dict[object, list[tuple[int, Pieces]]] = {}
+        for rank, at, piece in having:
+            groups.setdefault(copy_of(at), []).append((rank, piece))
+        if all(sum(p.count for _, p in g) == g[0][1].whole for g in groups.values()):
             return [
-                (tuple(g[0] for g in group), sum(g[3] for g in group) & MASK)
-                for group in groups.values()
+                (tuple(rank for rank, _ in g), sum(p.sum for _, p in g) & MASK)
+                for g in groups.values()
             ]
-    return None
+    return []

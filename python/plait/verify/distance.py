@@ -44,9 +44,9 @@ class Catcher(Listener):
             elif first == sample and (array.ndim == 0 or len(array) != count):
                 self.found.activations.append(array.copy())
 
-    def pieces(self, key: Key, sample: int, whole: int, parts: list[tuple[int, Array]]) -> None:
-        if key == self._wanted.key and sample == self._wanted.sample:
-            self.found.pieces += [(start, values.copy()) for start, values in parts]
+    def pieces(self, key: Key, whole: int, parts: list[tuple[int, Array]]) -> None:
+        if key == self._wanted.key:
+            self.found.pieces = [(start, values.copy()) for start, values in parts]
 
 
 def distances(reference: Sequence[Values], other: Sequence[Values]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 STATE, DATA, FORWARD, BACKWARD, REDUCED, RESULT = range(6)  # phases of a step
+CHAIN = 1000  # part of a gradient that is not reduced yet, after those of activations
 
 
 @dataclass(frozen=True, order=True)

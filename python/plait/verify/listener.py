@@ -12,13 +12,12 @@ import numpy as np
 
 from plait.autograd import Observer
 from plait.backend import Array, float32
+from plait.comm.tree import maximal_nodes
 from plait.ops.parameter import Parameter
 from plait.ops.position import Position, Segment
 from plait.parallel.bucket import Bucket
 from plait.train.engine import Engine
-from plait.verify.key import BACKWARD, DATA, FORWARD, REDUCED, RESULT, STATE, Key
-
-_CHAIN = 1000  # part of a key: after the gradients of activations
+from plait.verify.key import BACKWARD, CHAIN, DATA, FORWARD, REDUCED, RESULT, STATE, Key
 
 
 class Listener(Observer):
@@ -31,6 +30,9 @@ class Listener(Observer):
         self._owner = {
             p.name: first + i for i, layer in enumerate(engine.layers) for p in layer.parameters()
         }
+        share = engine.share
+        ends = (share.leaf_start(leaf + 1) - 1 for leaf in range(share.leaves.count))
+        self._leaf_of = {last: leaf for leaf, last in enumerate(ends)}
         self._user: dict[str, tuple[int, int]] = {}  # parameter -> (layer, call) that uses it
         self._step = self._layer = self._call = 0
         self._again = False
@@ -44,9 +46,9 @@ class Listener(Observer):
         the microbatch as a whole."""
         raise NotImplementedError
 
-    def pieces(self, key: Key, sample: int, whole: int, parts: list[tuple[int, Array]]) -> None:
-        """parts: (start in the flat global array of `whole` elements, values). sample: the last one
-        in it, -1 where it is of all."""
+    def pieces(self, key: Key, whole: int, parts: list[tuple[int, Array]]) -> None:
+        """parts: (start in the flat global array of `whole` elements, values). The last call with a
+        key counts."""
         raise NotImplementedError
 
     # --- what is heard ---
@@ -62,7 +64,7 @@ class Listener(Observer):
         """The step is over, with this loss and the like."""
         for part, (name, value) in enumerate(values.items()):
             key = Key(self._step, RESULT, 0, 0, 0, part, name.replace("_", " "))
-            self.pieces(key, -1, 2, [(0, np.array([value], np.float64).view(np.float32))])
+            self.pieces(key, 2, [(0, np.array([value], np.float64).view(np.float32))])
         self._step += 1
 
     def layer(self, name: str) -> None:
@@ -112,20 +114,37 @@ class Listener(Observer):
                 self.samples(key, position.first_sample, array, position.count)
 
     def chain(self, parameter: Parameter, position: Position, segment: Segment) -> None:
-        layer, call = self._user.get(parameter.name, (self._owner[parameter.name], 0))
         last = position.first_sample + segment.samples.stop - 1
-        grad = parameter.grads[segment.slot]
-        what = f"gradient of {parameter.name} before its reduction"
-        if not parameter.replicated:
-            key = Key(self._step, BACKWARD, -layer, 1, -call, _CHAIN, what)
-            self.pieces(key, last, _elements(parameter), _rows(parameter, grad))
-            return
-        tensor = self.engine.tensor
-        for leaf, own in zip(tensor.leaves.run(tensor.rank), grad, strict=True):
-            key = Key(
-                self._step, BACKWARD, -layer, 1, -call, _CHAIN + leaf, f"{what}, chunk {leaf}"
-            )
-            self.pieces(key, last, _elements(parameter), _rows(parameter, own))
+        leaf = self._leaf_of.get(last)
+        if leaf is None:
+            self._gradient(parameter, segment.slot, f"up to sample {last}")
+        else:
+            self._gradient(parameter, segment.slot, _leaves(leaf, leaf + 1))
+
+    def merged(self, parameter: Parameter, position: Position, segment: Segment, slot: int) -> None:
+        leaf = self._leaf_of[position.first_sample + segment.samples.stop - 1]
+        leaves = self.engine.share.leaves
+        first = maximal_nodes(leaves.count, leaves.run(self.engine.share.rank).start, leaf)[slot][0]
+        self._gradient(parameter, slot, _leaves(first, leaf + 1))
+
+    def started(self, bucket: int) -> None:
+        share = self.engine.share
+        for slot, node in enumerate(share.leaves.nodes(share.rank)):
+            for parameter in self.engine.buckets[bucket].parameters:
+                self._gradient(parameter, slot, _leaves(*node))
+
+    def _gradient(self, p: Parameter, slot: int, of: str) -> None:
+        """A part of p's gradient, before its reduction. What comes later under one name counts."""
+        layer, call = self._user.get(p.name, (self._owner[p.name], 0))
+        what = f"gradient of {p.name} before its reduction, {of}"
+        tensor, grad = self.engine.tensor, p.grads[slot]
+        parts = [("", grad)]
+        if p.replicated:
+            names = (f", chunk {leaf} of the positions" for leaf in tensor.leaves.run(tensor.rank))
+            parts = list(zip(names, grad, strict=True))
+        for chunk, part in parts:
+            key = Key(self._step, BACKWARD, -layer, 1, -call, CHAIN, what + chunk)
+            self.pieces(key, _elements(p), _rows(p, part))
 
     def reduced(self) -> None:
         for bucket in self.engine.buckets:
@@ -151,12 +170,16 @@ class Listener(Observer):
             found[span.parameter.name].append((span.global_start, values))
         for p in bucket.parameters:
             key = Key(self._step, phase, self._owner[p.name], 0, 0, part, f"{kind} of {p.name}")
-            self.pieces(key, -1, _elements(p), found[p.name])
+            self.pieces(key, _elements(p), found[p.name])
 
 
 def _elements(p: Parameter) -> int:
     """Of the whole parameter, padding left out."""
     return (p.true_rows if p.true_rows is not None else p.shape[0]) * prod(p.shape[1:])
+
+
+def _leaves(first: int, end: int) -> str:
+    return f"data leaf {first}" if end == first + 1 else f"data leaves {first} to {end - 1}"
 
 
 def _rows(p: Parameter, local: Array) -> list[tuple[int, Array]]:

@@ -34,9 +34,8 @@ class Samples:
 
 @dataclass(frozen=True)
 class Pieces:
-    """`count` of `whole` elements of a parameter's global array. sample: see Listener.pieces."""
+    """`count` of `whole` elements of a parameter's global array."""
 
-    sample: int
     whole: int
     count: int
     sum: int
@@ -50,7 +49,7 @@ class RankTrace:
     at: Coordinates
     host: str
     samples: dict[Key, list[Samples]] = field(default_factory=dict)
-    pieces: dict[Key, list[Pieces]] = field(default_factory=dict)
+    pieces: dict[Key, Pieces] = field(default_factory=dict)
 
 
 class Tracer(Listener):
@@ -67,11 +66,10 @@ class Tracer(Listener):
         found = Samples(first, each.shape[1:], sample_sums(each), count if whole else 0)
         self.found.samples.setdefault(key, []).append(found)
 
-    def pieces(self, key: Key, sample: int, whole: int, parts: list[tuple[int, Array]]) -> None:
+    def pieces(self, key: Key, whole: int, parts: list[tuple[int, Array]]) -> None:
         count = sum(len(values) for _, values in parts)
         total = sum(kernels.fingerprint(np.ascontiguousarray(v), start) for start, v in parts)
-        found = Pieces(sample, whole, count, total & MASK)
-        self.found.pieces.setdefault(key, []).append(found)
+        self.found.pieces[key] = Pieces(whole, count, total & MASK)
 
 
 def sample_sums(array: Array) -> Array:

@@ -1,0 +1,254 @@
+"""plait verify calls equal layouts equal, and names bugs planted in one rank of one layout."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import case
+
+from plait import ops
+from plait.autograd import Context
+from plait.comm import Communicator
+from plait.data.synthetic_set import SyntheticTokens
+from plait.ops import linear
+from plait.optim import AdamW
+from plait.parallel.bucket import Bucket
+from plait.parallel.stage import Stage
+from plait.train.config import Config, load
+from plait.train.engine import Engine, StepResult
+from plait.verify import verify
+
+GPT = """
+name = "verified"
+model = {kind = "gpt", layers = 2, hidden_dim = 24, heads = 4, sequence_length = 7, dropout = 0.1}
+data = {kind = "synthetic", vocabulary = 53, samples = 64}
+train = {steps = 20, batch = 8, microbatch = 3}
+optimizer = {kind = "adamw", clip = 1.0}
+"""
+RESNET = """
+name = "verified"
+model = {kind = "resnet", blocks = [1, 1], width = 6}
+data = {kind = "synthetic", input_shape = [8, 5, 1], classes = 7, samples = 64}
+train = {steps = 20, batch = 8, precision = "float32"}
+"""
+
+
+def configs(text: str, layouts: list[str], *changes: str) -> list[Config]:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "verified.toml")
+        path.write_text(text)
+        return [load(path, [f"layout={layout}", *changes]) for layout in layouts]
+
+
+def told(found: list[Config], steps: int = 2) -> tuple[bool, str]:
+    text = io.StringIO()
+    return verify(found, steps, text), text.getvalue()
+
+
+@case(4, limit=120.0)
+def layouts_are_found_equal(world: Communicator) -> None:
+    layouts = ["1x1x1", "2x1x1", "1x2x1", "3x1x1", "1x1x3", "2x2x1", "2x1x2", "1x2x2", "1x1x1"]
+    for changes in (
+        ["train.recompute=layer", "layout.zero=1"],
+        ["train.sequence_parallel=true", "train.precision=float32", "train.schedule=gpipe"],
+    ):
+        same, text = told(configs(GPT, layouts, *changes))
+        assert same, text
+        assert world.rank or text.count("the same bits") == len(layouts) - 1, text
+    same, text = told(configs(GPT, ["2x2x1", "1x1x2", "1x2x2"]))  # a reference of several ranks
+    assert same, text
+    same, text = told(configs(RESNET, ["1x1x1", "2x1x1", "1x2x2", "3x1x1"]))
+    assert same, text
+    same, text = told(
+        configs(RESNET, ["1x1x1", "1x1x2"])[:1] + configs(RESNET, ["2x1x1"], "seed=1")
+    )
+    assert not same
+    assert world.rank or "before the first step: weight of" in text, text
+
+
+class Plant:
+    """A bug in rank `rank` of the mesh of one layout, at work while an engine of it lives."""
+
+    def __init__(self, layout: str, rank: int):
+        self.layout, self.rank, self.here = layout, rank, False
+        self.patch = pytest.MonkeyPatch()
+        build = Engine.__init__
+
+        def init(engine: Engine, specs: Any, mesh: Any, *more: Any) -> None:
+            build(engine, specs, mesh, *more)
+            self.here = str(mesh.layout) == layout and mesh.world.rank == rank
+            if self.here:
+                self.made(engine)
+
+        self.patch.setattr(Engine, "__init__", init)
+        self.made: Callable[[Engine], None] = lambda engine: None
+
+    def wrap(self, owner: Any, name: str, change: Callable[..., Any]) -> None:
+        """change(result, *arguments) is what owner.name gives in the rank with the bug."""
+        original = getattr(owner, name)
+
+        def wrapped(*arguments: Any, **more: Any) -> Any:
+            result = original(*arguments, **more)
+            return change(result, *arguments) if self.here else result
+
+        is_static = isinstance(owner.__dict__.get(name), staticmethod)
+        self.patch.setattr(owner, name, staticmethod(wrapped) if is_static else wrapped)
+
+    def named(self, *words: str, text: str = GPT, changes: tuple[str, ...] = ()) -> None:
+        """verify() names it so, and nobody but the rank that has the bug."""
+        try:
+            same, said = told(configs(text, ["1x1x1", "2x1x1", self.layout], *changes))
+        finally:
+            self.patch.undo()
+        assert not same
+        if said:
+            others = said[: said.index("OTHER BITS")]
+            assert others.count("the same bits") == 1, said
+            for word in words:
+                assert word in said, f"{word!r} is not in\n{said}"
+            lines = [line for line in said.splitlines() if line.startswith("    rank")]
+            assert len(lines) == 1, said
+            assert lines[0].startswith(f"    rank {self.rank} (data"), said
+
+
+def parameter(engine: Engine, name: str) -> Any:
+    return next(p for p in engine.parameters if p.name == name)
+
+
+@case(4, limit=60.0)
+def a_scaled_gradient_of_an_activation(world: Communicator) -> None:
+    plant = Plant("2x2x1", 2)
+
+    def scaled(result: Any, ctx: Context, *_: Any) -> Any:
+        return result * result.dtype.type(1.01) if "blocks.1" in str(ctx.label) else result
+
+    plant.wrap(ops.GELU, "backward", scaled)
+    plant.named("in step 1: gradient of input 0 of GELU (blocks.1", "sample 4")
+
+
+@case(4, limit=60.0)
+def a_scaled_gradient_of_a_weight(world: Communicator) -> None:
+    plant = Plant("2x1x2", 3)
+
+    def scaled(_: Any, weight: Any, *more: Any) -> None:
+        if weight.name == "blocks.1.mlp.down.weight":
+            weight.grads *= np.float32(1.001)
+
+    plant.wrap(linear, "add_weight_grad", scaled)
+    plant.named("in step 1: gradient of blocks.1.mlp.down.weight before its reduction")
+
+
+@case(4, limit=60.0)
+def a_missing_all_reduce_over_tensor(world: Communicator) -> None:
+    plant = Plant("2x2x1", 1)
+
+    def partial(result: Any, ctx: Context, x: Any, weight: Any, *_: Any) -> Any:
+        if weight.name != "blocks.0.attention.out.weight":
+            return result
+        own = x.astype(np.float32) @ weight.array.astype(np.float32)
+        return own.astype(result.dtype)
+
+    plant.wrap(ops.RowLinear, "forward", partial)
+    plant.named("in step 1: output of RowLinear (blocks.0.attention.out.weight", "sample 0")
+
+
+@case(4, limit=60.0)
+def a_missing_all_reduce_over_data(world: Communicator) -> None:
+    plant = Plant("2x1x2", 3)
+
+    def own(_: Any, bucket: Bucket) -> None:
+        if any(p.name == "blocks.1.mlp.down.weight" for p in bucket.parameters):
+            bucket.gradient = bucket.grads[0].copy()
+
+    plant.wrap(Bucket, "finish", own)
+    plant.named("in step 1: reduced gradient of blocks.1.")
+
+
+@case(4, limit=60.0)
+def a_transposed_shard(world: Communicator) -> None:
+    plant = Plant("2x2x1", 3)
+
+    def transposed(engine: Engine) -> None:
+        array = parameter(engine, "blocks.0.mlp.up.weight").array
+        array[...] = array.T.copy().reshape(array.shape)
+
+    plant.made = transposed
+    plant.named("before the first step: weight of blocks.0.mlp.up.weight")
+
+
+@case(4, limit=60.0)
+def a_replica_with_a_flipped_bit(world: Communicator) -> None:
+    for layout in ("4x1x1", "2x2x1"):
+        plant = Plant(layout, 2)
+
+        def flipped(result: StepResult, engine: Engine, step: int, *_: Any) -> StepResult:
+            if step == 0:
+                array = parameter(engine, "blocks.1.norm1.weight").array
+                array.view(np.uint16)[5] ^= 1
+            return result
+
+        plant.wrap(Engine, "step", flipped)
+        plant.named(
+            "after step 1: weight of blocks.1.norm1.weight",
+            "1 of 24 elements differ, the first at element 5:",
+            "1 units in the last place",
+        )
+
+
+@case(4, limit=60.0)
+def a_sample_used_twice(world: Communicator) -> None:
+    plant = Plant("4x1x1", 1)
+
+    def twice(result: Any, dataset: Any, indices: Any) -> Any:
+        inputs, targets = (x.copy() for x in result)
+        inputs[1], targets[1] = inputs[0], targets[0]
+        return inputs, targets
+
+    plant.wrap(SyntheticTokens, "batch", twice)
+    plant.named("in step 1: inputs, sample 3; it is sample 2 of the step instead")
+
+
+@case(4, limit=60.0)
+def a_wrong_message_between_stages(world: Communicator) -> None:
+    plant = Plant("2x1x2", 1)
+    plant.wrap(Stage, "_receive", lambda result, *_: np.roll(result, 1, axis=0))
+    plant.named("in step 1: output of ", "(blocks.1", "sample 0")
+
+
+@case(4, limit=60.0)
+def a_dropout_that_counts_samples_by_itself(world: Communicator) -> None:
+    plant = Plant("2x1x2", 2)
+    original = ops.Dropout.forward
+
+    def local(result: Any, ctx: Context, x: Any, *more: Any) -> Any:
+        from dataclasses import replace
+
+        ctx.position = replace(ctx.position, first_sample=ctx.position.first_sample - 4)
+        return original(ctx, x, *more)
+
+    plant.wrap(ops.Dropout, "forward", local)
+    plant.named("in step 1: output of Dropout (embed)", "sample 4")
+
+
+@case(4, limit=60.0)
+def an_update_that_one_owner_leaves_out(world: Communicator) -> None:
+    plant = Plant("4x1x1", 3)
+    original = AdamW.update
+
+    def left_out(optimizer: Any, *arguments: Any) -> None:
+        if not plant.here:
+            original(optimizer, *arguments)
+
+    plant.patch.setattr(AdamW, "update", left_out)
+    try:
+        same, said = told(configs(GPT, ["1x1x1", "4x1x1"], "layout.zero=1"))
+    finally:
+        plant.patch.undo()
+    assert not same
+    assert world.rank or "parts from 1x1x1 after step 1: weight of" in said, said
