@@ -3,8 +3,8 @@ layout.
 
 python benchmarks/reproducibility.py [--rounds 7] [--batch 16] [--models 30M,124M] [--ranks 1,2]:
 both engines live in one process and take steps in turn, so that a busy machine is busy for both.
-Prints the median step of each, the median of the paired ratios, and the memory of the gradients:
-computed, and as the process grew.
+Prints the median step of each and of the paired ratios; the memory of the gradients' chains,
+computed and as the process grew; and what the checks of replicas and of the state cost a step.
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ MODELS: dict[str, dict[str, int]] = {
 }
 LAYOUTS = {1: ["1x1x1"], 2: ["2x1x1", "1x2x1"]}
 VOCABULARY = 50257
+EVERY = 100  # numerics.check_every
 
 
 def worker(model: str, layout: str, batch: int, rounds: int) -> None:
     from plait import models
+    from plait.autograd import SILENT
     from plait.backend import kernels
     from plait.mesh import Mesh
     from plait.optim import AdamW
-    from plait.report import peak_bytes
+    from plait.report import resident_bytes
     from plait.train.engine import Engine, Settings
     from plait.train.grains import auto_grains
     from plait.train.microbatch import auto_microbatch
+    from plait.train.replicas import check_replicas
+    from plait.train.state_check import StateCheck
 
     kernels.set_threads(1)
     sizes = [int(size) for size in layout.split("x")]
@@ -59,30 +63,38 @@ def worker(model: str, layout: str, batch: int, rounds: int) -> None:
         engine.mesh.world.barrier()
         return time.perf_counter() - begin
 
+    def check(engine: Any) -> float:
+        """Seconds a step: of the state each time, of replicas each 100 steps."""
+        state = StateCheck(engine, EVERY)
+        begin = time.perf_counter()
+        state.updated()
+        state.reduced()
+        middle = time.perf_counter()
+        check_replicas(engine)
+        engine.observe(SILENT)
+        return middle - begin + (time.perf_counter() - middle) / EVERY
+
     own, auto = (sizes[0], sizes[1]), auto_grains(specs, batch)
+    start = resident_bytes()
     base, base_bytes = build(own)
     step(base, 0)
-    step(base, 1)
-    before = peak_bytes()
+    base_grown, start = resident_bytes() - start, resident_bytes()
     engine, engine_bytes = build(auto)
     step(engine, 0)
-    after_build = peak_bytes()
+    engine_grown = resident_bytes() - start
+    step(base, 1)
     step(engine, 1)
     pairs = [
         (step(base, i), step(engine, i)) if i % 2 else (step(engine, i), step(base, i))[::-1]
         for i in range(2, 2 + rounds)
     ]
+    checks = [check(engine) for _ in range(9)]
     if engine.mesh.world.rank == 0:
-        print(
-            json.dumps(
-                {
-                    "grains": auto, "pairs": pairs,
-                    "parameters": sum(spec.parameters for spec in specs),
-                    "bytes": [base_bytes, engine_bytes],
-                    "grown": after_build - before,
-                }
-            )
-        )  # fmt: skip
+        found = {
+            "grains": auto, "pairs": pairs, "bytes": [base_bytes, engine_bytes],
+            "grown": [base_grown, engine_grown], "checks": checks,
+        }  # fmt: skip
+        print(json.dumps(found))
 
 
 def main() -> None:
@@ -117,7 +129,10 @@ def report(model: str, layout: str, found: dict[str, Any]) -> None:
         f"{model} {layout}, grains {grains} against the layout's: "
         f"{statistics.median(auto):.3f} s a step against {statistics.median(own):.3f}, "
         f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f}..{max(ratios):.3f}); "
-        f"gradient chains {after / 2**20:.0f} MiB a rank against {before / 2**20:.0f}",
+        f"gradient chains {after / 2**20:.0f} MiB a rank against {before / 2**20:.0f} (processes "
+        f"grew by {found['grown'][1] / 2**20:.0f} and {found['grown'][0] / 2**20:.0f}); checks "
+        f"{1e3 * statistics.median(found['checks']):.1f} ms a step, "
+        f"{100 * statistics.median(found['checks']) / statistics.median(auto):.2f} %",
         flush=True,
     )
 

@@ -11,7 +11,7 @@ from engines import Array, factorisations, gpt, gpt_batch, image_batch, one_rank
 from harness import case
 
 from plait import data, models
-from plait.autograd import Observer
+from plait.autograd import SILENT, Observer
 from plait.comm import Communicator
 from plait.mesh import Mesh
 from plait.nn import Build, LayerSpec
@@ -21,6 +21,7 @@ from plait.optim import SGD, AdamW
 from plait.train.digest import state_digest
 from plait.train.engine import Engine, Settings
 from plait.train.replicas import ReplicasDiffer, check_replicas
+from plait.train.state_check import StateChanged, StateCheck
 from plait.train.trainer import Trainer
 
 GRAINS = {"data": 4, "tensor": 2}
@@ -206,6 +207,7 @@ def a_trainer_checks_its_replicas(world: Communicator) -> None:
         data.synthetic(samples=50, input_shape=(4, 4), classes=3),
         mesh=Mesh(2, comm=world), optimizer=AdamW(), batch=8, precision="float32", check_every=2,
     )  # fmt: skip
+    trainer.engine.observe(SILENT)  # or the rank would see it first
     steps = trainer.steps(6)
     for _ in range(3):
         next(steps)
@@ -234,3 +236,39 @@ def a_digest_is_of_all_state_and_of_no_layout(world: Communicator) -> None:
     whole = Mesh(world.size, grains=GRAINS, comm=world)
     assert digest(whole, change=True, zero=1) != expected
     assert digest(whole, seed=1) != expected
+
+
+@case(2, limit=60.0)
+def an_owner_sees_its_shard_change(world: Communicator) -> None:
+    """Each step looks at one part in `check_every` of masters, moments and weights."""
+    for what in ("first", "second", "master", "weight"):
+        mesh = Mesh(2, grains=GRAINS, comm=world)
+        settings = Settings(batch=8, microbatch=2, precision="bfloat16", zero=1)
+        engine = Engine(gpt(layers=1), mesh, AdamW(), settings)
+        StateCheck(engine, 4)
+        inputs, targets = gpt_batch(8)
+        mine = slice(engine.share.start, engine.share.stop)
+
+        def step(index: int) -> None:
+            engine.step(index, 1e-3, inputs[mine], targets[mine])  # noqa: B023
+
+        for index in range(6):
+            step(index)
+        wanted, finish = engine.to_load()
+        for _, _, array in wanted:
+            array.fill(0)
+        finish()  # as a checkpoint does: no change that it would mind
+        step(6)  # part 3 of 4 is looked at from here on
+        if world.rank == 1:
+            index = next(i for i, b in enumerate(engine.buckets) if len(b.parameters) > 1)
+            bucket = engine.buckets[index]
+            spans, start = bucket.spans(bucket.own), bucket.own.start
+            first, last = spans[0].start - start, spans[-1].stop - 1 - start
+            arrays = {"master": engine.master[index], **engine.state[index]}
+            array = arrays.get(what, bucket.weights[bucket.own])
+            assert first < len(array) // 4 < 3 * len(array) // 4 <= last
+            array.view(f"u{array.dtype.itemsize}")[first] ^= 1
+            engine.observer.reduced()
+            array.view(f"u{array.dtype.itemsize}")[last] ^= 1
+            with pytest.raises(StateChanged, match=f"{what}.* of .*: rank 1 on host .* memory"):
+                engine.observer.reduced()

@@ -46,5 +46,11 @@ class Observer:
     def reduced(self) -> None:
         """All gradients are reduced; the update has not begun."""
 
+    def updated(self) -> None:
+        """Weights and optimizer state are those of the next step."""
+
+    def replaced(self) -> None:
+        """Weights or optimizer state were set to something else, as from a checkpoint."""
+
 
 SILENT = Observer()

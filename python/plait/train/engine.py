@@ -183,6 +183,7 @@ class Engine:
         bucket = self.buckets[index]
         kernels.convert(whole, bucket.weights)
         self.master[index][:] = whole[bucket.own]
+        self.observer.replaced()
 
     def owned(self) -> list[tuple[str, Span, Array]]:
         """(kind, span, values) of the state that this rank alone writes to a checkpoint."""
@@ -273,6 +274,7 @@ class Engine:
             if id(bucket) not in self._aliases and np.isfinite(norm):
                 self._update_bucket(index, scale, learning_rate, step + 1)
                 bucket.gather_weights()
+        self.observer.updated()
         return StepResult(loss / count, norm, count)
 
     def _update_bucket(self, index: int, scale: float, learning_rate: float, step: int) -> None:

@@ -25,6 +25,7 @@ from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
 from plait.train.microbatch import auto_microbatch
 from plait.train.replicas import ReplicasDiffer, check_replicas
+from plait.train.state_check import StateChanged, StateCheck
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Trainer:
     batch: samples a step over all replicas; microbatch: samples a replica passes at once (left
     out: as auto_microbatch says). grains: the leaves of canonical sums, "auto" (a function of the
     model and the batch), "layout", or (data, tensor). check_every: steps between comparisons of the
-    replicas' bits (check_replicas), also made before each checkpoint; 0: never. run: a folder, made
+    replicas' bits (check_replicas), also made before each checkpoint; each step, that part of the
+    state is looked at for changes between updates (StateCheck); 0: never. run: a folder, made
     or taken over once all else has been accepted; a checkpoint in it is resumed from. It is this
     Trainer's alone until close(), or the end of a `with` block.
     """
@@ -138,6 +140,8 @@ class Trainer:
         reset_peak()
         self.engine = Engine(layers, mesh, optimizer, settings)
         self.keep, self.metadata, self.check_every = keep, metadata or {}, check_every
+        if check_every:
+            StateCheck(self.engine, check_every)
         self.next_step = 0
         self.run = RunFolder(Path(run), mesh.world) if isinstance(run, str | Path) else run
         if self.run is not None:
@@ -185,7 +189,11 @@ class Trainer:
         inputs, targets = self.dataset.batch(indices)
         rate = np.array([self.optimizer.learning_rate * self.schedule.factor(index, steps)])
         self.mesh.world.broadcast(rate)  # libm's cosine is not the same everywhere
-        result = self.engine.step(index, float(np.float32(rate[0])), inputs, targets)
+        try:
+            result = self.engine.step(index, float(np.float32(rate[0])), inputs, targets)
+        except StateChanged as error:  # on this rank alone
+            newest = None if self.run is None else checkpoint.latest(self.run.checkpoints)
+            raise StateChanged(f"in step {index + 1}: {error}; {_rest(newest)}") from None
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             raise UserError(
                 f"step {index + 1} of {steps}: loss {result.loss}, gradient norm "
@@ -210,8 +218,7 @@ class Trainer:
             if self.run is not None and self.mesh.world.rank == 0:
                 newest = checkpoint.latest(self.run.checkpoints)
             newest = self.mesh.world.broadcast_object(newest)
-            rest = "there is no checkpoint" if newest is None else f"{newest} is from before"
-            raise ReplicasDiffer(f"after step {self.next_step}: {error}; {rest}") from None
+            raise ReplicasDiffer(f"after step {self.next_step}: {error}; {_rest(newest)}") from None
 
     def _agree(self, wanted: bool) -> bool:
         flag = np.array([int(wanted)], np.int64)
@@ -351,6 +358,11 @@ def _check_types(
             raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
     if isinstance(optimizer, type) or not hasattr(optimizer, "update"):
         raise ValueError(f"optimizer must be such as optim.AdamW(), got {optimizer!r}")
+
+
+def _rest(newest: Path | None) -> str:
+    """What is left of a run whose state is broken."""
+    return "there is no checkpoint" if newest is None else f"{newest} is from before"
 
 
 def _piece(kind: Any, span: Span, array: Array) -> checkpoint.Piece:
