@@ -18,8 +18,9 @@ from plait.job.world import World
 from plait.launch.mpi import Library
 
 OPTIONS = {
-    "train": {"config", "overrides", "--ranks", "--dry-run", "--fresh"},
+    "train": {"config", "overrides", "--ranks", "--dry-run", "--fresh", "--other-bits"},
     "evaluate": {"run", "--ranks"},
+    "verify": {"config", "overrides", "--layouts", "--steps"},
     "generate": {"run", "--prompt", "--tokens", "--temperature", "--seed"},
     "doctor": set(),
     "checkpoint inspect": {"path"},

@@ -197,6 +197,23 @@ def test_what_is_refused_makes_and_moves_nothing(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["small", "small.old-1"]
 
 
+def test_other_bits_only_when_told(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(SYNTHETIC)
+    assert train(tmp_path, "train.steps=2")[0] == 0
+    assert train(tmp_path, "train.steps=3", "numerics.check_every=1")[0] == 0
+    grains = "numerics.grains={data=2, tensor=1}"
+    code, line = train(tmp_path, "train.steps=4", grains)
+    assert code == 2
+    assert "step-00000003 was trained with grains 4 x 2, here 2 x 1: from there on" in line
+    assert line.endswith("than at one go; --other-bits (other_bits=True) goes on so")
+    code, said = plait(tmp_path, "train", "small.toml", "train.steps=4", grains, "--other-bits")
+    assert code == 0, said
+    assert "2 x 1: from there on the bits are others, as --other-bits allows" in said
+    code, said = plait(tmp_path, "train", "small.toml", "train.steps=5", grains)
+    assert code == 0, said
+    assert "bits are others" not in said
+
+
 def test_a_finished_run_gets_the_evaluation_that_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SYNTHETIC)
     metrics = tmp_path / "runs" / "small" / "metrics.jsonl"

@@ -36,6 +36,9 @@ def plait() -> None:
 @_RANKS
 @click.option("--dry-run", is_flag=True, help="Check everything and print sizes, without MPI.")
 @click.option("--fresh", is_flag=True, help="Move an earlier run of this name aside first.")
+@click.option(
+    "--other-bits", is_flag=True, help="Go on even where grains or numerics have changed."
+)
 @click.pass_obj
 def train(
     world: World,
@@ -44,6 +47,7 @@ def train(
     ranks: int | None,
     dry_run: bool,
     fresh: bool,
+    other_bits: bool,
 ) -> int:
     """Train as CONFIG (TOML) says, or go on where the run stopped.
 
@@ -72,7 +76,7 @@ def train(
     with StopRequest(say, lambda: world.abort(3), asked_to_stop) as stop:
         from plait.train import run  # a part of a second, in which a signal may come
 
-        return run.train(loaded, config_text=config.read_text("utf-8-sig"), fresh=fresh, stop=stop)
+        return run.train(loaded, fresh=fresh, other_bits=other_bits, stop=stop)
 
 
 @plait.command()

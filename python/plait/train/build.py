@@ -139,6 +139,7 @@ def make_trainer(
     mesh: Mesh,
     run: RunFolder | None,
     record: dict[str, Any] | None = None,
+    other_bits: bool = False,
 ) -> Trainer:
     train, grains = config.train, config.numerics.grains
     optimizer, schedule = build_optimizer(config)
@@ -162,4 +163,5 @@ def make_trainer(
         run=run,
         keep=config.checkpoint.keep,
         metadata=record,
+        other_bits=other_bits,
     )

@@ -23,10 +23,12 @@ __all__ = ["Config", "ConfigError", "compare", "dump", "load", "load_record", "o
 
 RECORD = "record"  # the table that a run adds to its config.toml; it is not read back
 
-# What may differ when a run is resumed, for it does not change what a step computes. A data path
-# is here too: what counts is the data's fingerprint, which the run's record keeps.
+# What may differ when a run is resumed: it does not change what a step computes, or the Trainer
+# looks at it (numerics.identity). A data path is here too: what counts is the data's fingerprint,
+# which the run's record keeps.
 _RESUMABLE = frozenset(
-    {"name", "runs_dir", "threads", "memory", "layout", "checkpoint", "evaluate", "data.path"}
+    {"name", "runs_dir", "threads", "memory", "layout", "checkpoint", "evaluate", "numerics"}
+    | {"data.path"}
     | {"data.held_out", "train.steps", "train.microbatch", "train.recompute", "train.schedule"}
     | {"train.sequence_parallel"}
 )
@@ -102,17 +104,11 @@ def compare(a: Config, b: Config) -> list[str]:
     differing = sorted(
         key for key in first.keys() | second.keys() if first.get(key) != second.get(key)
     )
-    counts = {"train.microbatch"} if _has_batch_norm(a) else set()
     return [
         key
         for key in differing
-        if key in counts or (key not in _RESUMABLE and key.partition(".")[0] not in _RESUMABLE)
+        if key not in _RESUMABLE and key.partition(".")[0] not in _RESUMABLE
     ]
-
-
-def _has_batch_norm(config: Config) -> bool:
-    """Statistics over a microbatch make its size part of the result; a custom model may do so."""
-    return isinstance(config.model, (sections.ResNet, sections.Custom))
 
 
 def _named_after(path: str) -> str:

@@ -15,7 +15,7 @@ from plait.report import Screen, on_rank_0
 from plait.train import sections
 from plait.train.build import build_model, make_trainer
 from plait.train.config import Config, load, load_record
-from plait.train.setup import agree_on_instructions, grains_of, ranks_here, set_threads
+from plait.train.setup import grains_of, ranks_here, set_threads
 from plait.train.trainer import Trainer
 
 TOKENIZER = "tokenizer.json"
@@ -82,7 +82,6 @@ def restored(run: SavedRun, dataset: Dataset, world: Communicator) -> Trainer:
     no run folder and is not to train."""
     config = run.config
     set_threads(config, ranks_here(world))
-    agree_on_instructions(world)
     specs = build_model(config, dataset)
     layout = (
         config.layout if config.layout.ranks == world.size else sections.Layout(data=world.size)

@@ -22,10 +22,9 @@ from plait.report import Progress, RunFolder, Screen, bytes_text, count_text, pe
 from plait.train import sections
 from plait.train.build import build_dataset, build_model, make_trainer, sequence_length
 from plait.train.config import Config, compare, dump, load, load_record
-from plait.train.grains import AUTO_VERSION
+from plait.train.numerics import agree_on_instructions
 from plait.train.restore import TOKENIZER, check_data, find_run, read_tokenizer, restored
 from plait.train.setup import (
-    agree_on_instructions,
     check_memory,
     grains_of,
     ranks_here,
@@ -38,7 +37,11 @@ DONE, STOPPED = 0, 75
 
 
 def train(
-    config: Config, *, config_text: str, fresh: bool, stop: Callable[[], bool] | None = None
+    config: Config,
+    *,
+    fresh: bool,
+    other_bits: bool = False,
+    stop: Callable[[], bool] | None = None,
 ) -> int:
     """Trains as the config says, or goes on where its run folder stopped. Exit code 0 or 75."""
     with users_fault():
@@ -59,14 +62,13 @@ def train(
         grains = grains_of(config, specs, layout)
         record = {
             "plait": __version__,
-            "instructions": path,
-            "grains": list(grains),
-            "auto_grains_version": AUTO_VERSION,
             "data": dataset.fingerprint,
             "mpi": mpi_name(world),
         }
-        trainer = make_trainer(config, specs, dataset, mesh, run, record)  # opens the folder
-        run.write(run.config_path.name, dump(config, record))
+        trainer = make_trainer(
+            config, specs, dataset, mesh, run, record, other_bits
+        )  # opens the folder
+        run.write(run.config_path.name, dump(config, {**record, "bits": trainer.bits}))
         if isinstance(dataset, Text):
             run.write(TOKENIZER, dataset.tokenizer.json)
     if trainer.next_step >= config.train.steps:

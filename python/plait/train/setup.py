@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 
-import numpy as np
-
 from plait import mesh
 from plait.backend import kernels
 from plait.comm import Communicator
@@ -24,7 +22,6 @@ from plait.train.grains import auto_grains
 from plait.train.microbatch import auto_microbatch
 from plait.train.sections import SGD, Layout
 
-PATHS = ("portable", "avx2", "avx512")
 _THREADS_A_CORE = 32  # more are a slip of the finger
 
 
@@ -72,14 +69,6 @@ def check_threads(config: Config) -> None:
             f"threads = {config.threads} is more than {_THREADS_A_CORE} for each of the {cores} "
             f"cores of host {socket.gethostname()}: leave threads out, or give at most {cores}"
         )
-
-
-def agree_on_instructions(world: Communicator) -> str:
-    """Every rank takes the least instruction path of all, so that bits agree; returns its name."""
-    best = np.array([PATHS.index(kernels.isa())], np.int64)
-    path = PATHS[int(world.all_reduce(best, op="min")[0])]
-    kernels.set_isa(path)
-    return path
 
 
 def grains_of(config: Config, specs: list[LayerSpec], layout: Layout) -> tuple[int, int]:

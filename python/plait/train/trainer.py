@@ -24,6 +24,7 @@ from plait.report import RunFolder, Screen, peak_bytes, reset_peak
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
 from plait.train.microbatch import auto_microbatch
+from plait.train.numerics import agree_on_instructions, changes, identity
 from plait.train.replicas import ReplicasDiffer, check_replicas
 from plait.train.state_check import StateChanged, StateCheck
 
@@ -82,7 +83,8 @@ class Trainer:
     model and the batch), "layout", or (data, tensor). check_every: steps between comparisons of the
     replicas' bits (check_replicas), also made before each checkpoint; each step, that part of the
     state is looked at for changes between updates (StateCheck); 0: never. run: a folder, made
-    or taken over once all else has been accepted; a checkpoint in it is resumed from. It is this
+    or taken over once all else has been accepted; a checkpoint in it is resumed from, which is
+    refused where that would change the bits (numerics.identity) unless other_bits. It is this
     Trainer's alone until close(), or the end of a `with` block.
     """
 
@@ -108,6 +110,7 @@ class Trainer:
         run: str | Path | RunFolder | None = None,
         keep: int = 3,
         metadata: dict[str, Any] | None = None,
+        other_bits: bool = False,
     ):
         _check_types(layers, dataset, mesh, optimizer, batch)
         if grains == "auto":
@@ -120,6 +123,7 @@ class Trainer:
         self.optimizer, self.schedule = optimizer, schedule or constant()
         dataset.prepare(mesh.world)
         self.dataset = dataset
+        agree_on_instructions(mesh.world)
         settings = Settings(
             batch=batch,
             microbatch=auto_microbatch(layers, batch, mesh.data.size, mesh.pipeline.size)
@@ -142,7 +146,8 @@ class Trainer:
         self.keep, self.metadata, self.check_every = keep, metadata or {}, check_every
         if check_every:
             StateCheck(self.engine, check_every)
-        self.next_step = 0
+        self.next_step, self.other_bits = 0, other_bits
+        self.bits = identity(mesh, layers, batch, settings.microbatch)
         self.run = RunFolder(Path(run), mesh.world) if isinstance(run, str | Path) else run
         if self.run is not None:
             if not self.run.is_open:
@@ -238,7 +243,7 @@ class Trainer:
             self.next_step,
             pieces,
             self.mesh.world,
-            metadata={**self.metadata, "layout": str(self.mesh.layout)},
+            metadata={**self.metadata, "layout": str(self.mesh.layout), "bits": self.bits},
             keep=self.keep,
         )
         self.run.event("save", step=self.next_step, path=str(path))
@@ -250,6 +255,8 @@ class Trainer:
         for line in passed_over:
             screen.say(line)
         if path is not None:
+            for line in self._check_bits(run, path):
+                screen.say(line)
             self.load(path)
         dropped = run.resume(self.next_step)
         if path is not None:
@@ -264,6 +271,16 @@ class Trainer:
                 "resume", step=self.next_step, layout=str(self.mesh.layout), path=path,
                 passed_over=passed_over, dropped_rows=dropped,
             )  # fmt: skip
+
+    def _check_bits(self, run: RunFolder, path: Path) -> list[str]:
+        """What to say of a checkpoint that other numerics wrote. UserError unless told to go on."""
+        before = run.on_rank_0(lambda: checkpoint.Reader(path).metadata.get("bits", {}))
+        if not (differing := changes(before, self.bits)):
+            return []
+        text = f"{path} was trained with {'; '.join(differing)}: from there on the bits are others"
+        if not self.other_bits:
+            raise UserError(f"{text} than at one go; --other-bits (other_bits=True) goes on so")
+        return [f"{text}, as --other-bits allows"]
 
     def load(self, path: Path) -> None:
         """Takes all state from a checkpoint written at any layout."""

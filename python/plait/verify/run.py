@@ -22,6 +22,7 @@ from plait.train.build import build_dataset, build_model, make_trainer
 from plait.train.config import Config
 from plait.train.digest import state_digest
 from plait.train.engine import Engine
+from plait.train.numerics import agree_on_instructions
 from plait.verify.compare import Difference, first_difference
 from plait.verify.distance import Catcher, distances
 from plait.verify.key import STATE
@@ -103,7 +104,7 @@ def _prepare(configs: Sequence[Config], world: Communicator) -> Subject:
             )
         here = setup.ranks_here(world)
         setup.set_threads(first, here)
-        setup.agree_on_instructions(world)
+        agree_on_instructions(world)
         dataset = build_dataset(first)
         dataset.prepare(world)
         specs = build_model(first, dataset)

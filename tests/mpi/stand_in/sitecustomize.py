@@ -22,7 +22,7 @@ def load(path: Path, overrides: Any = ()) -> dict[str, str]:
     return found
 
 
-def train(config: dict[str, str], *, config_text: str, fresh: bool, stop: Any) -> int:
+def train(config: dict[str, str], *, fresh: bool, other_bits: bool, stop: Any) -> int:
     import numpy as np
 
     from plait.comm.choose import communicator
