@@ -39,6 +39,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("exact_sum", &exact_sum, nogil);
   m.def("exact_value", &exact_value, nogil);
   m.def("fingerprint", &fingerprint, nogil);
+  m.def("weighted_bits", &weighted_bits, nogil);
   m.attr("LIMBS") = LIMBS;
 
   // randomness

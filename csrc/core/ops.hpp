@@ -46,6 +46,9 @@ double exact_value(const ConstArray& limbs);
 // The sum modulo 2^64, over the elements of the flat x, of a mix of (first_index + i, bits of x(i)): the pieces of an
 // array, however it is cut, add up to that of the whole. float32 or bfloat16.
 uint64_t fingerprint(const ConstArray& x, int64_t first_index);
+// The sum modulo 2^64, over the elements of x(R, C), of rows(r) * columns(c) * a mix of the bits of x(r, c). Any type of
+// 2 or 4 bytes; rows and columns uint64.
+uint64_t weighted_bits(const ConstArray& x, const ConstArray& rows, const ConstArray& columns);
 
 // --- randomness: Philox 4x32-10 ----------------------------------------------------------------
 // How keys and counters are made: core/philox.hpp. Any element can be computed alone.

@@ -29,8 +29,35 @@ def test_pieces_add_up(dtype):
     assert _cpu.fingerprint(x, 6) != whole
 
 
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_weighted_bits_are_a_sum_of_products(dtype):
+    x = random((37, 41), dtype)
+    rows, columns = (
+        np.random.default_rng(i).integers(0, 2**63, n).astype(np.uint64)
+        for i, n in ((1, 37), (2, 41))
+    )
+    whole = _cpu.weighted_bits(x, rows, columns)
+    parts = [
+        _cpu.weighted_bits(x[a:b, c:d], rows[a:b], columns[c:d])
+        for a, b in ((0, 5), (5, 5), (5, 37))
+        for c, d in ((0, 40), (40, 41), (41, 41))
+    ]
+    assert sum(parts) % 2**64 == whole
+    one = _cpu.weighted_bits(x[3:4, 7:8], np.ones(1, np.uint64), np.ones(1, np.uint64))
+    scaled = _cpu.weighted_bits(x[3:4, 7:8], rows[3:4], columns[7:8])
+    assert scaled == one * int(rows[3]) * int(columns[7]) % 2**64
+    assert_same_bits(lambda: [np.array([_cpu.weighted_bits(x, rows, columns)], np.uint64)])
+    x.view(np.uint16)[36, -1] ^= 1
+    assert _cpu.weighted_bits(x, rows, columns) != whole
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"contiguous .* float32"):
         _cpu.fingerprint(np.zeros(10, np.float32)[::2], 0)
     with pytest.raises(ValueError, match="int32"):
         _cpu.fingerprint(np.zeros(10, np.int32), 0)
+    ones = np.ones(10, np.uint64)
+    with pytest.raises(ValueError, match="for each row and column"):
+        _cpu.weighted_bits(np.zeros((10, 9), np.float32), ones, ones)
+    with pytest.raises(ValueError, match="2 or 4 bytes"):
+        _cpu.weighted_bits(np.zeros((10, 10), np.uint8), ones, ones)

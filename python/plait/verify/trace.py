@@ -7,6 +7,7 @@ that starts elsewhere on an axis needs but a factor. Of parameters, kernels.fing
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,28 +75,22 @@ class Tracer(Listener):
 
 def sample_sums(array: Array) -> Array:
     """One sum for each array[i], modulo 2^64."""
-    sums = np.empty(len(array), np.uint64)
-    unsigned = np.dtype(f"u{array.dtype.itemsize}")
-    for i, sample in enumerate(array):
-        x = _mixed(np.ascontiguousarray(sample).view(unsigned).astype(np.uint64))
-        for axis in reversed(range(sample.ndim)):
-            x = (x * _powers(axis, sample.shape[axis])).sum(-1, dtype=np.uint64)
-        sums[i] = x.reshape(())
-    return sums
+    if array.itemsize not in (2, 4):
+        array = np.ascontiguousarray(array)[..., None].view(np.uint8).astype(np.int32)
+    shape = array.shape[1:]
+    flat = np.ascontiguousarray(array).reshape(
+        len(array), math.prod(shape[:-1]), *shape[-1:] or [1]
+    )
+    rows = np.ones(1, np.uint64)
+    for axis, size in enumerate(shape[:-1]):
+        rows = np.multiply.outer(rows, _powers(axis, size)).reshape(-1)
+    columns = _powers(len(shape) - 1, flat.shape[2])
+    return np.array([kernels.weighted_bits(each, rows, columns) for each in flat], np.uint64)
 
 
 def moved(total: int, axis: int, start: int) -> int:
     """The sum of a shard whose elements lie `start` further on that axis."""
     return total * pow(_AXES[axis % len(_AXES)], start, MASK + 1) & MASK
-
-
-def _mixed(x: Array) -> Array:
-    """The finalizer of splitmix64, of x + 1: zeros count too."""
-    x = x + np.uint64(1)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    result: Array = x ^ (x >> np.uint64(31))
-    return result
 
 
 def _powers(axis: int, count: int) -> Array:
