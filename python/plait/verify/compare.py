@@ -29,18 +29,18 @@ def first_difference(
     reference: Sequence[RankTrace], other: Sequence[RankTrace]
 ) -> Difference | None:
     """None where both computed the same tensors, with the same bits."""
-    computed = [
+    expected, computed = (
         {key for trace in traces for key in (*trace.samples, *trace.pieces)}
         for traces in (reference, other)
-    ]
-    for key in sorted(computed[0] | computed[1]):
-        if key in computed[0] & computed[1]:
+    )
+    for key in sorted(expected | computed):
+        if key in expected and key in computed:
             activation = any(key in trace.samples for trace in other)
             found = (_in_samples if activation else _in_pieces)(key, reference, other)
             if found is not None:
                 return found
         elif key.part < CHAIN:  # each layout has chains and tree nodes of its own
-            who = "the reference" if key in computed[0] else "this layout"
+            who = "the reference" if key in expected else "this layout"
             return Difference(key, -1, (), f"only {who} computes it")
     return None
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 STATE, DATA, FORWARD, BACKWARD, REDUCED, RESULT = range(6)  # phases of a step
 CHAIN = 1000  # part of a gradient that is not reduced yet, after those of activations
 
 
-@dataclass(frozen=True, order=True)
-class Key:
+class Key(NamedTuple):
     """One tensor of one step; keys sort in the order of execution. What a tensor is, its samples
     aside, no layout changes."""
 
