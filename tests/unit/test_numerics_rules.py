@@ -52,9 +52,13 @@ every_problem = pytest.mark.parametrize("problem", [transformer, grouped, percep
 
 
 def trained(problem: Problem, grains: dict[str, int] = GRAINS, **changes: Any) -> str:
-    """The digest of all state after two steps."""
+    """The digest of all state after two steps; gradients' buffers hold NaN before each."""
     settings = Settings(**{"batch": BATCH, "microbatch": None, "clip": 0.5, **changes})
-    engine, _ = run(*problem, one_rank(grains), settings, AdamW(), 2)
+    engine, _ = run(*problem, one_rank(grains), settings, AdamW(), steps=0)
+    for step in range(2):
+        for bucket in engine.buckets:
+            bucket.grads.fill(np.nan)
+        assert np.isfinite(engine.step(step, 1e-3, *problem[1]).grad_norm)
     return state_digest(engine)
 
 
