@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_cases import attend, like
+from kernel_cases import SCALE, attend, like
 from kernel_checks import FLOAT32, STORAGE, bits, random
 
 from plait import _cpu
@@ -155,7 +155,7 @@ def lanes(x: Array) -> Array:
     return sums[:, 0]
 
 
-BLOCK, SCALE = 64, 0.2
+BLOCK = 64
 
 
 @every_type

@@ -3,6 +3,8 @@ program's text and its compiled module may not contain."""
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,8 @@ from plait.parallel.schedule import Action, validate
 from plait.train.digest import state_digest
 from plait.train.engine import Engine, Settings
 
-PACKAGE = Path(__file__).resolve().parents[2] / "python" / "plait"
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE, CSRC = ROOT / "python" / "plait", ROOT / "csrc"
 GRAINS = {"data": 4, "tensor": 2}
 BATCH = 8
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
@@ -206,13 +209,12 @@ def test_rule_17_how_every_source_was_compiled() -> None:
 
 def test_rule_17_kernels_have_functions_of_their_own() -> None:
     """No libm but for what IEEE 754 defines, no estimates, no library that adds."""
-    sources = Path(__file__).resolve().parents[2] / "csrc"
     foreign = re.compile(
         r"\b(?:std::|__builtin_)?(?:exp|log|pow|sin|cos|tan|sinh|cosh|tanh|erf|cbrt|hypot)[f2]?\("
         r"|rsqrt|_rcp|pragma omp|std::(?:reduce|accumulate|inner_product)|fetch_add"
     )
     found = set()
-    for file in sorted(sources.rglob("*.?pp")):
+    for file in sorted(CSRC.rglob("*.?pp")):
         for line in file.read_text().splitlines():
             for match in foreign.findall(
                 re.sub(r"//.*|\bmath::\w+\(|F exp\(|float log\(", "", line)
@@ -220,3 +222,13 @@ def test_rule_17_kernels_have_functions_of_their_own() -> None:
                 found.add(f"{file.name}: {match}")
     # The pool hands out ranges by a counter; inside math.hpp `exp` is its own.
     assert found <= {"threads.cpp: fetch_add", "math.hpp: exp("}
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")
+@pytest.mark.parametrize("flag", ["-ffast-math", "-ffinite-math-only", "-O2"])
+def test_rule_17_sources_refuse_fast_math(flag: str) -> None:
+    source = '#include "core/dtype.hpp"\n'
+    command = ["c++", "-std=c++17", "-fsyntax-only", flag, "-I", CSRC, "-x", "c++", "-"]
+    done = subprocess.run(command, input=source, capture_output=True, text=True, timeout=60)
+    assert (done.returncode != 0) == ("math" in flag)
+    assert ("take -ffast-math" in done.stderr) == ("math" in flag)
