@@ -57,8 +57,9 @@ def train(
             rehearse(loaded, ranks if ranks is not None else started)
         return 0
     if world.speaks:
-        from plait.train.checks import check_folder
+        from plait.train.checks import check_folder, check_layout
 
+        check_layout(loaded, ranks or world.size)
         check_folder(loaded)
     if _must_spawn(world, ranks):
         return _spawn(ranks)
