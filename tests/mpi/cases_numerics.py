@@ -4,16 +4,19 @@ those are compared in cases_gradients.py and cases_training.py."""
 from __future__ import annotations
 
 import numpy as np
-from engines import Array
+from engines import Array, gpt
 from harness import case
 from reference import BFLOAT16
 from transports import transports
 
 from plait.autograd import Tape
 from plait.comm import Communicator, Leaves
+from plait.mesh import Mesh
 from plait.nn import Build, VocabEmbedding
 from plait.ops.cross_entropy import row_statistics
 from plait.ops.position import Position
+from plait.optim import AdamW
+from plait.train.engine import Engine, Settings
 
 ROWS, COLUMNS = 101, 6
 
@@ -57,3 +60,23 @@ def a_target_s_logit_is_selected(world: Communicator) -> None:
             _, logits, _ = row_statistics(own, targets, 5 * 32 - 3, tensor)
             expected = whole[np.arange(8), targets].astype(np.float32)
             assert logits.tobytes() == expected.tobytes(), f"{comm.transport} {dtype}"
+
+
+@case((2, 3, 4))
+def the_first_of_equal_logits_is_predicted(world: Communicator) -> None:
+    """Wherever the vocabulary is cut; zeros of both signs are equal, NaN wins, padding never."""
+    mesh = Mesh(1, world.size, 1, grains={"data": 2, "tensor": 4}, comm=world)
+    engine = Engine(gpt(layers=1), mesh, AdamW(), Settings(batch=2, microbatch=1))
+    vocabulary, width = 101, 32
+    random = np.random.default_rng(4)
+    whole = random.integers(-2, 3, (6, 50, 4 * width)).astype(np.float32)
+    whole[1] = np.where(random.random(whole[1].shape) < 0.5, np.float32(-0.0), np.float32(0.0))
+    whole[2][random.random(whole[2].shape) < 0.02] = np.nan
+    whole[3] = -np.inf
+    whole[4, :, :64] = -np.inf
+    whole[..., vocabulary:] = 9.0
+    leaves = mesh.tensor.leaves.run(mesh.tensor.rank)
+    own = whole[..., leaves.start * width : leaves.stop * width].copy()
+    for dtype in (np.dtype(np.float32), BFLOAT16):
+        found = engine.predict(own.astype(dtype))
+        np.testing.assert_array_equal(found, whole[..., :vocabulary].argmax(-1))

@@ -56,12 +56,13 @@ def train(
             started = world.size if world.size > 1 else None
             rehearse(loaded, ranks if ranks is not None else started)
         return 0
+    spawns = _must_spawn(world, ranks)
     if world.speaks:
         from plait.train.checks import check_folder, check_layout
 
         check_layout(loaded, ranks or world.size)
         check_folder(loaded)
-    if _must_spawn(world, ranks):
+    if spawns:
         return _spawn(ranks)
     from plait.job.signals import StopRequest
 
