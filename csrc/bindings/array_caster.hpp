@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include "core/array.hpp"
+#include "cpu/threads.hpp"
 
 namespace plait {
 
@@ -37,6 +38,7 @@ inline bool dtype_from(const pybind11::dtype& d, DType& out) {
 inline bool load_array(pybind11::handle src, ConstArray& a, bool writable) {
   namespace py = pybind11;
   if (!py::isinstance<py::array>(src)) return false;
+  reset_rounding();  // before the call's numbers become float32: they come after its first array
   auto x = py::reinterpret_borrow<py::array>(src);
   if (x.ndim() > MAX_DIMS || (writable && !x.writeable()) || !dtype_from(x.dtype(), a.dtype))
     return false;

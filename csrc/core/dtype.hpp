@@ -3,6 +3,12 @@
 #include <cstdint>
 #include <cstring>
 
+// Flags such as -ffast-math would leave the order of additions to the compiler.
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
+    (defined(__GCC_IEC_559) && __GCC_IEC_559 == 0)
+#error "plait needs IEEE 754 arithmetic: take -ffast-math, -funsafe-math-optimizations and their like out of CXXFLAGS"
+#endif
+
 namespace plait {
 
 enum class DType : int { float32, bfloat16, float16, int8, int16, int32, int64, uint8, uint16, uint32, uint64 };

@@ -52,8 +52,9 @@ uint64_t weighted_bits(const ConstArray& x, const ConstArray& rows, const ConstA
 
 // --- randomness: Philox 4x32-10 ----------------------------------------------------------------
 // How keys and counters are made: core/philox.hpp. Any element can be computed alone.
-// out(n) float32 = mean + std * normal(seed, stream, first_index + i)  (Box-Muller in double on own log, sine and cosine).
-void random_normal(int64_t seed, int64_t stream, int64_t first_index, float mean, float std, const Array& out);
+// out(n) float32 = mean + std * normal(seed, stream, first_index + i)  (Box-Muller in double on own log, sine and cosine);
+// mean and std are rounded to float32 first.
+void random_normal(int64_t seed, int64_t stream, int64_t first_index, double mean, double std, const Array& out);
 // x(B, S, C) strided, out contiguous: kept elements times 1/(1-p), others +0. The key is (seed, step, layer), the number of an
 // element (first_sample + b, (first_position + s) * C + c). The same call on the gradient is its backward.
 void dropout(const ConstArray& x, float probability, int64_t seed, int64_t step, int64_t layer,

@@ -125,7 +125,7 @@ PLAIT_KERNEL(dropout_run, dropout_body)
 
 }  // namespace
 
-void random_normal(int64_t seed, int64_t stream, int64_t first_index, float mean, float std,
+void random_normal(int64_t seed, int64_t stream, int64_t first_index, double mean, double std,
                    const Array& out) {
   constexpr int64_t largest = std::numeric_limits<int64_t>::max();
   PLAIT_CHECK(first_index >= 0 && first_index <= largest - BLOCK - out.size(), "random_normal", "first_index is ",
@@ -139,8 +139,8 @@ void random_normal(int64_t seed, int64_t stream, int64_t first_index, float mean
   parallel_for(blocks, WORTH_A_THREAD / BLOCK, [&](int64_t begin, int64_t end) {
     float values[BLOCK];
     for (int64_t block = first_block + begin; block < first_block + end; block++) {
-      normal_block(uint64_t(block * LANES), uint64_t(stream), uint64_t(seed), mean, std,
-                   static_cast<float*>(values));
+      normal_block(uint64_t(block * LANES), uint64_t(stream), uint64_t(seed), float(mean),
+                   float(std), static_cast<float*>(values));
       const int64_t from = std::max(first_index, block * BLOCK);
       const int64_t until = std::min(first_index + size, (block + 1) * BLOCK);
       std::memcpy(to + from - first_index, values + from % BLOCK,

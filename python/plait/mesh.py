@@ -150,8 +150,7 @@ def checked_grains(layout: Layout, grains: Mapping[str, int] | None) -> dict[str
             needed = {**found, name: size}
             raise ValueError(
                 f"layout {layout} has {name} size {size}, more than its {found[name]} grains: "
-                f"add `grains = {{data = {needed['data']}, tensor = {needed['tensor']}}}` "
-                "under [numerics] (this changes the bits of the result)"
+                f"give grains={needed} (this changes the bits of the result)"
             )
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
 import sys
 import time
 import traceback
@@ -43,6 +44,7 @@ def main(source: Path, folder: Path, names: list[str]) -> None:
         except BaseException:
             tell("failed", name, traceback=traceback.format_exc())
             comm.Abort(3)
+            os._exit(3)  # Abort may return where another rank aborts too: the case has not passed
         faulthandler.cancel_dump_traceback_later()
         # Communicators are few in MPI: give this case's back, in one order on all ranks.
         while opened:

@@ -80,9 +80,7 @@ def test_sizes_and_grains_are_checked_before_mpi() -> None:
         Mesh(grains={"data": 0})
     with pytest.raises(ValueError, match="'batch': 4"):
         Mesh(grains={"batch": 4})
-    with pytest.raises(
-        ValueError, match=r"add `grains = \{data = 4, tensor = 4\}` under \[numerics\]"
-    ):
+    with pytest.raises(ValueError, match=r"give grains=\{'data': 4, 'tensor': 4\}"):
         Mesh(data=2, tensor=4, grains={"data": 4, "tensor": 2})
 
 

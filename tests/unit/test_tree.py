@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations_with_replacement
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,17 @@ def test_any_share_of_leaves_gives_the_tree(count: int) -> None:
                 assert node is not None, "a node that the tree does not have"
                 pushed.append(node)
         assert run(pushed, leaves.merges()) == whole
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_any_contiguous_runs_give_the_tree(count: int) -> None:
+    """Uneven ones too, and ranks without a leaf."""
+    whole = recursive(0, count)
+    for size in range(1, 5):
+        for inner in combinations_with_replacement(range(count + 1), size - 1):
+            leaves = Leaves(count, (0, *inner, count))
+            pushed = [subtree(whole, a, b) for rank in range(size) for a, b in leaves.nodes(rank)]
+            assert run(pushed, leaves.merges()) == whole
 
 
 def test_nodes_are_maximal_and_few() -> None:

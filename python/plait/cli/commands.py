@@ -61,11 +61,13 @@ def train(
             started = world.size if world.size > 1 else None
             rehearse(loaded, ranks if ranks is not None else started)
         return 0
+    spawns = _must_spawn(world, ranks)
     if world.speaks:
-        from plait.train.checks import check_folder
+        from plait.train.checks import check_folder, check_layout
 
+        check_layout(loaded, ranks or world.size)
         check_folder(loaded)
-    if _must_spawn(world, ranks):
+    if spawns:
         return _spawn(ranks)
     from plait.job.signals import StopRequest
 
@@ -140,6 +142,11 @@ def verify(
         raise UserError(
             f"these layouts need {needed} ranks, the launcher started {world.size}: start {needed}"
         )
+    if world.speaks:
+        from plait.train.checks import check_layout
+
+        for each in configs:
+            check_layout(each, each.layout.ranks or needed)
     if needed > world.size:
         return _spawn(needed)
     from plait.verify import verify

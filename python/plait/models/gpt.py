@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from plait import nn, ops
 from plait.autograd import Tensor
 from plait.nn import Build, LayerSpec
@@ -68,7 +70,7 @@ def gpt(
 ) -> list[LayerSpec]:
     """A GPT-2 of `layers` blocks; mlp_dim defaults to 4 x hidden_dim."""
     c, s, m, v = hidden_dim, sequence_length, mlp_dim or 4 * hidden_dim, vocabulary
-    std_out = 0.02 / (2 * max(layers, 1)) ** 0.5
+    std_out = 0.02 / math.sqrt(2 * max(layers, 1))
     block = 4 * c * c + 2 * c * m + 9 * c + m
     specs = [
         LayerSpec(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from plait import nn, ops
 from plait.autograd import Tensor
 from plait.nn import Build, LayerSpec
@@ -61,7 +63,7 @@ def llama(
     32."""
     c, s, v, kv = hidden_dim, sequence_length, vocabulary, kv_heads or heads
     m = mlp_dim or -(-8 * c // 96) * 32
-    std_out = 0.02 / (2 * max(layers, 1)) ** 0.5
+    std_out = 0.02 / math.sqrt(2 * max(layers, 1))
     weights = 2 * c * c + 2 * c * (c // heads) * kv + 3 * c * m
     specs = [
         LayerSpec(

@@ -3,6 +3,8 @@ residuals."""
 
 from __future__ import annotations
 
+import math
+
 from plait import nn, ops
 from plait.autograd import Context, Function, Tensor
 from plait.backend import Array
@@ -26,8 +28,8 @@ class Pair(nn.Layer):
     """inputs -> hidden (column parallel) -> GELU -> outputs (row parallel)."""
 
     def __init__(self, build: Build, inputs: int, hidden: int, outputs: int):
-        self.up = nn.ColumnLinear(build.at("up"), inputs, hidden, std=(2 / inputs) ** 0.5)
-        self.down = nn.RowLinear(build.at("down"), hidden, outputs, std=(1 / hidden) ** 0.5)
+        self.up = nn.ColumnLinear(build.at("up"), inputs, hidden, std=math.sqrt(2 / inputs))
+        self.down = nn.RowLinear(build.at("down"), hidden, outputs, std=math.sqrt(1 / hidden))
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down(ops.GELU.apply(self.up(x)))
@@ -83,7 +85,7 @@ def mlp(
     specs.append(
         LayerSpec(
             "head",
-            lambda build: nn.Head(build, c, classes, std=(1 / c) ** 0.5),
+            lambda build: nn.Head(build, c, classes, std=math.sqrt(1 / c)),
             parameters=c * classes,
             flops=2 * c * classes,
             activation=c + classes,

@@ -7,6 +7,7 @@ blocks every tensor rank has all channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from plait import nn, ops
@@ -56,7 +57,7 @@ class Block(nn.Layer):
 
 class Output(nn.Layer):
     def __init__(self, build: Build, channels: int, classes: int):
-        self.head = nn.Head(build, channels, classes, std=(1 / channels) ** 0.5)
+        self.head = nn.Head(build, channels, classes, std=math.sqrt(1 / channels))
         self.vocabulary = classes
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -25,10 +25,11 @@ class SelfAttention(Layer):
                 f"divide {heads} heads"
             )
         if kv_heads % leaves.count:
+            divisor = max(n for n in range(1, leaves.count) if kv_heads % n == 0)
             raise ValueError(
                 f"{leaves.count} tensor grains do not divide {kv_heads} "
-                f"{'heads' if kv_heads == heads else 'key-value heads'}: set "
-                "numerics.grains.tensor (and layout.tensor) to a divisor"
+                f"{'heads' if kv_heads == heads else 'key-value heads'}: take {divisor} "
+                "(numerics.grains.tensor), and no larger tensor size"
             )
         head = size // heads
         self.causal, self.rope = causal, rope

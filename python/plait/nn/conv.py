@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from plait import ops
 from plait.autograd import Tensor
 from plait.nn.layer import Build, Layer
@@ -20,7 +22,7 @@ class ColumnConv(Layer):
     ):  # fmt: skip
         self.comm, self.stride = build.comm, stride
         self.padding = kernel // 2 if padding is None else padding
-        init = Init((2 / (inputs * kernel * kernel)) ** 0.5)
+        init = Init(math.sqrt(2 / (inputs * kernel * kernel)))
         self.weight = build.split("weight", (outputs, kernel, kernel, inputs), init=init)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ class RowConv(Layer):
     ):  # fmt: skip
         self.comm, self.stride = build.comm, stride
         self.padding = kernel // 2 if padding is None else padding
-        init = Init((2 / (inputs * kernel * kernel)) ** 0.5)
+        init = Init(math.sqrt(2 / (inputs * kernel * kernel)))
         self.weight = build.split("weight", (inputs, kernel, kernel, outputs), init=init)
 
     def __call__(self, x: Tensor) -> Tensor:

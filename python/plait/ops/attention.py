@@ -3,6 +3,8 @@ by leaf."""
 
 from __future__ import annotations
 
+import math
+
 from plait.autograd import Context, Function
 from plait.backend import Array, empty, kernels
 
@@ -32,7 +34,9 @@ class Attention(Function):
         out = empty((batch, length, leaves, heads, size), x.dtype)
         log_sum = empty((leaves, batch, heads, length))
         for leaf, (q, k, v) in enumerate(_split(x, leaves, heads, kv_heads)):
-            kernels.attention_forward(q, k, v, causal, size**-0.5, out[:, :, leaf], log_sum[leaf])
+            kernels.attention_forward(
+                q, k, v, causal, 1 / math.sqrt(size), out[:, :, leaf], log_sum[leaf]
+            )
         ctx.save(x, out, log_sum, leaves, heads, kv_heads, causal, rope)
         return out.reshape(batch, length, -1)
 
@@ -47,7 +51,7 @@ class Attention(Function):
         for leaf, (qkv, grads) in enumerate(parts):
             kernels.attention_backward(
                 grad[:, :, leaf], *qkv, out[:, :, leaf], log_sum[leaf],
-                causal, out.shape[-1] ** -0.5, *grads,
+                causal, 1 / math.sqrt(out.shape[-1]), *grads,
             )  # fmt: skip
         if rope is not None:
             grad_x = _rotate(grad_x, leaves, heads, kv_heads, rope, inverse=True)

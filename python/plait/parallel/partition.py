@@ -14,7 +14,7 @@ def partition(costs: Sequence[float], stages: int) -> list[int]:
     if n < stages:
         raise ValueError(
             f"layout.pipeline = {stages} needs at least as many layers, the model has {n}: "
-            "use fewer stages"
+            f"use at most {n} stages"
         )
     prefix = [0.0]
     for cost in costs:

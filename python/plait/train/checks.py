@@ -5,7 +5,8 @@ import re
 import tempfile
 from typing import TYPE_CHECKING
 
-from plait.train import sections
+from plait.train import fit, sections
+from plait.train.grains import auto_grains_of
 from plait.train.options import ConfigError, Source
 from plait.train.toml import to_toml
 
@@ -28,6 +29,16 @@ def check(config: "Config", source: Source) -> None:
     _grains(config, source)
 
 
+def check_layout(config: "Config", ranks: int) -> None:
+    """Raises ConfigError where so many ranks cannot be laid out, or grains do not allow it. Models
+    of the user's own may still refuse grains."""
+    layout = config.layout.resolve(ranks)
+    try:
+        fit.check(_plan(config, layout), _heads(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def check_folder(config: "Config") -> None:
     """Raises ConfigError where the run's folder cannot be made; makes nothing that stays."""
     if os.path.exists(os.path.join(config.runs_dir, config.name)):
@@ -45,12 +56,18 @@ def check_folder(config: "Config") -> None:
 
 
 def _either(
-    source: Source, first: tuple[str, object], second: tuple[str, object], so: str, else_so: str
+    source: Source,
+    first: tuple[str, object],
+    second: tuple[str, object],
+    so: str,
+    else_so: str,
+    mend: str = "",
 ) -> ConfigError:
     """Two keys that do not fit: the second is blamed where it alone is from the command line."""
     if source.given(second[0]) and not source.given(first[0]):
         first, second, so = second, first, else_so
-    return source.wrong(*first, f"must {so} {second[0]} = {to_toml(second[1])}")
+    text = f"must {so} {second[0]} = {to_toml(second[1])}"
+    return source.wrong(*first, f"{text}: {mend}" if mend else text)
 
 
 def _model(model: sections.Model, source: Source) -> None:
@@ -94,18 +111,35 @@ def _grains(config: "Config", source: Source) -> None:
     grains, layout = config.numerics.grains, config.layout
     if not isinstance(grains, sections.Grains):
         return
+    heads, plan = _heads(config), _plan(config, layout)
+    mend = fit.lines(plan, fit.nearest(plan, heads))
     if grains.data > config.train.batch:
         pair = ("numerics.grains.data", grains.data), ("train.batch", config.train.batch)
-        raise _either(source, *pair, "be at most", "be at least")
+        raise _either(source, *pair, "be at most", "be at least", mend)
     for axis, size in (("data", layout.data or 1), ("tensor", layout.tensor)):
         if (leaves := getattr(grains, axis)) < size:
             pair = (f"numerics.grains.{axis}", leaves), (f"layout.{axis}", size)
-            raise _either(source, *pair, "be at least", "be at most")
-    attention = _with_heads(config.model)
-    heads = attention and (getattr(attention, "kv_heads", None) or attention.heads)
-    if heads and heads % grains.tensor:
-        mend = f"must divide the model's {heads} heads of keys and values"
-        raise source.wrong("numerics.grains.tensor", grains.tensor, mend)
+            raise _either(source, *pair, "be at least", "be at most", mend)
+    if any(count % grains.tensor for _, count in heads):
+        text = f"must divide the model's {heads[0][1]} heads of keys and values: {mend}"
+        raise source.wrong("numerics.grains.tensor", grains.tensor, text)
+
+
+def _plan(config: "Config", layout: sections.Layout) -> fit.Plan:
+    grains, batch, data = config.numerics.grains, config.train.batch, layout.data or 1
+    if isinstance(grains, sections.Grains):
+        found = grains.data, grains.tensor
+    elif grains == "layout":
+        found = data, layout.tensor
+    else:
+        found = auto_grains_of((count for _, count in _heads(config)), batch)
+    return fit.Plan(data, layout.tensor, layout.pipeline, batch, found)
+
+
+def _heads(config: "Config") -> list[tuple[str, int]]:
+    """What the tensor grains must divide, as far as the config tells."""
+    model = _with_heads(config.model)
+    return [("the model", getattr(model, "kv_heads", None) or model.heads)] if model else []
 
 
 def _with_heads(model: sections.Model) -> sections.GPT | sections.Llama | None:

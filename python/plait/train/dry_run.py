@@ -30,7 +30,7 @@ def rehearse(config: Config, ranks: int | None) -> None:
         specs = build_model(config, dataset)
         build_optimizer(config)
         grains = grains_of(config, specs, layout)
-        check_grains(specs, layout, grains)
+        check_grains(specs, layout, grains, config.train.batch)
         request = memory_request(config, specs, layout)
         plan = memory(specs, request)
         shape = mesh.Layout(layout.data or 1, layout.tensor, layout.pipeline)

@@ -21,10 +21,12 @@ from plait.mesh import Mesh, world_communicator
 from plait.report import Progress, RunFolder, Screen, bytes_text, count_text, peak_bytes, time_text
 from plait.train import sections
 from plait.train.build import build_dataset, build_model, make_trainer, sequence_length
+from plait.train.checks import check_layout
 from plait.train.config import Config, compare, dump, load, load_record
 from plait.train.numerics import agree_on_instructions
 from plait.train.restore import TOKENIZER, check_data, find_run, read_tokenizer, restored
 from plait.train.setup import (
+    check_grains,
     check_memory,
     grains_of,
     ranks_here,
@@ -48,6 +50,7 @@ def train(
         world = world_communicator()
         screen = Screen(active=world.rank == 0)
         layout = config.layout.resolve(world.size)
+        check_layout(config, world.size)
         run = RunFolder(Path(config.runs_dir) / config.name, world, fresh=fresh)
         run.look()
         previous = _check_resumable(config, run)
@@ -57,9 +60,10 @@ def train(
         dataset.prepare(world)
         check_data(run.path, previous, dataset)
         specs = build_model(config, dataset)
+        grains = grains_of(config, specs, layout)
+        check_grains(specs, layout, grains, config.train.batch)
         needed, _ = check_memory(config, specs, layout, local)
         mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=world)
-        grains = grains_of(config, specs, layout)
         record = {
             "plait": __version__,
             "data": dataset.fingerprint,

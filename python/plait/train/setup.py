@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 
-from plait import mesh
 from plait.backend import kernels
 from plait.comm import Communicator
 from plait.errors import UserError
 from plait.nn import LayerSpec
 from plait.plan import Request, memory, smallest_change
 from plait.report import bytes_text, limit_bytes
+from plait.train import fit
 from plait.train.config import Config
 from plait.train.grains import auto_grains
 from plait.train.microbatch import auto_microbatch
@@ -97,17 +97,16 @@ def memory_request(config: Config, specs: list[LayerSpec], layout: Layout) -> Re
     )
 
 
-def check_grains(specs: list[LayerSpec], layout: Layout, grains: tuple[int, int]) -> None:
-    """Refuses, with ValueError, what the mesh and the layers would."""
-    data, tensor = grains
-    shape = mesh.Layout(layout.data or 1, layout.tensor, layout.pipeline)
-    mesh.checked_grains(shape, {"data": data, "tensor": tensor})
-    for spec in specs:
-        if spec.tensor_units and spec.tensor_units % tensor:
-            raise ValueError(
-                f"{tensor} tensor grains do not divide the {spec.tensor_units} heads of "
-                f"{spec.name}: set numerics.grains.tensor (and layout.tensor) to a divisor"
-            )
+def check_grains(
+    specs: list[LayerSpec], layout: Layout, grains: tuple[int, int], batch: int
+) -> None:
+    """Refuses, with ValueError, what the mesh and the layers would; says what fits."""
+    plan = fit.Plan(layout.data or 1, layout.tensor, layout.pipeline, batch, grains)
+    fit.check(plan, heads_of(specs))
+
+
+def heads_of(specs: list[LayerSpec]) -> list[tuple[str, int]]:
+    return [(spec.name, spec.tensor_units) for spec in specs if spec.tensor_units]
 
 
 def check_memory(
@@ -123,7 +122,7 @@ def check_memory(
     def limit_of(changed: Request) -> int:
         wanted = Layout(data=changed.data, tensor=changed.tensor, pipeline=changed.pipeline)
         try:
-            check_grains(specs, wanted, grains_of(config, specs, wanted))
+            check_grains(specs, wanted, grains_of(config, specs, wanted), changed.batch)
         except ValueError:
             return 0
         one_host = not config.memory and local == request.ranks

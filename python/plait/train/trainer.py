@@ -21,6 +21,7 @@ from plait.ops.position import Position
 from plait.optim import Optimizer, Schedule, constant
 from plait.parallel.bucket import Span
 from plait.report import RunFolder, Screen, peak_bytes, reset_peak
+from plait.train import fit
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
 from plait.train.microbatch import auto_microbatch
@@ -117,8 +118,12 @@ class Trainer:
             grains = auto_grains(layers, batch)
         elif grains == "layout":
             grains = (mesh.data.size, mesh.tensor.size)
-        elif not isinstance(grains, tuple) or len(grains) != 2:
+        elif not _is_pair(grains):
             raise ValueError(f'grains must be "auto", "layout" or (data, tensor), got {grains!r}')
+        layout = mesh.layout
+        plan = fit.Plan(layout.data, layout.tensor, layout.pipeline, batch, grains)
+        units = [(spec.name, spec.tensor_units) for spec in layers if spec.tensor_units]
+        fit.check(plan, units, fit.arguments)
         self.mesh = mesh = mesh.with_grains(*grains)
         self.optimizer, self.schedule = optimizer, schedule or constant()
         dataset.prepare(mesh.world)
@@ -380,6 +385,14 @@ def _check_types(
 def _rest(newest: Path | None) -> str:
     """What is left of a run whose state is broken."""
     return "there is no checkpoint" if newest is None else f"{newest} is from before"
+
+
+def _is_pair(grains: object) -> bool:
+    return (
+        isinstance(grains, tuple)
+        and len(grains) == 2
+        and all(isinstance(n, int) and n >= 1 for n in grains)
+    )
 
 
 def _piece(kind: Any, span: Span, array: Array) -> checkpoint.Piece:

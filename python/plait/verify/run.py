@@ -110,7 +110,7 @@ def _prepare(configs: Sequence[Config], world: Communicator) -> Subject:
         specs = build_model(first, dataset)
         for config in configs:
             grains = setup.grains_of(config, specs, config.layout)
-            setup.check_grains(specs, config.layout, grains)
+            setup.check_grains(specs, config.layout, grains, config.train.batch)
             setup.check_memory(config, specs, config.layout, here)
     return Subject(world, specs, dataset)
 

@@ -99,6 +99,10 @@ def stand_in(name: str, **functions: Any) -> None:
 
 
 stand_in("plait.train.config", load=load)
-stand_in("plait.train.checks", check_folder=lambda config: None)
+stand_in(
+    "plait.train.checks",
+    check_folder=lambda config: None,
+    check_layout=lambda config, ranks: None,
+)
 stand_in("plait.train.dry_run", rehearse=rehearse)
 stand_in("plait.train.run", train=train, evaluate=evaluate, generate=generate)
