@@ -66,6 +66,7 @@ def train(
         mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=world)
         record = {
             "plait": __version__,
+            "instructions": path,
             "data": dataset.fingerprint,
             "mpi": mpi_name(world),
         }

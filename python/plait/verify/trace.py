@@ -97,4 +97,4 @@ def _powers(axis: int, count: int) -> Array:
     """1, c, c^2, ... modulo 2^64 for that axis' constant c."""
     factors = np.full(count, _AXES[axis % len(_AXES)], np.uint64)
     factors[:1] = 1
-    return np.multiply.accumulate(factors)
+    return np.cumprod(factors, dtype=np.uint64)
