@@ -3,7 +3,10 @@ those are compared in cases_gradients.py and cases_training.py."""
 
 from __future__ import annotations
 
+import socket
+
 import numpy as np
+import pytest
 from engines import Array, gpt
 from harness import case
 from reference import BFLOAT16
@@ -16,6 +19,7 @@ from plait.nn import Build, VocabEmbedding
 from plait.ops.cross_entropy import row_statistics
 from plait.ops.position import Position
 from plait.optim import AdamW
+from plait.train import numerics
 from plait.train.engine import Engine, Settings
 
 ROWS, COLUMNS = 101, 6
@@ -80,3 +84,20 @@ def the_first_of_equal_logits_is_predicted(world: Communicator) -> None:
     for dtype in (np.dtype(np.float32), BFLOAT16):
         found = engine.predict(own.astype(dtype))
         np.testing.assert_array_equal(found, whole[..., :vocabulary].argmax(-1))
+
+
+@case(3, limit=30.0)
+def the_least_instruction_path_is_taken_and_named(world: Communicator) -> None:
+    taken = []
+
+    class Kernels:
+        isa = staticmethod(lambda: ("avx512", "avx2", "avx512")[world.rank])
+        set_isa = staticmethod(taken.append)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numerics, "kernels", Kernels)
+        said = numerics.agree_on_instructions(world)
+        assert taken == ["avx2"]
+        assert said == f"avx2, for rank 1 on host {socket.gethostname()} has no more"
+        Kernels.isa = staticmethod(lambda: "portable")
+        assert numerics.agree_on_instructions(world) == "portable"
