@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from plait import Mesh, data, models, optim
@@ -12,6 +13,7 @@ from plait.errors import UserError
 from plait.nn import LayerSpec
 from plait.train import numerics
 from plait.train.digest import state_digest
+from plait.train.state_check import StateChanged, StateCheck
 from plait.train.trainer import Trainer
 
 
@@ -92,3 +94,20 @@ def test_microbatches_are_bits_where_samples_mix() -> None:
         "microbatches 2 of 3, 1 of 2, here 4 of 2"
     ]
     assert numerics.changes({}, of(plain, 3)) == []
+
+
+def test_a_changed_state_names_the_checkpoint_from_before(tmp_path: Path) -> None:
+    with trainer(tmp_path) as each:
+        steps = each.steps(9)
+        StateCheck(each.engine, 1)
+        next(steps)
+        path = each.save()
+        next(steps)
+        each.engine.master[0].view(np.uint32)[0] ^= 1
+        said = rf"in step 3: the master of .*: rank 0 on host .*; {path} is from before"
+        with pytest.raises(StateChanged, match=said):
+            next(steps)
+    with trainer(tmp_path) as each:  # as the next job does
+        assert each.next_step == 1
+        for _ in each.steps(4):
+            pass
