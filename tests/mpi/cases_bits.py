@@ -3,14 +3,16 @@ those settings, on each rank count."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from bench import STOPS, Bench, How, named_transports
-from engines import factorisations
+from bench import STOPS, Bench, How, make_trainer, named_transports, run
+from engines import factorisations, one_rank
 from harness import case
 from pairwise import Factors, Setting, pairwise
-from trainings import Training
+from trainings import GRAINS, Training
 
+from plait.backend import kernels
 from plait.comm import Communicator
 
 
@@ -43,6 +45,31 @@ def split(row: dict[str, Any]) -> tuple[Training, How]:
     rest = dict(row)
     model, precision, how = rest.pop("model"), rest.pop("precision"), How(**rest)
     return Training(model, precision, how.layers), how
+
+
+@case(1)
+def two_threads_share_the_work(world: Communicator) -> None:
+    """Of every model, so that threads are not 2 in name only: the second wakes up many times."""
+    for model in ("gpt", "resnet", "mlp"):
+        before = sleeps()
+        kernels.set_threads(2)
+        (second,) = sleeps().keys() - before.keys()
+        mesh = one_rank({"data": GRAINS[0], "tensor": GRAINS[1]})
+        with make_trainer(Training(model, "float32"), How((1, 1, 1)), mesh, None) as one:
+            start = sleeps()[second]
+            run(one, 1)
+            assert sleeps()[second] - start >= 5, model
+        kernels.set_threads(1)
+
+
+def sleeps() -> dict[str, int]:
+    """How often each thread of this process has gone to sleep."""
+    counts = {}
+    for thread in Path("/proc/self/task").iterdir():
+        for line in (thread / "status").read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                counts[thread.name] = int(line.split()[1])
+    return counts
 
 
 @case((1, 2, 3, 4, 6, 8), limit=300.0)

@@ -18,7 +18,7 @@ from plait.nn import LayerSpec
 SAMPLES, GRAINS = 31, (8, 8)
 GPT = {"hidden_dim": 72, "heads": 8, "vocabulary": 101, "sequence_length": 19, "dropout": 0.1}
 RESNET: dict[str, Any] = {"input_shape": (17, 15, 3), "classes": 10, "width": 20}
-MLP: dict[str, Any] = {"input_shape": (5, 7, 3), "classes": 10, "hidden_dim": 90}
+MLP: dict[str, Any] = {"input_shape": (5, 7, 3), "classes": 10, "hidden_dim": 190}
 
 
 @dataclass(frozen=True)
