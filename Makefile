@@ -43,7 +43,7 @@ test-cluster: $(VENV)/.dev  ## a real Slurm of 4 nodes on this machine: root, De
 	  { apt-get update -qq && apt-get install -y -qq shellcheck >/dev/null; }
 	$(BIN)/python -m pytest tests/cluster
 
-test-long: $(VENV)/.dev  ## every layout and loss curve, and the unit tests on the other Pythons found
+test-long: $(VENV)/.dev  ## every layout with every setting, loss curves, and the unit tests on the other Pythons found
 	$(BIN)/python -m pytest tests/unit $(wildcard tests/mpi) --long
 	@for python in $(PYTHONS); do $(MAKE) --no-print-directory test-python PYTHON=$$python || exit 1; done
 

@@ -1,6 +1,7 @@
 """plait under a real Slurm: both wheels' MPI on two and four nodes, and what a user sees when a
 job goes wrong."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -28,32 +29,51 @@ def test_all_reduce(cluster: Cluster, library: str, nodes: int) -> None:
     assert f"{2 * nodes} ranks on {hosts} by" in done.out, str(done)
 
 
-def weights(run: Path) -> dict[str, bytes]:
-    """Everything in a run's newest checkpoint, as bytes by name."""
+def bits(run: Path) -> tuple[str, list[tuple[float, float]]]:
+    """SHA-256 over all masters and moments of a run's newest checkpoint, in global order; loss and
+    gradient norm of every step, which JSON keeps to the last bit."""
     from plait.checkpoint import Reader, find
 
-    reader = Reader(find(run))
-    arrays = reader.manifest.arrays.values()
-    return {f"{a.kind}/{a.name}": reader.read(a.name, a.kind, 0, a.size).tobytes() for a in arrays}
+    reader, digest = Reader(find(run)), hashlib.sha256()
+    arrays = sorted(reader.manifest.arrays.values(), key=lambda a: (a.name, a.kind))
+    assert len(arrays) > 50
+    for array in arrays:
+        digest.update(f"{array.name} {array.kind}".encode())
+        digest.update(reader.read(array.name, array.kind, 0, array.size).tobytes())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(20))
+    return digest.hexdigest(), [(row["loss"], row["grad_norm"]) for row in steps]
 
 
 def test_training_is_the_same_on_any_nodes(cluster: Cluster, tmp_path: Path) -> None:
-    """Two nodes, four nodes, either MPI: the same bits in every weight and moment."""
-    found = {}
-    for library, nodes, tasks, layout in (
-        ("mpich", 2, 2, "2x2x1"),
-        ("mpich", 4, 1, "2x1x2"),
-        ("openmpi", 2, 2, "1x2x2"),
-    ):
+    """One node, two, four, either MPI, every transport, and a run that one MPI on two nodes began
+    and the other on four goes on with: the same losses, weights and moments, as bits."""
+
+    def train(
+        name: str, library: str, nodes: int, tasks: int, layout: str, transport: str, *more: str
+    ) -> Path:
         pmi, python = MPIS[library]
-        folder = tmp_path / f"{library}-{layout}"
-        words = [python, *TRAIN, f"layout={layout}", f"runs_dir={folder}"]
+        words = [python, *TRAIN, f"layout={layout}", f"runs_dir={tmp_path / name}", *more]
         done = cluster.srun(nodes, pmi, *words, tasks=tasks)
         assert done.code == 0, str(done)
-        found[folder.name] = weights(folder / "tiny")
-    first, *others = found.values()
-    assert len(first) > 50
-    assert all(other == first for other in others), list(found)
+        assert f"transport {transport}" in done.err, str(done)
+        return tmp_path / name / "tiny"
+
+    tensor = ("train.sequence_parallel=true", "train.recompute=layer", "threads=2")
+    rest = ("train.microbatch=3", "train.schedule=gpipe", "layout.zero=1")
+    runs = [
+        train("one node", "mpich", 1, 2, "1x1x2", "node"),
+        train("two nodes", "mpich", 2, 2, "2x2x1", "hierarchical", *tensor),
+        train("four nodes", "mpich", 4, 1, "2x1x2", "mpi", *rest),
+        train("one node, openmpi", "openmpi", 1, 2, "1x2x1", "node", *tensor),
+        train("two nodes, openmpi", "openmpi", 2, 2, "1x2x2", "hierarchical", *tensor, *rest),
+    ]
+    train("resumed", "openmpi", 2, 2, "4x1x1", "hierarchical", "layout.zero=1", "train.steps=10")
+    runs.append(train("resumed", "mpich", 4, 1, "1x2x2", "mpi", "train.microbatch=5"))
+    first, *others = map(bits, runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        assert other == first, run
 
 
 @pytest.mark.parametrize("library", MPIS)

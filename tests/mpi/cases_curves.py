@@ -40,7 +40,7 @@ def curve(mesh: Mesh) -> list[StepResult]:
     ]
 
 
-@case((4, 8), limit=120.0)
+@case((4, 8), limit=120.0, long=True)
 def losses_of_fifty_steps_are_one_curve(world: Communicator) -> None:
     expected = curve(one_rank(GRAINS))
     assert expected[-1].loss < 0.8 * expected[0].loss

@@ -30,12 +30,14 @@ _SHARED_MEMORY = ("mpich_shm_", "vader_segment", "sm_segment", "osc_rdma", "psm2
 
 @dataclass(frozen=True)
 class Case:
-    """function(world) on `ranks` ranks, world a plait Communicator; limit in seconds."""
+    """function(world) on `ranks` ranks, world a plait Communicator; limit in seconds; long: takes
+    minutes, and runs with --long only."""
 
     name: str
     ranks: int
     function: Callable[[Any], None]
     limit: float
+    long: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,15 @@ def kept() -> Iterator[None]:
 
 
 def case(
-    ranks: int | tuple[int, ...], *, limit: float = 120.0
+    ranks: int | tuple[int, ...], *, limit: float = 120.0, long: bool = False
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Registers a function(world) to run on each of these rank counts."""
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         file = function.__module__.removeprefix("cases_")
         for count in (ranks,) if isinstance(ranks, int) else ranks:
-            _registered.append(Case(f"{file}.{function.__name__}", count, function, limit))
+            name = f"{file}.{function.__name__}"
+            _registered.append(Case(name, count, function, limit, long))
         return function
 
     return register

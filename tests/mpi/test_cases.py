@@ -12,7 +12,13 @@ def outcomes(request: pytest.FixtureRequest) -> dict[int, dict[str, Outcome]]:
     return {}
 
 
-@pytest.mark.parametrize("case", load_cases(), ids=lambda case: f"{case.name}-{case.ranks}")
+CASES = [
+    pytest.param(x, id=f"{x.name}-{x.ranks}", marks=[pytest.mark.long] if x.long else [])
+    for x in load_cases()
+]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_case(
     case: Case, outcomes: dict[int, dict[str, Outcome]], request: pytest.FixtureRequest
 ) -> None:

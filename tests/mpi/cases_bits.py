@@ -1,0 +1,79 @@
+"""Twenty steps have the same bits, whatever the settings that may not change them: every pair of
+those settings, on each rank count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench import STOPS, Bench, How, make_trainer, named_transports, run
+from engines import factorisations, one_rank
+from harness import case
+from pairwise import Factors, Setting, pairwise
+from trainings import GRAINS, Training
+
+from plait.backend import kernels
+from plait.comm import Communicator
+
+
+def factors(ranks: int) -> Factors:
+    return {
+        "layout": factorisations(ranks),
+        "model": ("gpt", "resnet", "mlp"),
+        "precision": ("float32", "bfloat16"),
+        "microbatch": (None, 3, 5, 13),  # of 13 samples: 3 and 5 leave a rest
+        "schedule": ("one_f_one_b", "gpipe"),
+        "recompute": ("none", "layer"),
+        "zero": (0, 1),
+        "sequence_parallel": (False, True),
+        "threads": (1, 2),
+        "transport": sorted(named_transports(ranks), reverse=True),
+        "stop": STOPS,
+    }
+
+
+def excluded(one: Setting, other: Setting) -> bool:
+    """Whether two settings cannot occur together: a given microbatch is part of batch norm's
+    numerics, and only sequences can be cut along the sequence."""
+    if one == ("model", "resnet") and other[0] == "microbatch":
+        return other[1] is not None
+    return one[0] == "model" and one[1] != "gpt" and other == ("sequence_parallel", True)
+
+
+def split(row: dict[str, Any]) -> tuple[Training, How]:
+    """What decides the bits, and what may not."""
+    rest = dict(row)
+    model, precision, how = rest.pop("model"), rest.pop("precision"), How(**rest)
+    return Training(model, precision, how.layers), how
+
+
+@case(1)
+def two_threads_share_the_work(world: Communicator) -> None:
+    """Of every model, so that threads are not 2 in name only: the second wakes up many times."""
+    for model in ("gpt", "resnet", "mlp"):
+        before = sleeps()
+        kernels.set_threads(2)
+        (second,) = sleeps().keys() - before.keys()
+        mesh = one_rank({"data": GRAINS[0], "tensor": GRAINS[1]})
+        with make_trainer(Training(model, "float32"), How((1, 1, 1)), mesh, None) as one:
+            start = sleeps()[second]
+            run(one, 1)
+            assert sleeps()[second] - start >= 5, model
+        kernels.set_threads(1)
+
+
+def sleeps() -> dict[str, int]:
+    """How often each thread of this process has gone to sleep."""
+    counts = {}
+    for thread in Path("/proc/self/task").iterdir():
+        for line in (thread / "status").read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                counts[thread.name] = int(line.split()[1])
+    return counts
+
+
+@case((1, 2, 3, 4, 6, 8), limit=300.0)
+def every_pair_of_settings(world: Communicator) -> None:
+    bench = Bench(world)
+    for row in pairwise(factors(world.size), excluded):
+        bench.check(*split(row))
