@@ -76,6 +76,21 @@ def test_training_is_the_same_on_any_nodes(cluster: Cluster, tmp_path: Path) -> 
         assert other == first, run
 
 
+def test_verify_names_the_node(cluster: Cluster) -> None:
+    """An op that is wrong on one node is named, with a rank of that node."""
+    pmi, python = MPIS["mpich"]
+    words = ["env", f"PYTHONPATH={PROGRAMS}", python, "-m", "plait", "verify"]
+    words += [PROGRAMS / "tiny.toml", "model.kind=wrong:model"]
+    done = cluster.srun(2, pmi, *words, "--layouts", "1x1x1,2x1x1,1x2x1,2x2x1", tasks=2)
+    assert done.code == 2, str(done)
+    assert done.out.count("the same bits") == 2, str(done)
+    assert "OTHER BITS" in done.out.splitlines()[4], str(done)
+    assert "in step 1: output of Scaled (wrong), sample 4" in done.out, str(done)
+    lines = [line for line in done.out.splitlines() if line.startswith("    rank")]
+    assert [line[:10] for line in lines] == ["    rank 2", "    rank 3"], str(done)
+    assert all("on host cn2:" in line for line in lines), str(done)
+
+
 @pytest.mark.parametrize("library", MPIS)
 def test_a_script_that_raises_takes_the_job_down(
     cluster: Cluster, library: str, tmp_path: Path
