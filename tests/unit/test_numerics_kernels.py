@@ -16,8 +16,9 @@ from plait import _cpu
 # What is not a case, and where its rules are tested.
 ELSEWHERE = {
     "tree_sum": "test_reduce", "convert": "test_reduce", "exact_sum": "test_reduce",
-    "exact_value": "test_reduce", "fingerprint": "test_fingerprint", "weighted_bits": "test_fingerprint", "random_normal": "test_random",
-    "dropout": "test_random", "cross_entropy_merge": "test_cross_entropy",
+    "exact_value": "test_reduce", "fingerprint": "test_fingerprint",
+    "weighted_bits": "test_fingerprint", "random_normal": "test_random", "dropout": "test_random",
+    "cross_entropy_merge": "test_cross_entropy",
     "adamw": "test_optimizer", "sgd": "test_optimizer",
 }  # fmt: skip
 CONTROLS = {"set_threads", "threads", "set_isa", "isa"}
