@@ -321,6 +321,14 @@ def a_nan_of_one_rank(world: Communicator) -> None:
 
 
 @case(4, limit=60.0)
+def a_loss_that_is_nan_on_one_rank_alone(world: Communicator) -> None:
+    """The others would go on."""
+    plant = Plant("2x2x1", 3)
+    plant.wrap(Engine, "_update", lambda result, *_: replace(result, loss=float("nan")))
+    plant.named("in step 1: loss", "nan instead of 3.9")
+
+
+@case(4, limit=60.0)
 def an_op_that_one_rank_leaves_out(world: Communicator) -> None:
     plant = Plant("4x1x1", 1)
     original = ops.Dropout.apply

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import socket
 import sys
 import time
@@ -22,7 +21,8 @@ from plait.train import numerics, setup
 from plait.train.build import build_dataset, build_model, make_trainer
 from plait.train.config import Config
 from plait.train.digest import state_digest
-from plait.train.engine import Engine
+from plait.train.engine import Engine, StepResult
+from plait.train.trainer import NotFinite, Step
 from plait.verify.compare import Difference, first_difference, ranks_text
 from plait.verify.distance import Catcher, distances
 from plait.verify.key import STATE
@@ -149,12 +149,16 @@ def _train(
         trainer = make_trainer(config, subject.specs, subject.dataset, mesh, None)
     listener = listen(trainer.engine)
     fault, loss, begin = "", float("nan"), time.perf_counter()
-    try:
-        for step in itertools.islice(trainer.steps(config.train.steps), steps):
-            listener.result(loss=step.loss, grad_norm=step.grad_norm)
-            loss = step.loss
-    except UserError as error:  # not finite, on all ranks
-        fault = str(error)
+    training = trainer.steps(config.train.steps)
+    for _ in range(steps):
+        try:
+            result: Step | StepResult = next(training)
+        except NotFinite as error:
+            fault, result = str(error), error.result
+        loss = result.loss
+        listener.result(loss=loss, grad_norm=result.grad_norm)
+        if any(mesh.world.all_gather_object(fault)):  # of one rank alone if that is what is wrong
+            break
     else:
         listener.state()
     seconds = (time.perf_counter() - begin) / max(steps, 1)
