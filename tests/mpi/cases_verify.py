@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,22 @@ def other_microbatches_of_batch_norm_are_refused(world: Communicator) -> None:
         told(configs(RESNET, ["1x1x1", "1x1x2", "2x1x1"], "train.microbatch=3"))
     same, said = told(configs(RESNET, ["1x1x1", "1x1x2", "2x1x1"], "train.microbatch=2"))
     assert same, said
+
+
+@case(2, limit=60.0)
+def one_layout_is_in_memory_at_a_time(world: Communicator) -> None:
+    engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+    alive, build = [], Engine.__init__
+
+    def init(engine: Engine, *arguments: Any) -> None:
+        alive.append(len(engines))
+        engines.add(engine)
+        build(engine, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "__init__", init)
+        told(configs(GPT, ["1x1x2", "2x1x1", "1x2x1"]))
+    assert alive == [0, 0, 0]
 
 
 class Plant:

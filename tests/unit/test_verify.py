@@ -34,6 +34,8 @@ def test_equal_halves_on_two_tensor_ranks_are_copies_not_the_whole() -> None:
     assert first_difference(four, whole) is None
     four[3].pieces[MASTER] = Pieces(8, ((4, 8),), 8)
     assert first_difference(whole, four) == Difference(MASTER, -1, (1, 3))
+    note = "the reference parts from itself, at ranks 1, 3"
+    assert first_difference(four, whole) == Difference(MASTER, -1, (1, 3), note, alone=True)
     four[3].pieces[MASTER] = Pieces(8, ((3, 7),), 7)
     found = first_difference(whole, four)
     assert found is not None

@@ -175,6 +175,9 @@ def _in_pieces(
         who, traces = ("this layout", other) if wanted else ("the reference", reference)
         ranks = tuple(trace.rank for trace in traces if key in trace.pieces)
         return _alone(key, -1, ranks, f"the parts that {who} has do not make one whole: ")
+    if len({total for _, total in wanted}) > 1:
+        odd = [rank for ranks, total in wanted if total != found[0][1] for rank in ranks]
+        return _alone(key, -1, tuple(odd), "the reference parts from itself, at ")
     for ranks, total in found:
         if total != wanted[0][1]:
             return Difference(key, -1, ranks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import socket
 import sys
 import time
@@ -138,6 +139,7 @@ def _train(
     subject: Subject, config: Config, steps: int, listen: Callable[[Engine], Listener]
 ) -> Trained | None:
     """On the first ranks of the world; None on the others."""
+    gc.collect()  # the last layout's engine: it and its listener know each other
     world, layout = subject.world, config.layout
     comm = world.split(0 if world.rank < (layout.ranks or 1) else None, world.rank)
     if comm is None:
