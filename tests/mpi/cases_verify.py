@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,10 +14,11 @@ import numpy as np
 import pytest
 from harness import case
 
-from plait import ops
+from plait import nn, ops
 from plait.autograd import Context
 from plait.comm import Communicator
 from plait.data.synthetic_set import SyntheticTokens
+from plait.errors import UserError
 from plait.ops import linear
 from plait.optim import AdamW
 from plait.parallel.bucket import Bucket
@@ -70,6 +73,63 @@ def layouts_are_found_equal(world: Communicator) -> None:
     )
     assert not same
     assert world.rank or "before the first step: weight of" in text, text
+
+
+class Activation(nn.Layer):
+    def __init__(self, build: nn.Build):
+        """Has no parameters, and so needs no name of its own."""
+
+    def __call__(self, x: Any) -> Any:
+        return ops.GELU.apply(x)
+
+
+def shared_names(*, vocabulary: int, sequence_length: int, hidden_dim: int) -> list[nn.LayerSpec]:
+    """A model of layers that share a name: what config kind "cases_verify:shared_names" builds."""
+    v, s, c = vocabulary, sequence_length, hidden_dim
+    activation = nn.LayerSpec("activation", Activation, flops=s * c, output=s * c)
+    return [
+        nn.LayerSpec("embed", lambda build: nn.VocabEmbedding(build, v, c), output=s * c),
+        *[activation] * 4,
+        nn.LayerSpec("head", lambda build: nn.Head(build, c, v), flops=s * c),
+    ]
+
+
+@case(4, limit=60.0)
+def layers_may_share_a_name(world: Communicator) -> None:
+    text = GPT.replace(
+        'kind = "gpt", layers = 2, hidden_dim = 24, heads = 4, sequence_length = 7, dropout = 0.1',
+        'kind = "cases_verify:shared_names", hidden_dim = 24, sequence_length = 7',
+    )
+    for changes in (["train.recompute=layer"], ["train.schedule=gpipe"]):
+        same, said = told(configs(text, ["1x1x1", "1x1x3", "2x1x2"], *changes))
+        assert same, said
+
+
+@case(4, limit=60.0)
+def other_microbatches_of_batch_norm_are_refused(world: Communicator) -> None:
+    with pytest.raises(
+        UserError,
+        match="into 1 of 3, 1 of 1, 1 of 3, 1 of 1 at 2x1x1, but into 2 of 3, 1 of 2 at 1x1x1",
+    ):
+        told(configs(RESNET, ["1x1x1", "1x1x2", "2x1x1"], "train.microbatch=3"))
+    same, said = told(configs(RESNET, ["1x1x1", "1x1x2", "2x1x1"], "train.microbatch=2"))
+    assert same, said
+
+
+@case(2, limit=60.0)
+def one_layout_is_in_memory_at_a_time(world: Communicator) -> None:
+    engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+    alive, build = [], Engine.__init__
+
+    def init(engine: Engine, *arguments: Any) -> None:
+        alive.append(len(engines))
+        engines.add(engine)
+        build(engine, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "__init__", init)
+        told(configs(GPT, ["1x1x2", "2x1x1", "1x2x1"]))
+    assert alive == [0, 0, 0]
 
 
 class Plant:
@@ -227,8 +287,6 @@ def a_dropout_that_counts_samples_by_itself(world: Communicator) -> None:
     original = ops.Dropout.forward
 
     def local(result: Any, ctx: Context, x: Any, *more: Any) -> Any:
-        from dataclasses import replace
-
         ctx.position = replace(ctx.position, first_sample=ctx.position.first_sample - 4)
         return original(ctx, x, *more)
 
@@ -252,3 +310,54 @@ def an_update_that_one_owner_leaves_out(world: Communicator) -> None:
         plant.patch.undo()
     assert not same
     assert world.rank or "parts from 1x1x1 after step 1: weight of" in said, said
+
+
+@case(4, limit=60.0)
+def a_loss_that_one_rank_counts_otherwise(world: Communicator) -> None:
+    plant = Plant("2x2x1", 1)
+
+    def doubled(result: StepResult, *_: Any) -> StepResult:
+        return replace(result, loss=2 * result.loss)
+
+    plant.wrap(Engine, "_update", doubled)
+    plant.named("in step 1: loss", "1 of 1 elements differ, the first at element 0: 7.9", "3.9")
+
+
+@case(4, limit=60.0)
+def a_nan_of_one_rank(world: Communicator) -> None:
+    plant = Plant("2x2x1", 2)
+
+    def broken(result: Any, *_: Any) -> Any:
+        result[0, 0, 0] = np.nan
+        return result
+
+    plant.wrap(ops.GELU, "forward", broken)
+    plant.named(
+        "in step 1: output of GELU (blocks.0), sample 4", "nan instead of -", "not all are finite"
+    )
+
+
+@case(4, limit=60.0)
+def a_loss_that_is_nan_on_one_rank_alone(world: Communicator) -> None:
+    """The others would go on."""
+    plant = Plant("2x2x1", 3)
+    plant.wrap(Engine, "_update", lambda result, *_: replace(result, loss=float("nan")))
+    plant.named("in step 1: loss", "nan instead of 3.9")
+
+
+@case(4, limit=60.0)
+def an_op_that_one_rank_leaves_out(world: Communicator) -> None:
+    plant = Plant("4x1x1", 1)
+    original = ops.Dropout.apply
+
+    def left_out(x: Any, *more: Any) -> Any:
+        return x if plant.here else original(x, *more)
+
+    plant.patch.setattr(ops.Dropout, "apply", left_out)
+    try:
+        same, said = told(configs(GPT, ["1x1x1", "4x1x1"]))
+    finally:
+        plant.patch.undo()
+    assert not same
+    words = "output of Dropout (embed), sample 2; this layout does not compute it, at rank 1"
+    assert world.rank or words in said, said

@@ -81,7 +81,7 @@ class Bucket:
                     yield p, offset + first * row, offset + last * row
 
     def _cut(self, size: int) -> list[int]:
-        chunks = [start for _, a, b in self.slices for start in range(a, b, CHUNK)]
+        chunks = [start for _, a, b in self.slices for start in range(a, b, CHUNK)] or [0]
         inner = [
             chunks[bisect_right(chunks, rank * self.size // size) - 1] for rank in range(1, size)
         ]

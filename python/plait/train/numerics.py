@@ -9,6 +9,7 @@ from typing import Any
 
 from plait.backend import kernels
 from plait.comm import Communicator
+from plait.comm.tree import Leaves
 from plait.mesh import Mesh
 from plait.nn import LayerSpec
 from plait.ops.position import Share
@@ -43,12 +44,16 @@ def identity(
         "grains": f"{mesh.grains['data']} x {mesh.grains['tensor']}",
     }
     if any(spec.mixes_samples for spec in layers):
-        leaves = mesh.data.leaves
-        shares = (Share(batch, leaves, rank, microbatch) for rank in range(mesh.data.size))
-        sizes = [p.count for share in shares for p in share.microbatches(0, 0)]
-        runs = [(size, len(list(same))) for size, same in groupby(sizes)]
-        found["microbatches"] = ", ".join(f"{count} of {size}" for size, count in runs)
+        found["microbatches"] = microbatches(batch, mesh.data.leaves, microbatch)
     return found
+
+
+def microbatches(batch: int, leaves: Leaves, microbatch: int | None) -> str:
+    """What a step's samples are cut into, such as "2 of 3, 1 of 2"."""
+    shares = (Share(batch, leaves, rank, microbatch) for rank in range(len(leaves.bounds) - 1))
+    sizes = [p.count for share in shares for p in share.microbatches(0, 0)]
+    runs = [(size, len(list(same))) for size, same in groupby(sizes)]
+    return ", ".join(f"{count} of {size}" for size, count in runs)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

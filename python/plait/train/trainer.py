@@ -22,7 +22,7 @@ from plait.optim import Optimizer, Schedule, constant
 from plait.parallel.bucket import Span
 from plait.report import RunFolder, Screen, peak_bytes, reset_peak
 from plait.train import fit
-from plait.train.engine import LIMBS, Engine, Settings
+from plait.train.engine import LIMBS, Engine, Settings, StepResult
 from plait.train.grains import auto_grains
 from plait.train.microbatch import auto_microbatch
 from plait.train.numerics import agree_on_instructions, changes, identity
@@ -74,6 +74,14 @@ class Evaluation:
     accuracy: float
     samples: int
     bits_per_byte: float | None = None
+
+
+class NotFinite(UserError):
+    """result: of the step whose loss or gradient norm is not finite."""
+
+    def __init__(self, text: str, result: StepResult):
+        super().__init__(text)
+        self.result = result
 
 
 class Trainer:
@@ -205,10 +213,11 @@ class Trainer:
             newest = None if self.run is None else checkpoint.latest(self.run.checkpoints)
             raise StateChanged(f"in step {index + 1}: {error}; {_rest(newest)}") from None
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            raise UserError(
+            raise NotFinite(
                 f"step {index + 1} of {steps}: loss {result.loss}, gradient norm "
                 f"{result.grad_norm}; no weight was changed. Lower optimizer.learning_rate, set "
-                "optimizer.clip, or look for NaN in the data"
+                "optimizer.clip, or look for NaN in the data",
+                result,
             )
         seconds = time.perf_counter() - begin
         unit: Literal["tokens", "samples"] = (

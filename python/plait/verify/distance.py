@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from plait.backend import Array, float32
+from plait.backend import Array
 from plait.mesh import Coordinates
 from plait.train.engine import Engine
-from plait.verify.compare import Difference
-from plait.verify.key import Key
+from plait.verify.compare import Difference, joints
+from plait.verify.key import RESULT, Key
 from plait.verify.listener import Listener
 
 
@@ -46,7 +46,10 @@ class Catcher(Listener):
 
     def pieces(self, key: Key, whole: int, parts: list[tuple[int, Array]]) -> None:
         if key == self._wanted.key:
-            self.found.pieces = [(start, values.copy()) for start, values in parts]
+            self.found.pieces = [
+                (start, values.view(np.float64) if key.phase == RESULT else values.copy())
+                for start, values in parts
+            ]
 
 
 def distances(reference: Sequence[Values], other: Sequence[Values]) -> list[str]:
@@ -108,15 +111,15 @@ def _expected(have: list[Array], parts: list[Array]) -> list[Array]:
         return have
     wholes = [have[0]]
     if len(have) > 1:
-        wholes += [np.concatenate(have, axis) for axis in range(have[0].ndim)]
+        wholes += [np.concatenate(have, axis) for axis in joints([x.shape for x in have])]
     for whole in wholes:
         if all(shape == whole.shape for shape in shapes):
             return [whole] * len(parts)
-        for axis in range(whole.ndim):
+        for axis in joints([whole.shape, *shapes]):
             ends = np.cumsum([shape[axis] for shape in shapes])
             if ends[-1] == whole.shape[axis]:
                 return list(np.split(whole, ends[:-1], axis))
-    return [np.zeros(shape, part.dtype) for shape, part in zip(shapes, parts, strict=True)]
+    return wholes[-1:] * len(parts)  # no part of it
 
 
 def _how_far(mine: Array, want: Array, start: int | None) -> str:
@@ -128,16 +131,18 @@ def _how_far(mine: Array, want: Array, start: int | None) -> str:
     a, b = (np.atleast_1d(x)[where] for x in (mine, want))
     at = f"[{', '.join(map(str, where))}]" if start is None else f"element {start + where[0]}"
     text = f"{len(places)} of {mine.size} elements differ, the first at {at}: {a} instead of {b}"
-    if mine.dtype.kind in "iu":
+    if mine.dtype.kind in "iub":
         return text
-    apart = np.abs(mine.astype(np.float64) - want.astype(np.float64))
+    if not (np.isfinite(mine).all() and np.isfinite(want).all()):
+        return f"{text}; not all are finite"
+    apart = np.abs(mine.astype(np.float64) - want.astype(np.float64)).max()
     steps = np.abs(_ordered(mine) - _ordered(want)).max()
-    return f"{text}; at most {np.nanmax(apart):.3g} apart, {steps} units in the last place"
+    return f"{text}; at most {apart:.3g} apart, {steps} units in the last place"
 
 
 def _ordered(x: Array) -> Array:
     """Integers in the order of the floats, one apart where those are neighbours."""
-    bits = x.view(np.int32 if x.dtype == float32 else np.int16).astype(np.int64)
-    low = np.int64(1) << (8 * x.dtype.itemsize - 1)
-    result: Array = np.where(bits < 0, -(bits + low), bits)
+    bits = x.view(f"i{x.dtype.itemsize}")
+    low = np.int64(np.iinfo(bits.dtype).min)
+    result: Array = np.where(bits < 0, low - bits, bits.astype(np.int64))
     return result

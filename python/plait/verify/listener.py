@@ -27,6 +27,7 @@ class Listener(Observer):
         self.engine = engine
         self._names = [spec.name for spec in engine.specs] + ["loss"]
         first = engine.stage_bounds[engine.pipeline.rank]
+        self._stage = [*range(first, first + len(engine.layers)), len(self._names) - 1]
         self._owner = {
             p.name: first + i for i, layer in enumerate(engine.layers) for p in layer.parameters()
         }
@@ -34,7 +35,7 @@ class Listener(Observer):
         ends = (share.leaf_start(leaf + 1) - 1 for leaf in range(share.leaves.count))
         self._leaf_of = {last: leaf for leaf, last in enumerate(ends)}
         self._user: dict[str, tuple[int, int]] = {}  # parameter -> (layer, call) that uses it
-        self._step = self._layer = self._call = 0
+        self._step = self._layer = self._call = self._turn = 0
         self._again = False
         self.found: Any = None  # what the sinks made of it
         engine.observe(self)
@@ -68,10 +69,12 @@ class Listener(Observer):
         self._step += 1
 
     def layer(self, name: str) -> None:
-        """Layers without parameters may share a name: the next one of it is meant."""
-        count = len(self._names)
-        following = ((self._layer + i) % count for i in range(1, count + 1))
-        self._layer = next(i for i in following if self._names[i] == name)
+        """Layers without parameters may share a name: of this stage's, in order and over again for
+        each microbatch, the next one is meant."""
+        count = len(self._stage)
+        turns = ((self._turn + i) % count for i in range(count))
+        turn = next(i for i in turns if self._names[self._stage[i]] == name)
+        self._layer, self._turn = self._stage[turn], turn + 1
         self._call, self._again = 0, False
 
     def forward(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import gc
 import socket
 import sys
 import time
@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from plait.comm import Communicator
+from plait.comm.tree import Leaves
 from plait.data import Dataset
 from plait.errors import UserError
 from plait.mesh import Mesh, world_communicator
 from plait.nn import LayerSpec
 from plait.report import Screen
-from plait.train import setup
+from plait.train import numerics, setup
 from plait.train.build import build_dataset, build_model, make_trainer
 from plait.train.config import Config
 from plait.train.digest import state_digest
-from plait.train.engine import Engine
-from plait.train.numerics import agree_on_instructions
-from plait.verify.compare import Difference, first_difference
+from plait.train.engine import Engine, StepResult
+from plait.train.trainer import NotFinite, Step
+from plait.verify.compare import Difference, first_difference, ranks_text
 from plait.verify.distance import Catcher, distances
 from plait.verify.key import STATE
 from plait.verify.listener import Listener
@@ -104,7 +105,7 @@ def _prepare(configs: Sequence[Config], world: Communicator) -> Subject:
             )
         here = setup.ranks_here(world)
         setup.set_threads(first, here)
-        agree_on_instructions(world)
+        numerics.agree_on_instructions(world)
         dataset = build_dataset(first)
         dataset.prepare(world)
         specs = build_model(first, dataset)
@@ -112,30 +113,54 @@ def _prepare(configs: Sequence[Config], world: Communicator) -> Subject:
             grains = setup.grains_of(config, specs, config.layout)
             setup.check_grains(specs, config.layout, grains, config.train.batch)
             setup.check_memory(config, specs, config.layout, here)
+        if any(spec.mixes_samples for spec in specs):
+            _check_microbatches(configs, specs)
     return Subject(world, specs, dataset)
+
+
+def _check_microbatches(configs: Sequence[Config], specs: list[LayerSpec]) -> None:
+    """With batch norm they are part of the numerics."""
+    found = []
+    for config in configs:
+        train, layout = config.train, config.layout
+        leaves = Leaves.even(setup.grains_of(config, specs, layout)[0], layout.data or 1)
+        found.append((numerics.microbatches(train.batch, leaves, train.microbatch), layout))
+    for cut, layout in found:
+        if cut != found[0][0]:
+            raise UserError(
+                f"batch norm takes its statistics over a microbatch, and train.microbatch = "
+                f"{configs[0].train.microbatch} cuts the batch into {cut} at {layout}, but into "
+                f"{found[0][0]} at {found[0][1]}: leave train.microbatch out, or give layouts "
+                "that cut it alike"
+            )
 
 
 def _train(
     subject: Subject, config: Config, steps: int, listen: Callable[[Engine], Listener]
 ) -> Trained | None:
     """On the first ranks of the world; None on the others."""
+    gc.collect()  # the last layout's engine: it and its listener know each other
     world, layout = subject.world, config.layout
     comm = world.split(0 if world.rank < (layout.ranks or 1) else None, world.rank)
     if comm is None:
         return None
     mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=comm)
-    numerics = dataclasses.replace(config.numerics, check_every=0)  # this is what is looked for
-    config = dataclasses.replace(config, numerics=numerics)
+    unchecked = dataclasses.replace(config.numerics, check_every=0)  # this is what is looked for
+    config = dataclasses.replace(config, numerics=unchecked)
     with setup.users_fault():
         trainer = make_trainer(config, subject.specs, subject.dataset, mesh, None)
     listener = listen(trainer.engine)
     fault, loss, begin = "", float("nan"), time.perf_counter()
-    try:
-        for step in itertools.islice(trainer.steps(config.train.steps), steps):
-            listener.result(loss=step.loss, grad_norm=step.grad_norm)
-            loss = step.loss
-    except UserError as error:  # not finite, on all ranks
-        fault = str(error)
+    training = trainer.steps(config.train.steps)
+    for _ in range(steps):
+        try:
+            result: Step | StepResult = next(training)
+        except NotFinite as error:
+            fault, result = str(error), error.result
+        loss = result.loss
+        listener.result(loss=loss, grad_norm=result.grad_norm)
+        if any(mesh.world.all_gather_object(fault)):  # of one rank alone if that is what is wrong
+            break
     else:
         listener.state()
     seconds = (time.perf_counter() - begin) / max(steps, 1)
@@ -160,6 +185,11 @@ def _explain(
 ) -> None:
     """Trains at both layouts once more up to the difference, and says how far apart they are."""
     key = found.key
+    sample = f", sample {found.sample}" if found.sample >= 0 else ""
+    note = f"; {found.note}" if found.note else ""
+    screen.say(f"  {config.layout} parts from {first.layout} {key.when}: {key.what}{sample}{note}")
+    if found.alone:
+        return
     steps = key.step if key.phase == STATE else key.step + 1
     reference, other = (
         _train(subject, each, steps, lambda engine: Catcher(engine, _host(), found))
@@ -167,15 +197,11 @@ def _explain(
     )
     if reference is None or other is None or subject.world.rank != 0:
         return
-    sample = f", sample {found.sample}" if found.sample >= 0 else ""
-    note = f"; {found.note}" if found.note else ""
-    screen.say(f"  {config.layout} parts from {first.layout} {key.when}: {key.what}{sample}{note}")
     lines = distances(reference.found, other.found)
-    if not lines and not found.note:
-        ranks = ", ".join(map(str, found.suspects))
+    if not lines:
         lines = [
             "the second time both have the same bits, so this comes and goes: look for a race, or "
-            f"for broken memory, at rank {ranks}"
+            f"for broken memory, at {ranks_text(found.suspects)}"
         ]
     for line in lines:
         screen.say(f"    {line}")

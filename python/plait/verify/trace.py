@@ -35,10 +35,10 @@ class Samples:
 
 @dataclass(frozen=True)
 class Pieces:
-    """`count` of `whole` elements of a parameter's global array."""
+    """Of `whole` elements of a parameter's global array, those in `ranges`."""
 
     whole: int
-    count: int
+    ranges: tuple[tuple[int, int], ...]
     sum: int
 
 
@@ -68,9 +68,9 @@ class Tracer(Listener):
         self.found.samples.setdefault(key, []).append(found)
 
     def pieces(self, key: Key, whole: int, parts: list[tuple[int, Array]]) -> None:
-        count = sum(len(values) for _, values in parts)
+        ranges = tuple((start, start + len(values)) for start, values in parts if len(values))
         total = sum(kernels.fingerprint(np.ascontiguousarray(v), start) for start, v in parts)
-        self.found.pieces[key] = Pieces(whole, count, total & MASK)
+        self.found.pieces[key] = Pieces(whole, ranges, total & MASK)
 
 
 def sample_sums(array: Array) -> Array:
