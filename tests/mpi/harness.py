@@ -128,11 +128,14 @@ def _outcomes(cases: list[Case], folder: Path, output: str, code: int | str) -> 
     """Those that every rank finished, and the first that some rank did not."""
     events = [_events(folder / f"events.{rank}") for rank in range(cases[0].ranks)]
     found: dict[str, Outcome] = {}
-    for case_ in cases:
+    names = [c.name for c in cases]
+    # A rank begins a case once all have come to the end of the one before.
+    last = max((names.index(e["case"]) for rank in events for e in rank), default=0)
+    for index, case_ in enumerate(cases):
         mine = [[e for e in rank if e["case"] == case_.name] for rank in events]
         ends = [e for rank in mine for e in rank if e["event"] == "passed"]
-        if len(ends) == len(events):
-            found[case_.name] = Outcome(True, max(e["seconds"] for e in ends))
+        if len(ends) == len(events) or index < last:
+            found[case_.name] = Outcome(True, max((e["seconds"] for e in ends), default=0.0))
             continue
         lines = [f"case {case_.name} on {len(events)} ranks, mpiexec's exit code: {code}"]
         for rank, own in enumerate(mine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,3 +90,21 @@ def test_what_is_left_of_a_run_is_ended(tmp_path: Path) -> None:
     harness._end(process, mark)
     assert process.wait() < 0
     assert harness._marked(mark) == []
+
+
+def test_a_case_that_all_ranks_came_through_passed(tmp_path: Path) -> None:
+    """Even where the next one ended a rank before it had written so."""
+    events = [
+        [("started", "a"), ("passed", "a"), ("started", "b"), ("failed", "b")],
+        [("started", "a")],
+    ]
+    for rank, own in enumerate(events):
+        lines = [
+            json.dumps({"event": event, "case": name, "seconds": 1.0, "traceback": "its own"})
+            for event, name in own
+        ]
+        (tmp_path / f"events.{rank}").write_text("\n".join([*lines, ""]))
+    cases = [Case(name, 2, print, 1.0) for name in "abc"]
+    found = harness._outcomes(cases, tmp_path, "", 3)
+    assert {name: outcome.passed for name, outcome in found.items()} == {"a": True, "b": False}
+    assert "[rank 0] its own" in found["b"].report
