@@ -376,6 +376,12 @@ def test_of_two_keys_the_one_that_was_changed_is_blamed(override: str, message: 
         load(ROOT / "examples" / "gpt-stdlib.toml", [override])
 
 
+def test_only_sequences_are_cut() -> None:
+    message = 'train.sequence_parallel = true must be false: a model of kind "resnet" has no sequ'
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(ROOT / "examples" / "fashion-mnist.toml", ["train.sequence_parallel=true"])
+
+
 def test_a_file_that_gives_no_name(tmp_path: Path) -> None:
     file = tmp_path / "my run.toml"
     text = (ROOT / "examples" / "gpt-stdlib.toml").read_text("utf-8")

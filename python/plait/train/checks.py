@@ -26,6 +26,11 @@ def check(config: "Config", source: Source) -> None:
     if train.microbatch is not None and train.microbatch > train.batch:
         pair = ("train.microbatch", train.microbatch), ("train.batch", train.batch)
         raise _either(source, *pair, "be at most", "be at least")
+    if train.sequence_parallel and isinstance(config.model, sections.MLP | sections.ResNet):
+        mend = (
+            f"must be false: a model of kind {to_toml(config.model.kind)} has no sequences to cut"
+        )
+        raise source.wrong("train.sequence_parallel", True, mend)
     _grains(config, source)
 
 
