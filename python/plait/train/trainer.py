@@ -150,8 +150,6 @@ class Trainer:
             schedule=pipeline_schedule,
             sequence_parallel=sequence_parallel,
         )
-        if sequence_parallel and dataset.kind != "tokens":
-            raise ValueError("sequence_parallel cuts sequences, and this data set has no tokens")
         if dataset.samples < 1:
             raise ValueError("the data set has no samples")
         self.settings = settings
