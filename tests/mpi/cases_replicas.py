@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from engines import Array, gpt, gpt_batch, run
@@ -84,10 +86,7 @@ def an_owner_sees_its_shard_change(world: Communicator) -> None:
         StateCheck(engine, 4)
         inputs, targets = gpt_batch(8)
         mine = slice(engine.share.start, engine.share.stop)
-
-        def step(index: int) -> None:
-            engine.step(index, 1e-3, inputs[mine], targets[mine])  # noqa: B023
-
+        step = partial(engine.step, learning_rate=1e-3, inputs=inputs[mine], targets=targets[mine])
         for index in range(6):
             step(index)
         wanted, finish = engine.to_load()

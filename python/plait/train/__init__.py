@@ -3,7 +3,7 @@ MPI."""
 
 from typing import Any
 
-_HOME = {"Trainer": "trainer", "Step": "trainer", "Evaluation": "trainer", "Settings": "engine"}
+_HOME = {"Trainer": "trainer", "Step": "results", "Evaluation": "results", "Settings": "engine"}
 
 
 def __getattr__(name: str) -> Any:

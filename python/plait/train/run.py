@@ -25,6 +25,7 @@ from plait.train.checks import check_layout
 from plait.train.config import Config, compare, dump, load, load_record
 from plait.train.numerics import agree_on_instructions
 from plait.train.restore import TOKENIZER, check_data, find_run, read_tokenizer, restored
+from plait.train.results import Evaluation
 from plait.train.setup import (
     check_grains,
     check_memory,
@@ -33,7 +34,7 @@ from plait.train.setup import (
     set_threads,
     users_fault,
 )
-from plait.train.trainer import Evaluation, Trainer, resume_point
+from plait.train.trainer import Trainer, resume_point
 
 DONE, STOPPED = 0, 75
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,66 +21,13 @@ from plait.optim import Optimizer, Schedule, constant
 from plait.parallel.bucket import Span
 from plait.report import RunFolder, Screen, peak_bytes, reset_peak
 from plait.train import fit
-from plait.train.engine import LIMBS, Engine, Settings, StepResult
+from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
 from plait.train.microbatch import auto_microbatch
 from plait.train.numerics import agree_on_instructions, changes, identity
 from plait.train.replicas import ReplicasDiffer, check_replicas
+from plait.train.results import Evaluation, NotFinite, Step
 from plait.train.state_check import StateChanged, StateCheck
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step did. loss is the mean over the batch's targets; times in seconds; memory is
-    the peak resident size of this process in bytes; `unit` says what `rate` counts: tokens or
-    samples a second."""
-
-    index: int
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    step_seconds: float
-    rate: float
-    unit: Literal["tokens", "samples"]
-    memory_bytes: int
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.rate
-
-    @property
-    def samples_per_second(self) -> float:
-        return self.rate
-
-    def row(self) -> dict[str, Any]:
-        """One line of metrics.jsonl."""
-        return {
-            "step": self.index,
-            "loss": self.loss,
-            "grad_norm": self.grad_norm,
-            "learning_rate": self.learning_rate,
-            f"{self.unit}_per_second": self.rate,
-            "step_seconds": self.step_seconds,
-            "memory_bytes": self.memory_bytes,
-        }
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Means over the targets of the samples seen. bits_per_byte is None where data has no bytes."""
-
-    loss: float
-    accuracy: float
-    samples: int
-    bits_per_byte: float | None = None
-
-
-class NotFinite(UserError):
-    """result: of the step whose loss or gradient norm is not finite."""
-
-    def __init__(self, text: str, result: StepResult):
-        super().__init__(text)
-        self.result = result
 
 
 class Trainer:

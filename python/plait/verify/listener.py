@@ -5,6 +5,7 @@ Nothing is sent here, so that a rank that does too much or too little cannot han
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from math import prod
 from typing import Any
 
@@ -20,7 +21,7 @@ from plait.train.engine import Engine
 from plait.verify.key import BACKWARD, CHAIN, DATA, FORWARD, REDUCED, RESULT, STATE, Key
 
 
-class Listener(Observer):
+class Listener(Observer, ABC):
     """Tells its two sinks of every tensor of the engine's steps, as it is computed."""
 
     def __init__(self, engine: Engine):
@@ -42,15 +43,15 @@ class Listener(Observer):
 
     # --- sinks ---
 
+    @abstractmethod
     def samples(self, key: Key, first: int, array: Array, count: int) -> None:
         """array[i] is of global sample first + i; where its length is not `count`, the array is of
         the microbatch as a whole."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pieces(self, key: Key, whole: int, parts: list[tuple[int, Array]]) -> None:
         """parts: (start in the flat global array of `whole` elements, values). The last call with a
         key counts."""
-        raise NotImplementedError
 
     # --- what is heard ---
 

@@ -23,7 +23,7 @@ from plait.train.build import build_dataset, build_model, make_trainer
 from plait.train.config import Config
 from plait.train.digest import state_digest
 from plait.train.engine import Engine, StepResult
-from plait.train.trainer import NotFinite, Step
+from plait.train.results import NotFinite, Step
 from plait.verify.compare import Difference, first_difference, ranks_text
 from plait.verify.distance import Catcher, distances
 from plait.verify.key import STATE
