@@ -92,6 +92,8 @@ def job(
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
+        # as on a terminal, also where the tests run under nohup
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     return Job(process, tmp_path, mark)
 
