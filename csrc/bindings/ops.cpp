@@ -23,7 +23,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("threads", &threads);
   m.def("isa", [] { return name_of(active_isa()); });
   m.def("set_isa", [](const std::string& name) {
-    for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512})
+    for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16})
       if (name == name_of(isa)) return set_isa(isa);
     fail("set_isa", "unknown instruction path ", name);
   });

@@ -65,8 +65,8 @@ Images load(const ConvShape& s, const Chunk& c, const T* grad, const T* x) {
     parallel_for(pixels, 64, [&](int64_t begin, int64_t end) {
       for (int64_t p = 0; p < panels; p++)
         pack_panels(grad + begin * s.outputs + p * TILE_LANES, 1, s.outputs,
-                    std::min<int64_t>(TILE_LANES, s.outputs - p * TILE_LANES), end - begin, TILE_LANES,
-                    packed + p * im.grad_panel + begin * TILE_LANES);
+                    std::min<int64_t>(TILE_LANES, s.outputs - p * TILE_LANES), end - begin, TILE_LANES, 0,
+                    Packing::floats, packed + p * im.grad_panel + begin * TILE_LANES);
     });
     im.grad = packed;
   }

@@ -22,64 +22,105 @@ constexpr double WORTH_A_THREAD = 1 << 20;  // multiply-adds
 
 constexpr int ZERO = -1, OUT = -2;  // instead of a slot
 
-// A run of k. Tiles start from slot `init` (or ZERO, or OUT), merge with `merges` slots from
-// `lower` downwards and go to `target`.
+// Some k, packed at `begin` to `end` of the pass. Tiles start from slot `init` (or ZERO, or OUT),
+// merge with `merges` slots from `lower` downwards and go to `target`.
 struct Chunk {
   int64_t begin, end;
   int init, lower, merges, target;
 };
 
+// k that are packed at one go, from `at` of the pass.
+struct Run {
+  int64_t k, length, at;
+};
+
 struct Pass {
-  int64_t begin, end;
-  size_t first_chunk, last_chunk;
+  std::vector<Run> runs;
+  std::vector<Chunk> chunks;
+  int64_t k = 0, depth = 0;  // how many k; how many elements packed
 };
 
 struct Plan {
-  std::vector<Chunk> chunks;
   std::vector<Pass> passes;
   int slots = 0;
 };
 
-Plan make_plan(const Gemm& g) {
+// A leaf's k in pieces of at most about PASS that share no pair.
+std::vector<Run> pieces(int64_t begin, int64_t end, int64_t period) {
+  std::vector<Run> found;
+  while (begin < end) {
+    const int64_t length = period > 0 ? std::min(period, end - begin) : end - begin;
+    const int64_t n = (length + PASS - 1) / PASS;
+    for (int64_t i = 0, from = 0; i < n; i++) {
+      const int64_t to = i == n - 1 ? length : length * (i + 1) / n / 32 * 32;
+      found.push_back({begin + from, to - from, 0});
+      from = to;
+    }
+    begin += length;
+  }
+  return found;
+}
+
+void add_piece(Pass& pass, const Run& piece, Packing packing) {
+  Run* last = pass.runs.empty() ? nullptr : &pass.runs.back();
+  if (last && last->k + last->length == piece.k && (packing == Packing::floats || last->length % 2 == 0))
+    last->length += piece.length;
+  else
+    pass.runs.push_back({piece.k, piece.length, pass.depth});
+  pass.k += piece.length;
+  pass.depth += packed_size(packing, piece.length);
+}
+
+Plan make_plan(const Gemm& g, Packing packing) {
   Plan plan;
   const std::vector<int64_t> whole{0, g.depth}, &leaves = g.leaves.size() > 1 ? g.leaves : whole;
+  const int64_t period = packing == Packing::floats || g.period % 2 == 0 ? 0 : g.period;
   const int64_t count = int64_t(leaves.size()) - 1;
   const std::vector<int> merges = tree_merges(count);
   int open = 0;  // slots in use
   for (int64_t leaf = 0; leaf < count; leaf++) {
-    const int64_t begin = leaves[size_t(leaf)], length = leaves[size_t(leaf) + 1] - begin;
-    const int64_t pieces = std::max<int64_t>(1, (length + PASS - 1) / PASS);
-    for (int64_t p = 0; p < pieces; p++) {
-      Chunk c{
-          begin + length * p / pieces, begin + length * (p + 1) / pieces, open, open - 1, 0, open};
-      if (p == 0) c.init = g.accumulate ? OUT : ZERO;
-      if (p == pieces - 1) {
+    const std::vector<Run> found = pieces(leaves[size_t(leaf)], leaves[size_t(leaf) + 1], period);
+    size_t next = 0;
+    do {
+      if (plan.passes.empty() ||
+          (next < found.size() && plan.passes.back().k + found[next].length > PASS))
+        plan.passes.emplace_back();
+      Pass& pass = plan.passes.back();
+      Chunk c{pass.depth, 0, open, open - 1, 0, open};
+      if (next == 0) c.init = g.accumulate ? OUT : ZERO;
+      while (next < found.size() && (pass.depth == c.begin || pass.k + found[next].length <= PASS))
+        add_piece(pass, found[next++], packing);
+      c.end = pass.depth;
+      if (next == found.size()) {
         c.merges = merges[size_t(leaf)];
         c.target = leaf == count - 1 ? OUT : open - c.merges;
       }
       plan.slots = std::max(plan.slots, c.target + 1);
-      if (plan.passes.empty() || c.end - plan.passes.back().begin > PASS)
-        plan.passes.push_back({c.begin, c.end, plan.chunks.size(), 0});
-      plan.chunks.push_back(c);
-      plan.passes.back().end = c.end;
-      plan.passes.back().last_chunk = plan.chunks.size();
-    }
+      pass.chunks.push_back(c);
+    } while (next < found.size());
     open += 1 - merges[size_t(leaf)];
   }
   return plan;
 }
 
-void pack(const Operand& x, bool columns, int64_t first_wide, int64_t first_k, int64_t wide,
-          int64_t depth, int panel, float* out) {
+// What the pass needs of `wide` rows or columns from `first` on.
+void pack(const Operand& x, bool columns, const Pass& pass, int64_t first, int64_t wide,
+          const TileKernel& kernel, float* out) {
   const int64_t wide_stride = columns ? x.column_stride : x.row_stride;
   const int64_t depth_stride = columns ? x.row_stride : x.column_stride;
-  const int64_t offset = first_wide * wide_stride + first_k * depth_stride;
-  if (x.dtype == DType::float32)
-    pack_panels(static_cast<const float*>(x.data) + offset, wide_stride, depth_stride, wide, depth,
-                panel, out);
-  else
-    pack_panels(static_cast<const bfloat16*>(x.data) + offset, wide_stride, depth_stride, wide,
-                depth, panel, out);
+  const int panel = columns ? kernel.columns : kernel.rows;
+  for (const Run& run : pass.runs) {
+    const int64_t offset = first * wide_stride + run.k * depth_stride;
+    float* to = out + run.at * panel;
+    auto from = [&](const auto* data) {
+      pack_panels(data + offset, wide_stride, depth_stride, wide, run.length, panel,
+                  pass.depth * panel, kernel.packing, to);
+    };
+    if (x.dtype == DType::float32)
+      from(static_cast<const float*>(x.data));
+    else
+      from(static_cast<const bfloat16*>(x.data));
+  }
 }
 
 template <class B, class T>
@@ -134,30 +175,32 @@ void load_edge(const Gemm& g, const Place& p, int tile_columns, float* local) {
       local[y * tile_columns + x] = x < p.columns ? out[y * g.out_stride + x] : 0.0f;
 }
 
-// Takes the tile through chunks [first, last); a and b point at its panels of the pass that begins
-// at `pass_begin`.
-void run_chunks(const Gemm& g, const TileKernel& kernel, const Chunk* first, const Chunk* last,
-                int64_t pass_begin, const Place& p, const float* a, const float* b) {
+// Takes the tile through the pass; a and b point at its panels.
+void run_chunks(const Gemm& g, const TileKernel& kernel, const Pass& pass, const Place& p,
+                const float* a, const float* b) {
   alignas(64) float local[MAX_TILE];
   float* out = static_cast<float*>(g.out) + p.row * g.out_stride + p.column;
   const bool whole = p.columns == kernel.columns;
-  for (const Chunk* c = first; c < last; c++) {
-    const int64_t k = c->begin - pass_begin;
+  for (const Chunk& c : pass.chunks) {
     const float* lower[64];
-    for (int m = 0; m < c->merges; m++) lower[m] = p.slots + (c->lower - m) * p.slot_size;
-    Tile t{a + k * kernel.rows, b + k * kernel.columns,
-           c->end - c->begin,   nullptr,
-           kernel.columns,      lower,
-           c->merges,           local,
+    for (int m = 0; m < c.merges; m++) lower[m] = p.slots + (c.lower - m) * p.slot_size;
+    Tile t{a + c.begin * kernel.rows,
+           b + c.begin * kernel.columns,
+           c.end - c.begin,
+           nullptr,
+           kernel.columns,
+           lower,
+           c.merges,
+           local,
            kernel.columns};
-    if (c->init >= 0) t.init = p.slots + c->init * p.slot_size;
-    if (c->init == OUT && whole) t.init = out, t.init_stride = g.out_stride;
-    if (c->init == OUT && !whole) load_edge(g, p, kernel.columns, local), t.init = local;
-    const bool direct = c->target == OUT && whole && g.out_dtype == DType::float32 && !g.bias;
-    if (c->target >= 0) t.out = p.slots + c->target * p.slot_size;
+    if (c.init >= 0) t.init = p.slots + c.init * p.slot_size;
+    if (c.init == OUT && whole) t.init = out, t.init_stride = g.out_stride;
+    if (c.init == OUT && !whole) load_edge(g, p, kernel.columns, local), t.init = local;
+    const bool direct = c.target == OUT && whole && g.out_dtype == DType::float32 && !g.bias;
+    if (c.target >= 0) t.out = p.slots + c.target * p.slot_size;
     if (direct) t.out = out, t.out_stride = g.out_stride;
     kernel.run(t, p.rows);
-    if (c->target == OUT && !direct)
+    if (c.target == OUT && !direct)
       finish_tile(g, local, kernel.columns, p.row, p.column, p.rows, p.columns);
   }
 }
@@ -173,16 +216,16 @@ void run_block(const Gemm& g, const Plan& plan, const TileKernel& kernel, const 
   float* slots = slot_memory.get<float>(kept * tile_size * plan.slots);
 
   for (const Pass& pass : plan.passes) {
-    const int64_t depth = pass.end - pass.begin;
+    const int64_t depth = pass.depth;
     const int64_t tiles_at_once = std::min(
         tiles_down, std::max<int64_t>(1, PACKED_A / (std::max<int64_t>(depth, 1) * kernel.rows)));
     const int64_t rows_at_once = tiles_at_once * kernel.rows;
     float* b = packed_b.get<float>(depth * tiles_across * kernel.columns);
     float* a = packed_a.get<float>(depth * rows_at_once);
-    pack(g.b, true, r.column, pass.begin, r.columns, depth, kernel.columns, b);
+    pack(g.b, true, pass, r.column, r.columns, kernel, b);
     for (int64_t first = 0; first < r.rows; first += rows_at_once) {
       const int64_t rows_here = std::min(rows_at_once, r.rows - first);
-      pack(g.a, false, r.row + first, pass.begin, rows_here, depth, kernel.rows, a);
+      pack(g.a, false, pass, r.row + first, rows_here, kernel, a);
       for (int64_t x = 0; x < r.columns; x += kernel.columns)
         for (int64_t y = 0; y < rows_here; y += kernel.rows) {
           const int64_t tile = (first + y) / kernel.rows * tiles_across + x / kernel.columns;
@@ -192,9 +235,7 @@ void run_block(const Gemm& g, const Plan& plan, const TileKernel& kernel, const 
                         int(std::min<int64_t>(kernel.columns, r.columns - x)),
                         slots + (kept > 1 ? tile * tile_size : 0),
                         kept * tile_size};
-          run_chunks(g, kernel, plan.chunks.data() + pass.first_chunk,
-                     plan.chunks.data() + pass.last_chunk, pass.begin, p, a + y * depth,
-                     b + x * depth);
+          run_chunks(g, kernel, pass, p, a + y * depth, b + x * depth);
         }
     }
   }
@@ -240,19 +281,26 @@ int64_t parts_of_rows(const Gemm& g, const TileKernel& kernel, int64_t threads) 
   return best;
 }
 
+const TileKernel& kernel_of(const Gemm& g) {
+  const bool shorts = g.a.dtype == DType::bfloat16 && g.b.dtype == DType::bfloat16;
+  const bool wasteful = g.period % 2 == 1 && g.period < 16;
+  return tile_kernel(active_isa(), shorts && !wasteful);
+}
+
 }  // namespace
 
 void gemm(const Gemm& g) {
+  const TileKernel& kernel = kernel_of(g);
   if (g.rows > 0 && g.columns > 0)
-    run_region(g, make_plan(g), tile_kernel(active_isa()), {0, 0, g.rows, g.columns});
+    run_region(g, make_plan(g, kernel.packing), kernel, {0, 0, g.rows, g.columns});
 }
 
 void gemm_parallel(const Gemm& g) {
   const double work = double(g.rows) * double(g.columns) * double(g.depth);
   const int64_t n = std::min<int64_t>(threads(), 1 + int64_t(work / WORTH_A_THREAD));
   if (n <= 1) return parallel_for(1, 1, [&](int64_t, int64_t) { gemm(g); });
-  const Plan plan = make_plan(g);
-  const TileKernel& kernel = tile_kernel(active_isa());
+  const TileKernel& kernel = kernel_of(g);
+  const Plan plan = make_plan(g, kernel.packing);
   const int64_t down = parts_of_rows(g, kernel, n), across = n / down;
   parallel_for(n, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {

@@ -1,6 +1,5 @@
-// Matrix multiplication for kernels: out = op(a) op(b), each element one fused-multiply-add chain
-// in ascending k per leaf, whatever the sizes, tiles, threads and instruction path (ops.hpp,
-// matmul). float32 inside.
+// Matrix multiplication for kernels: out = op(a) op(b), each element one chain per leaf whatever
+// the sizes, tiles, threads and instruction path (ops.hpp, matmul). float32 inside.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -28,6 +27,7 @@ struct Gemm {
   const void* bias = nullptr;  // (columns), added last
   DType bias_dtype = DType::float32;
   std::vector<int64_t> leaves{};  // bounds 0 ... depth, merged by the tree; empty: one leaf
+  int64_t period = 0;             // pairs of a leaf start afresh at its multiples; 0: never
 };
 
 // In the calling thread, for use inside parallel_for.

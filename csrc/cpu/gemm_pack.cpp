@@ -1,5 +1,5 @@
 // Packs operands of a matrix multiplication into panels that a register tile reads front to back,
-// as float32. Eight by eight elements at a time, in compiler vectors: one text for every
+// as float32 or in pairs of bfloat16. Eight by eight elements at a time, in compiler vectors: one text for every
 // instruction path.
 #include <type_traits>
 
@@ -9,9 +9,7 @@ namespace plait {
 namespace {
 
 typedef uint32_t Word8 __attribute__((vector_size(32)));
-typedef uint32_t Word4 __attribute__((vector_size(16)));
 typedef uint16_t Short8 __attribute__((vector_size(16)));
-typedef uint16_t Short4 __attribute__((vector_size(8)));
 
 #if defined(__clang__)
 #define PLAIT_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -48,9 +46,29 @@ PLAIT_INLINE void store(Word8 x, float* out) {
   std::memcpy(out, &x, WIDTH * sizeof(float));
 }
 
-// out[k * panel + w] for 8 or 16 k, from rows of 8 elements (32 bits each: a float, or two
-// neighbouring bfloat16).
-template <int WIDTH>
+template <Packing FORM>
+using Form = std::integral_constant<Packing, FORM>;
+
+// Where k = 0, 2, ... lies in a panel of width 1.
+template <Packing FORM>
+PLAIT_INLINE int64_t place(int64_t k) {
+  return FORM == Packing::pairs ? k / 2 : k;
+}
+
+// The words of k (low) and k + 1 (high), one for each w.
+template <Packing FORM, int WIDTH>
+PLAIT_INLINE void store_pair(Word8 pair, int64_t panel, float* out) {
+  const Word8 low = pair << 16, high = pair & 0xffff0000u;
+  if (FORM == Packing::pairs) {
+    store<WIDTH>(pair, out);
+  } else {
+    store<WIDTH>(FORM == Packing::swapped ? high : low, out);
+    store<WIDTH>(FORM == Packing::swapped ? low : high, out + panel);
+  }
+}
+
+// 8 or 16 k of a panel, from rows of 8 words: a float, or two neighbouring bfloat16.
+template <Packing FORM, int WIDTH>
 PLAIT_INLINE void turn(const float* x, int64_t wide_stride, int valid, int64_t panel, float* out) {
   Word8 r[8] = {};
 #pragma GCC unroll 8
@@ -60,7 +78,7 @@ PLAIT_INLINE void turn(const float* x, int64_t wide_stride, int valid, int64_t p
 #pragma GCC unroll 8
   for (int k = 0; k < 8; k++) store<WIDTH>(r[k], out + k * panel);
 }
-template <int WIDTH>
+template <Packing FORM, int WIDTH>
 PLAIT_INLINE void turn(const bfloat16* x, int64_t wide_stride, int valid, int64_t panel,
                        float* out) {
   Word8 r[8] = {};
@@ -69,59 +87,90 @@ PLAIT_INLINE void turn(const bfloat16* x, int64_t wide_stride, int valid, int64_
     if (w < valid) std::memcpy(&r[w], x + w * wide_stride, 32);
   transpose(r);
 #pragma GCC unroll 8
-  for (int k = 0; k < 8; k++) {
-    store<WIDTH>(r[k] << 16, out + 2 * k * panel);
-    store<WIDTH>(r[k] & 0xffff0000u, out + (2 * k + 1) * panel);
-  }
+  for (int k = 0; k < 8; k++)
+    store_pair<FORM, WIDTH>(r[k], panel, out + place<FORM>(2 * k) * panel);
 }
 
+// Rows of k that lie along w: a pair at a time.
 template <int WIDTH>
-PLAIT_INLINE void widen(const float* x, float* out) {
-  std::memcpy(out, x, WIDTH * sizeof(float));
+PLAIT_INLINE Word8 words(const bfloat16* x) {
+  Short8 s = {};
+  std::memcpy(&s, x, WIDTH * sizeof(bfloat16));
+  return __builtin_convertvector(s, Word8);
 }
-template <int WIDTH>
-PLAIT_INLINE void widen(const bfloat16* x, float* out) {
-  if constexpr (WIDTH == 8) {
-    Short8 s;
-    std::memcpy(&s, x, sizeof(s));
-    store<8>(__builtin_convertvector(s, Word8) << 16, out);
-  } else {
-    Short4 s;
-    std::memcpy(&s, x, sizeof(s));
-    const Word4 wide = __builtin_convertvector(s, Word4) << 16;
-    std::memcpy(out, &wide, sizeof(wide));
-    for (int w = 4; w < WIDTH; w++) out[w] = to_float(x[w]);
+template <Packing FORM, int WIDTH>
+PLAIT_INLINE void along(const float* x, int64_t depth_stride, int64_t depth, int64_t panel,
+                        float* out) {
+  for (int64_t k = 0; k < depth; k++)
+    std::memcpy(out + k * panel, x + k * depth_stride, WIDTH * sizeof(float));
+}
+template <Packing FORM, int WIDTH>
+PLAIT_INLINE void along(const bfloat16* x, int64_t depth_stride, int64_t depth, int64_t panel,
+                        float* out) {
+  int64_t k = 0;
+  for (; k + 2 <= depth; k += 2) {
+    const Word8 low = words<WIDTH>(x + k * depth_stride),
+                high = words<WIDTH>(x + (k + 1) * depth_stride);
+    store_pair<FORM, WIDTH>(low | high << 16, panel, out + place<FORM>(k) * panel);
   }
+  if (k == depth) return;
+  const Word8 last = words<WIDTH>(x + k * depth_stride);
+  if (FORM == Packing::floats)
+    store<WIDTH>(last << 16, out + k * panel);
+  else
+    store_pair<FORM, WIDTH>(last, panel, out + place<FORM>(k) * panel);
 }
 
-template <class T>
-PLAIT_INLINE void pack_plain(const T* x, int64_t wide_stride, int64_t depth_stride, int valid,
-                             int64_t depth, int width, int64_t panel, float* out) {
+// Any strides, `width` places of which `valid` are in x.
+template <Packing FORM>
+PLAIT_INLINE void plain(const float* x, int64_t wide_stride, int64_t depth_stride, int valid,
+                        int64_t depth, int width, int64_t panel, float* out) {
   for (int64_t k = 0; k < depth; k++)
     for (int w = 0; w < width; w++)
-      out[k * panel + w] = w < valid ? to_float(x[w * wide_stride + k * depth_stride]) : 0.0f;
+      out[k * panel + w] = w < valid ? x[w * wide_stride + k * depth_stride] : 0.0f;
+}
+template <Packing FORM>
+PLAIT_INLINE void plain(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, int valid,
+                        int64_t depth, int width, int64_t panel, float* out) {
+  for (int64_t k = 0; k < depth; k += 2)
+    for (int w = 0; w < width; w++) {
+      const bool both = k + 1 < depth, there = w < valid;
+      const bfloat16* from = x + w * wide_stride + k * depth_stride;
+      const uint32_t low = there ? from[0].bits : 0, high = there && both ? from[depth_stride].bits : 0;
+      float* to = out + place<FORM>(k) * panel + w;
+      const uint32_t pair = low | high << 16, first = low << 16, second = high << 16;
+      if (FORM == Packing::pairs) {
+        std::memcpy(to, &pair, 4);
+      } else {
+        std::memcpy(to, FORM == Packing::swapped ? &second : &first, 4);
+        if (both || FORM == Packing::swapped)
+          std::memcpy(to + panel, FORM == Packing::swapped ? &first : &second, 4);
+      }
+    }
 }
 
-// A column of a panel, WIDTH wide at most 8, of which `valid` are in x.
-template <int WIDTH, class T>
+// Some places of a panel, WIDTH at most 8, of which `valid` are in x.
+template <Packing FORM, int WIDTH, class T>
 PLAIT_INLINE void pack_group(const T* x, int64_t wide_stride, int64_t depth_stride, int valid,
                              int64_t depth, int64_t panel, float* out) {
   constexpr int64_t AT_ONCE = 32 / sizeof(T);
   if (depth_stride == 1 && valid > 0) {
     int64_t k = 0;
     for (; k + AT_ONCE <= depth; k += AT_ONCE)
-      turn<WIDTH>(x + k, wide_stride, valid, panel, out + k * panel);
-    pack_plain(x + k, wide_stride, 1, valid, depth - k, WIDTH, panel, out + k * panel);
+      turn<FORM, WIDTH>(x + k, wide_stride, valid, panel, out + place<FORM>(k) * panel);
+    plain<FORM>(x + k, wide_stride, 1, valid, depth - k, WIDTH, panel,
+                 out + place<FORM>(k) * panel);
   } else if (wide_stride == 1 && valid == WIDTH) {
-    for (int64_t k = 0; k < depth; k++) widen<WIDTH>(x + k * depth_stride, out + k * panel);
+    along<FORM, WIDTH>(x, depth_stride, depth, panel, out);
   } else {
-    pack_plain(x, wide_stride, depth_stride, valid, depth, WIDTH, panel, out);
+    plain<FORM>(x, wide_stride, depth_stride, valid, depth, WIDTH, panel, out);
   }
 }
 
-template <class T, int PANEL>
+template <class T, int PANEL, Packing FORM>
 PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
-                            int64_t depth, std::integral_constant<int, PANEL>, float* out) {
+                            int64_t depth, std::integral_constant<int, PANEL>,
+                            int64_t panel_stride, Form<FORM>, float* out) {
   // Along the rows of x, a few at a time: whole cache lines are used before they leave.
   const int64_t run = wide_stride == 1 ? 8 : depth;
   for (int64_t first = 0; first < depth; first += run) {
@@ -129,17 +178,17 @@ PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, int64_t depth_strid
     for (int64_t w = 0; w < wide; w += PANEL) {
       const int width = int(wide - w < PANEL ? wide - w : PANEL);
       const T* from = x + w * wide_stride + first * depth_stride;
-      float* to = out + w * depth + first * PANEL;
+      float* to = out + w / PANEL * panel_stride + place<FORM>(first) * PANEL;
       for (int g = 0; g + 8 <= PANEL; g += 8) {
         const int valid = width - g < 0 ? 0 : width - g < 8 ? width - g : 8;
-        pack_group<8>(from + g * wide_stride, wide_stride, depth_stride, valid, here, PANEL,
-                      to + g);
+        pack_group<FORM, 8>(from + g * wide_stride, wide_stride, depth_stride, valid, here, PANEL,
+                             to + g);
       }
       if constexpr (PANEL % 8 != 0) {
         constexpr int G = PANEL / 8 * 8, REST = PANEL % 8;
         const int valid = width - G < 0 ? 0 : width - G < REST ? width - G : REST;
-        pack_group<REST>(from + G * wide_stride, wide_stride, depth_stride, valid, here, PANEL,
-                         to + G);
+        pack_group<FORM, REST>(from + G * wide_stride, wide_stride, depth_stride, valid, here,
+                                PANEL, to + G);
       }
     }
   }
@@ -147,36 +196,42 @@ PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, int64_t depth_strid
 
 PLAIT_KERNEL(pack, pack_body)
 
-template <class T>
+template <class T, class Form>
 void pack_any(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide, int64_t depth,
-              int panel, float* out) {
+              int panel, int64_t panel_stride, Form form, float* out) {
+  auto with = [&](auto width) {
+    pack(x, wide_stride, depth_stride, wide, depth, width, panel_stride, form, out);
+  };
   switch (panel) {
     case 4:
-      return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 4>{}, out);
+      return with(std::integral_constant<int, 4>{});
     case 6:
-      return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 6>{}, out);
+      return with(std::integral_constant<int, 6>{});
     case 14:
-      return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 14>{},
-                  out);
+      return with(std::integral_constant<int, 14>{});
     case 16:
-      return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 16>{},
-                  out);
+      return with(std::integral_constant<int, 16>{});
     default:
-      return pack(x, wide_stride, depth_stride, wide, depth, std::integral_constant<int, 32>{},
-                  out);
+      return with(std::integral_constant<int, 32>{});
   }
 }
 
 }  // namespace
 
 void pack_panels(const float* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
-                 int64_t depth, int panel, float* out) {
-  pack_any(x, wide_stride, depth_stride, wide, depth, panel, out);
+                 int64_t depth, int panel, int64_t panel_stride, Packing, float* out) {
+  pack_any(x, wide_stride, depth_stride, wide, depth, panel, panel_stride, Form<Packing::floats>{},
+           out);
 }
 
 void pack_panels(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
-                 int64_t depth, int panel, float* out) {
-  pack_any(x, wide_stride, depth_stride, wide, depth, panel, out);
+                 int64_t depth, int panel, int64_t panel_stride, Packing packing, float* out) {
+  auto in = [&](auto form) {
+    pack_any(x, wide_stride, depth_stride, wide, depth, panel, panel_stride, form, out);
+  };
+  if (packing == Packing::pairs) return in(Form<Packing::pairs>{});
+  if (packing == Packing::swapped) return in(Form<Packing::swapped>{});
+  in(Form<Packing::floats>{});
 }
 
 }  // namespace plait

@@ -1,8 +1,12 @@
 // Register tiles: 14 x 32 with AVX-512, 6 x 16 with AVX2, 4 x 16 in vectors of four. Every element
-// is one chain of correctly rounded fused multiply-adds, so all give the same bits.
+// is one chain of correctly rounded fused multiply-adds, so all give the same bits. So do pairs:
+// AVX-512 BF16's instruction is two such, the second element first, and knows no denormals.
 #include "cpu/gemm_tile.hpp"
 
+#include <utility>
+
 #include "cpu/fma.hpp"
+#include "cpu/threads.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -32,9 +36,26 @@ void run_portable(const Tile& t, int rows) {
   }
 }
 
+// The same with denormals as zero while the chain runs, but not in what comes after it.
+template <void (*RUN)(const Tile&, int), int COLUMNS>
+void run_flushed(const Tile& t, int rows) {
+  alignas(64) float local[MAX_TILE];  // t.out may be one of t.lower
+  Tile chain = t;
+  chain.merges = 0, chain.out = local, chain.out_stride = COLUMNS;
+  flush_denormals();
+  RUN(chain, rows);
+  reset_rounding();
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < COLUMNS; j++) {
+      float x = local[i * COLUMNS + j];
+      for (int m = 0; m < t.merges; m++) x = t.lower[m][i * COLUMNS + j] + x;
+      t.out[i * t.out_stride + j] = x;
+    }
+}
+
 #if defined(__x86_64__)
 
-template <int ROWS>
+template <bool PAIRS, int ROWS>
 PLAIT_TARGET_AVX512 void tile_avx512(const Tile& t) {
   __m512 c[ROWS][2];
   if (t.init) {
@@ -53,8 +74,13 @@ PLAIT_TARGET_AVX512 void tile_avx512(const Tile& t) {
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; i++) {
       const __m512 x = _mm512_set1_ps(a[i]);
-      c[i][0] = _mm512_fmadd_ps(x, b0, c[i][0]);
-      c[i][1] = _mm512_fmadd_ps(x, b1, c[i][1]);
+      if (PAIRS) {  // written out: compilers before GCC 10 do not know it
+        asm("vdpbf16ps %2, %1, %0" : "+v"(c[i][0]) : "v"(b0), "v"(x));
+        asm("vdpbf16ps %2, %1, %0" : "+v"(c[i][1]) : "v"(b1), "v"(x));
+      } else {
+        c[i][0] = _mm512_fmadd_ps(x, b0, c[i][0]);
+        c[i][1] = _mm512_fmadd_ps(x, b1, c[i][1]);
+      }
     }
   }
   for (int m = 0; m < t.merges; m++) {
@@ -72,13 +98,15 @@ PLAIT_TARGET_AVX512 void tile_avx512(const Tile& t) {
   }
 }
 
-void run_avx512(const Tile& t, int rows) {
+template <bool PAIRS, int... LESS>
+void run_avx512(const Tile& t, int rows, std::integer_sequence<int, LESS...>) {
   using Run = void (*)(const Tile&);
-  static const Run table[] = {tile_avx512<1>,  tile_avx512<2>,  tile_avx512<3>,  tile_avx512<4>,
-                              tile_avx512<5>,  tile_avx512<6>,  tile_avx512<7>,  tile_avx512<8>,
-                              tile_avx512<9>,  tile_avx512<10>, tile_avx512<11>, tile_avx512<12>,
-                              tile_avx512<13>, tile_avx512<14>};
+  static const Run table[] = {tile_avx512<PAIRS, LESS + 1>...};
   table[rows - 1](t);
+}
+template <bool PAIRS>
+void run_avx512(const Tile& t, int rows) {
+  run_avx512<PAIRS>(t, rows, std::make_integer_sequence<int, 14>{});
 }
 
 template <int ROWS>
@@ -130,15 +158,23 @@ void run_avx2(const Tile& t, int rows) {
 
 }  // namespace
 
-const TileKernel& tile_kernel(Isa isa) {
-  static const TileKernel portable{PORTABLE_ROWS, PORTABLE_COLUMNS, run_portable};
+const TileKernel& tile_kernel(Isa isa, bool pairs) {
+  constexpr Packing F = Packing::floats, S = Packing::swapped;
+  static const TileKernel portable[] = {
+      {F, PORTABLE_ROWS, PORTABLE_COLUMNS, run_portable},
+      {S, PORTABLE_ROWS, PORTABLE_COLUMNS, run_flushed<run_portable, PORTABLE_COLUMNS>}};
 #if defined(__x86_64__)
-  static const TileKernel avx512{14, 32, run_avx512}, avx2{6, 16, run_avx2};
-  if (isa == Isa::avx512) return avx512;
-  if (isa == Isa::avx2) return avx2;
+  static const TileKernel avx2[] = {{F, 6, 16, run_avx2}, {S, 6, 16, run_flushed<run_avx2, 16>}};
+  static const TileKernel avx512[] = {{F, 14, 32, run_avx512<false>},
+                                      {S, 14, 32, run_flushed<run_avx512<false>, 32>}};
+  static const TileKernel avx512_bf16[] = {{F, 14, 32, run_avx512<false>},
+                                           {Packing::pairs, 14, 32, run_avx512<true>}};
+  if (isa == Isa::avx512_bf16) return avx512_bf16[pairs];
+  if (isa == Isa::avx512) return avx512[pairs];
+  if (isa == Isa::avx2) return avx2[pairs];
 #endif
   (void)isa;
-  return portable;
+  return portable[pairs];
 }
 
 }  // namespace plait

@@ -2,10 +2,25 @@
 #include "cpu/isa.hpp"
 
 #include <atomic>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "core/error.hpp"
 
 namespace plait {
+
+#if defined(__x86_64__)
+// As the processor says: not all compilers know its name.
+static bool has_avx512_bf16() {
+#if defined(PLAIT_NO_AVX512_BF16)
+  return false;
+#else
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+#endif
+}
+#endif
 
 Isa best_isa() {
 #if defined(__x86_64__)
@@ -14,7 +29,7 @@ Isa best_isa() {
     return Isa::portable;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return Isa::avx512;
+    return has_avx512_bf16() ? Isa::avx512_bf16 : Isa::avx512;
   return Isa::avx2;
 #else
   return Isa::portable;
@@ -32,7 +47,7 @@ void set_isa(Isa isa) {
 }
 
 const char* name_of(Isa isa) {
-  static const char* names[] = {"portable", "avx2", "avx512"};
+  static const char* names[] = {"portable", "avx2", "avx512", "avx512_bf16"};
   return names[int(isa)];
 }
 

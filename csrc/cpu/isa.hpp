@@ -5,7 +5,7 @@
 
 namespace plait {
 
-enum class Isa : int { portable, avx2, avx512 };
+enum class Isa : int { portable, avx2, avx512, avx512_bf16 };
 
 Isa best_isa();                     // what this processor has
 Isa active_isa();                   // what kernels use: best_isa() until set
@@ -36,6 +36,7 @@ const char* name_of(Isa isa);
   template <class... Args>                                                              \
   void name(Args... args) {                                                             \
     switch (::plait::active_isa()) {                                                    \
+      case ::plait::Isa::avx512_bf16:                                                   \
       case ::plait::Isa::avx512: return name##_avx512(args...);                         \
       case ::plait::Isa::avx2: return name##_avx2(args...);                             \
       default: return name##_portable(args...);                                         \

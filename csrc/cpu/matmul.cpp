@@ -23,7 +23,7 @@ Operand operand(const ConstArray& x, bool transpose) {
 
 void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool transpose_b,
             const std::vector<int64_t>& leaves, bool accumulate,
-            const std::optional<ConstArray>& bias, const Array& out) {
+            int64_t period, const std::optional<ConstArray>& bias, const Array& out) {
   check_matrix(a, "a");
   check_matrix(b, "b");
   check_matrix(out, "out");
@@ -47,6 +47,7 @@ void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool tra
     fail("matmul", "leaves must ascend from 0 to the inner size ", depth, ", got {", text.str(),
          "}");
   }
+  PLAIT_CHECK(period >= 0, "matmul", "period is ", period, ", must be at least 0");
   if (accumulate)
     PLAIT_CHECK(out.dtype == DType::float32 && leaves.size() <= 2, "matmul",
                 "accumulate needs a float32 out and a single leaf, got out ", shape_text(out),
@@ -61,6 +62,7 @@ void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool tra
          out.strides[0]};
   g.accumulate = accumulate;
   g.leaves = leaves;
+  g.period = period;
   if (bias) {
     PLAIT_CHECK(bias->ndim == 1 && bias->shape[0] == columns && bias->contiguous() &&
                     (bias->dtype == DType::float32 || bias->dtype == DType::bfloat16),

@@ -129,6 +129,14 @@ void reset_rounding() {
 #endif
 }
 
+void flush_denormals() {
+#if defined(__x86_64__)
+  _mm_setcsr(0x1f80 | 0x8040);
+#elif defined(__aarch64__)
+  asm volatile("msr fpcr, %0" : : "r"(uint64_t(1) << 24));
+#endif
+}
+
 void set_threads(int threads) {
   PLAIT_CHECK(threads >= 1, "set_threads", "needs at least 1, got ", threads);
   pool().resize(threads);

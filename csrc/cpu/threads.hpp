@@ -8,6 +8,8 @@ namespace plait {
 
 // Round to nearest, denormals kept, in this thread. Every op starts so, and every thread of the pool.
 void reset_rounding();
+// Denormal operands and results become zeros, in this thread, until reset_rounding.
+void flush_denormals();
 
 void set_threads(int threads);
 int threads();

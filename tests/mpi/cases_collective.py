@@ -50,6 +50,6 @@ def uneven_columns_add_up(world: Communicator) -> None:
     parts = []
     for x, w in map(operands, range(world.size)):
         parts.append(np.empty((6, 5), np.float32))
-        kernels.matmul(x, w, False, False, [0, len(w)], False, None, parts[-1])
+        kernels.matmul(x, w, False, False, [0, len(w)], False, 0, None, parts[-1])
     found = plait.matmul_all_reduce(*operands(world.rank), world)
     assert found.tobytes() == tree(parts).tobytes()

@@ -46,7 +46,7 @@ def matmul(t: np.dtype) -> Case:
     def call(a: Array, b: Array, bias: Array) -> Outputs:
         out = like(a, (len(a) * 31, 67))
         rows = a.reshape(-1, 90)
-        _cpu.matmul(rows, b, False, False, [0, 31, 60, 90], False, bias, out)
+        _cpu.matmul(rows, b, False, False, [0, 31, 60, 90], False, 0, bias, out)
         return (out.reshape(len(a), 31, 67),)
 
     return Case((random((N, 31, 90), t),), (random((90, 67), t), random((67,), t)), call)

@@ -27,7 +27,7 @@ class Chain:
 def matmul(t: np.dtype) -> Chain:
     def kernel(x: list[Array], accumulate: bool, out: Outputs) -> None:
         a, b = (part.reshape(-1, part.shape[-1]) for part in x)
-        _cpu.matmul(a, b, True, False, [0, len(a)], accumulate, None, *out)
+        _cpu.matmul(a, b, True, False, [0, len(a)], accumulate, 41, None, *out)
 
     return Chain((random((N, 41, 33), t, 1), random((N, 41, 67), t, 2)), ((33, 67),), kernel)
 

@@ -6,11 +6,11 @@ import ml_dtypes
 import numpy as np
 
 from plait import _cpu
+from plait.train.numerics import PATHS
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT32 = np.dtype(np.float32)
 STORAGE = [FLOAT32, BFLOAT16]
-PATHS = ["portable", "avx2", "avx512"]
 EPSILON = 2.0**-24  # half a unit in the last place of float32 at 1
 
 

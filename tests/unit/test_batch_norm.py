@@ -5,13 +5,14 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 import pytest
+from kernel_checks import PATHS
 
 from plait import _cpu
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 float32 = np.dtype(np.float32)
 best = _cpu.isa()
-paths = ["portable", "avx2", "avx512"][: ["portable", "avx2", "avx512"].index(best) + 1]
+paths = PATHS[: PATHS.index(best) + 1]
 EPSILON = 1e-5
 SHAPES = [(1, 1), (2, 3), (7, 33), (100, 16), (257, 70), (50, 129), (3, 200), (4, 0)]
 

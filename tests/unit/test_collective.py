@@ -32,7 +32,7 @@ def test_one_rank_is_a_matmul_of_its_leaves(
     assert found.dtype == dtype
     expected = np.empty((m, n), dtype)
     bounds = [leaf * k // leaves for leaf in range(leaves + 1)]
-    kernels.matmul(x, w, False, False, bounds, False, None, expected)
+    kernels.matmul(x, w, False, False, bounds, False, 0, None, expected)
     assert found.tobytes() == expected.tobytes()
     exact = x.astype(np.float64) @ w.astype(np.float64)
     scale = np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64)

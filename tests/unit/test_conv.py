@@ -7,6 +7,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 import pytest
+from kernel_checks import PATHS
 
 from plait import _cpu
 from plait.comm import tree
@@ -14,7 +15,7 @@ from plait.comm import tree
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 float32 = np.dtype(np.float32)
 best = _cpu.isa()
-paths = ["portable", "avx2", "avx512"][: ["portable", "avx2", "avx512"].index(best) + 1]
+paths = PATHS[: PATHS.index(best) + 1]
 
 
 class Shape(NamedTuple):

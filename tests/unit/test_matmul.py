@@ -7,6 +7,7 @@ from itertools import pairwise
 import ml_dtypes
 import numpy as np
 import pytest
+from kernel_checks import PATHS
 
 from plait import _cpu
 from plait.comm import tree
@@ -14,7 +15,7 @@ from plait.comm import tree
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 float32 = np.dtype(np.float32)
 best = _cpu.isa()
-paths = ["portable", "avx2", "avx512"][: ["portable", "avx2", "avx512"].index(best) + 1]
+paths = PATHS[: PATHS.index(best) + 1]
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +31,14 @@ def randoms(*shape, dtype=float32, seed=0):
 
 
 def run(
-    a, b, ta=False, tb=False, *, leaves=None, out=None, accumulate=False, bias=None, dtype=float32
-):
+    a, b, ta=False, tb=False, *, leaves=None, out=None, accumulate=False, bias=None, dtype=float32,
+    period=0,
+):  # fmt: skip
     rows, depth = a.shape[::-1] if ta else a.shape
     columns = b.shape[0] if tb else b.shape[1]
     if out is None:
         out = np.full((rows, columns), 7.0, dtype)
-    _cpu.matmul(a, b, ta, tb, leaves or [0, depth], accumulate, bias, out)
+    _cpu.matmul(a, b, ta, tb, leaves or [0, depth], accumulate, period, bias, out)
     return out
 
 
@@ -129,6 +131,54 @@ def test_a_bit_far_below_breaks_a_tie(isa):
         b[1] = (2.0**23 - 1) * 2.0**-70
         a[0, 1] = sign * (2.0**23 + 1)
         assert (run(a, b) == sign * (1 + 2.0**-23)).all()
+
+
+def flushed(x):
+    return x if abs(x) >= 2.0**-126 else np.copysign(np.float32(0), x)
+
+
+def chain_of_pairs(a, b):
+    total = np.float32(0)
+    for k in range(0, len(a), 2):
+        for i in (k + 1, k):
+            if i < len(a):
+                term = Fraction(float(flushed(a[i]))) * Fraction(float(flushed(b[i])))
+                total = flushed(nearest_float32(term + Fraction(float(total))))
+    return total
+
+
+@pytest.mark.parametrize("isa", paths)
+@pytest.mark.parametrize("scale", [1.0, 1e-19, 3e-21, 1e-39])
+def test_bfloat16_is_a_chain_of_pairs(isa, scale):
+    """The second of a pair first; below the smallest normal float32 there is nothing."""
+    _cpu.set_isa(isa)
+    a, b = randoms(3, 41, dtype=bfloat16), randoms(41, 5, dtype=bfloat16, seed=1)
+    spread = 2.0 ** np.random.default_rng(2).integers(-12, 12, a.shape)  # sums must be rounded
+    a = (a.astype(float32) * spread * scale).astype(bfloat16)
+    b = (b.astype(float32) * (1 if scale < 1e-30 else scale)).astype(bfloat16)
+    out = run(a, b)
+    for i in range(3):
+        for j in range(5):
+            assert out[i, j] == chain_of_pairs(a[i], b[:, j])
+    assert (out != run(a.astype(float32), b.astype(float32))).any()
+
+
+@pytest.mark.parametrize("isa", paths)
+@pytest.mark.parametrize("period", [1, 15, 16, 17, 33, 40, 1333])
+def test_samples_do_not_share_pairs(isa, period):
+    """However many samples a call has, their sum is one chain."""
+    _cpu.set_isa(isa)
+    a, b = randoms(9 * period, 17, dtype=bfloat16), randoms(9 * period, 35, dtype=bfloat16, seed=1)
+    whole = run(a, b, True, period=period)
+    for at_once in (1, 2, 5):
+        out = np.zeros_like(whole)
+        for i in range(0, 9 * period, at_once * period):
+            rows = slice(i, i + at_once * period)
+            run(a[rows], b[rows], True, out=out, accumulate=True, period=period)
+        same_bits(out, whole)
+    assert (whole != run(a, b, True)).any() == (period % 2 == 1)
+    if period in (1, 15):
+        same_bits(whole, run(a.astype(float32), b.astype(float32), True))
 
 
 @pytest.mark.parametrize("dtype", [float32, bfloat16])
@@ -251,25 +301,25 @@ def test_repeated_rows_may_have_stride_zero():
 def test_errors_name_both_shapes():
     a, b, out = randoms(2, 3), randoms(4, 5), randoms(2, 5)
     with pytest.raises(ValueError, match=r"\(2, 3\) float32.*\(4, 5\) float32"):
-        _cpu.matmul(a, b, False, False, [0, 3], False, None, out)
+        _cpu.matmul(a, b, False, False, [0, 3], False, 0, None, out)
     with pytest.raises(ValueError, match=r"\(2, 5\) float32.*\(2, 4\)"):
-        _cpu.matmul(a, randoms(3, 4), False, False, [0, 3], False, None, out)
+        _cpu.matmul(a, randoms(3, 4), False, False, [0, 3], False, 0, None, out)
     b = randoms(3, 5)
     for leaves in ([0, 2], [1, 3], [0, 2, 1, 3], []):
         with pytest.raises(ValueError, match="leaves must ascend from 0 to the inner size 3"):
-            _cpu.matmul(a, b, False, False, leaves, False, None, out)
+            _cpu.matmul(a, b, False, False, leaves, False, 0, None, out)
     with pytest.raises(ValueError, match="single leaf"):
-        _cpu.matmul(a, b, False, False, [0, 2, 3], True, None, out)
+        _cpu.matmul(a, b, False, False, [0, 2, 3], True, 0, None, out)
     short = a.astype(bfloat16), b.astype(bfloat16), out.astype(bfloat16)
     with pytest.raises(ValueError, match="single leaf"):
-        _cpu.matmul(short[0], short[1], False, False, [0, 3], True, None, short[2])
+        _cpu.matmul(short[0], short[1], False, False, [0, 3], True, 0, None, short[2])
     with pytest.raises(ValueError, match=r"bias is \(4,\) float32"):
-        _cpu.matmul(a, b, False, False, [0, 3], False, randoms(4), out)
+        _cpu.matmul(a, b, False, False, [0, 3], False, 0, randoms(4), out)
     with pytest.raises(ValueError, match="stride 1"):
-        _cpu.matmul(a, randoms(5, 3).T, False, False, [0, 3], False, None, out)
+        _cpu.matmul(a, randoms(5, 3).T, False, False, [0, 3], False, 0, None, out)
     with pytest.raises(ValueError, match="2 axes"):
-        _cpu.matmul(a[0], b, False, False, [0, 3], False, None, out)
+        _cpu.matmul(a[0], b, False, False, [0, 3], False, 0, None, out)
     with pytest.raises(ValueError, match="must be float32 or of a's type"):
-        _cpu.matmul(a, b, False, False, [0, 3], False, None, out.astype(bfloat16))
+        _cpu.matmul(a, b, False, False, [0, 3], False, 0, None, out.astype(bfloat16))
     with pytest.raises(ValueError, match="float32 or bfloat16"):
-        _cpu.matmul(a.astype(np.int32), b, False, False, [0, 3], False, None, out)
+        _cpu.matmul(a.astype(np.int32), b, False, False, [0, 3], False, 0, None, out)

@@ -21,7 +21,7 @@ def product(a: Array, b: Array, start: Array | None = None) -> Array:
     """a b in float32, each element one chain from zero, or on from start."""
     a, b = (np.ascontiguousarray(x, FLOAT32) for x in (a, b))
     out = np.full((len(a), b.shape[1]), np.nan, FLOAT32) if start is None else start
-    _cpu.matmul(a, b, False, False, [0, len(b)], start is not None, None, out)
+    _cpu.matmul(a, b, False, False, [0, len(b)], start is not None, 0, None, out)
     return out
 
 
@@ -32,7 +32,7 @@ def test_rule_9_matmul_with_leaves_and_bias(count: int, dtype: np.dtype) -> None
     a, b, bias = random((37, 90), dtype), random((90, 41), dtype, 1), random((41,), dtype, 2)
     cut = [leaf * 90 // count for leaf in range(count + 1)]
     fused = like(a, (37, 41))
-    _cpu.matmul(a, b, False, False, cut, False, bias, fused)
+    _cpu.matmul(a, b, False, False, cut, False, 0, bias, fused)
     parts = [product(a[:, i:j], b[i:j]) for i, j in pairwise(cut)]
     whole, apart = np.empty((37, 41), FLOAT32), like(a, (37, 41))
     _cpu.tree_sum(parts, Leaves.even(count, count).merges(), None, whole)

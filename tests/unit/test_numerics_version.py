@@ -28,9 +28,9 @@ def trainer(folder: Path) -> Trainer:
     )
 
 
-TOKENS = {"vocabulary": 53, "sequence_length": 7}
+TOKENS = {"vocabulary": 53, "sequence_length": 19}
 IMAGES = {"input_shape": (8, 5, 1), "classes": 7}
-SIZES = {"hidden_dim": 24, "heads": 4, **TOKENS}
+SIZES = {"hidden_dim": 72, "heads": 4, **TOKENS}
 MODELS = {
     "gpt": (models.gpt(layers=2, dropout=0.1, **SIZES), TOKENS),
     "llama": (models.llama(layers=1, kv_heads=2, **SIZES), TOKENS),
@@ -38,12 +38,12 @@ MODELS = {
 }
 # Begin of the digest after three steps. Where they change, other bits come of the same run: if that
 # is meant, NUMERICS_VERSION goes up, and these become what they are then.
-VERSION = 1
+VERSION = 2
 DIGESTS = {
-    ("gpt", "float32"): "a03157792ebf7e76",
-    ("gpt", "bfloat16"): "3cfce0bbac70cac9",
-    ("llama", "float32"): "91de3e601a74b965",
-    ("llama", "bfloat16"): "1637002d47338ef7",
+    ("gpt", "float32"): "ba3eed35cf08d6a5",
+    ("gpt", "bfloat16"): "05595cc63bd4fa67",
+    ("llama", "float32"): "fa1ccafdadce17f6",
+    ("llama", "bfloat16"): "aa7593b9c073cf63",
     ("resnet", "float32"): "743ee63599da0990",
     ("resnet", "bfloat16"): "f85f3802a7525264",
 }

@@ -7,12 +7,13 @@ from itertools import pairwise
 import ml_dtypes
 import numpy as np
 import pytest
+from kernel_checks import PATHS
 
 from plait import _cpu
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 best = _cpu.isa()
-paths = ["portable", "avx2", "avx512"][: ["portable", "avx2", "avx512"].index(best) + 1]
+paths = PATHS[: PATHS.index(best) + 1]
 MASK = 2**32 - 1
 
 

@@ -45,7 +45,7 @@ def matmul_all_reduce(x: Array, w: Array, comm: Communicator, out: Array | None 
         cut = [(leaf - run.start) * k // len(run) for leaf in range(low, high + 1)]
         columns = slice(cut[0], cut[-1])
         leaves = [bound - cut[0] for bound in cut]
-        kernels.matmul(x[:, columns], w[columns], False, False, leaves, False, None, part)
+        kernels.matmul(x[:, columns], w[columns], False, False, leaves, False, 0, None, part)
     if not whole:
         comm.all_reduce_nodes(stack, dtype=out.dtype, out=out)
     elif not usable:

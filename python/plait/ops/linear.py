@@ -29,9 +29,10 @@ def flat(x: Array) -> Array:
 
 def add_weight_grad(weight: Parameter, position: Any, rows: Array, columns: Array) -> None:
     """weight.grad += rows^T columns, one chain over samples and positions; both (B, S, ...)."""
+    positions = math.prod(rows.shape[1:-1])
     for segment, grad in weight.segments(position):
         a, b = flat(rows[segment.samples]), flat(columns[segment.samples])
-        kernels.matmul(a, b, True, False, [0, len(a)], not segment.begins, None, grad)
+        kernels.matmul(a, b, True, False, [0, len(a)], not segment.begins, positions, None, grad)
 
 
 class ColumnLinear(Function):
@@ -47,7 +48,7 @@ class ColumnLinear(Function):
         n, k = weight.array.shape
         out = empty((*x.shape[:-1], n), x.dtype)
         b = None if bias is None else bias.array
-        kernels.matmul(flat(x), weight.array, False, True, [0, k], False, b, flat(out))
+        kernels.matmul(flat(x), weight.array, False, True, [0, k], False, 0, b, flat(out))
         return out
 
     @staticmethod
@@ -60,7 +61,7 @@ class ColumnLinear(Function):
 
         def part(start: int, stop: int, leaves: list[int], _: Array | None, out: Array) -> None:
             kernels.matmul(
-                rows[:, start:stop], weight.array[start:stop], False, False, leaves, False, None,
+                rows[:, start:stop], weight.array[start:stop], False, False, leaves, False, 0, None,
                 flat(out),
             )  # fmt: skip
 
@@ -91,7 +92,7 @@ class RowLinear(Function):
 
         def part(start: int, stop: int, leaves: list[int], b: Array | None, out: Array) -> None:
             kernels.matmul(
-                rows[:, start:stop], weight.array[start:stop], False, False, leaves, False, b,
+                rows[:, start:stop], weight.array[start:stop], False, False, leaves, False, 0, b,
                 flat(out),
             )  # fmt: skip
 
@@ -117,5 +118,5 @@ class RowLinear(Function):
 
         ctx.later(parameters)
         grad_x = empty((*grad.shape[:-1], k), x.dtype)
-        kernels.matmul(flat(grad), weight.array, False, True, [0, n], False, None, flat(grad_x))
+        kernels.matmul(flat(grad), weight.array, False, True, [0, n], False, 0, None, flat(grad_x))
         return grad_x
