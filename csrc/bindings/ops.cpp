@@ -30,6 +30,7 @@ PYBIND11_MODULE(_cpu, m) {
 
   // matmul
   m.def("matmul", &matmul, nogil);
+  m.def("matmul_backward_weight", &matmul_backward_weight, nogil);
 
   // sums and copies
   m.def("add", &add, nogil);

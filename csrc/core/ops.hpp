@@ -27,6 +27,12 @@ namespace plait {
 void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool transpose_b,
             const std::vector<int64_t>& leaves, bool accumulate, int64_t period,
             const std::optional<ConstArray>& bias, const Array& out);
+// rows (K, M)^T columns (K, N), as matmul, into a stack out (slots, M, N) float32: leaf 0 goes to `slot`, where accumulate
+// continues the chain that is there; after leaf i the top two merge merges[i] times, lower + upper, and the next leaf goes
+// to the next slot. Slots that merge within the call are not written.
+void matmul_backward_weight(const ConstArray& rows, const ConstArray& columns, const std::vector<int64_t>& leaves,
+                            const std::vector<int>& merges, int64_t slot, bool accumulate, int64_t period,
+                            const Array& out);
 
 // --- sums and copies --------------------------------------------------------------------------
 // out = x0 + x1 + ... in float32, one chain in the given order, rounded once. Any equal shapes, contiguous.
@@ -106,9 +112,11 @@ void attention_backward(const ConstArray& grad, const ConstArray& q, const Const
 // --- embedding ----------------------------------------------------------------------------------
 // tokens (R) int32; weight (V, C) holds rows first_row .. first_row + V; tokens outside give +0 rows. out (R, C).
 void embedding_forward(const ConstArray& tokens, const ConstArray& weight, int64_t first_row, const Array& out);
-// grad_weight (V, C) float32: per row one chain in token order.
-void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_t first_row, bool accumulate,
-                        const Array& grad_weight);
+// A stack (slots, V, C) float32, with leaves of tokens as in matmul_backward_weight: per row and leaf one chain in token
+// order. A row adds nothing to a merge with a leaf that has none of its tokens.
+void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_t first_row,
+                        const std::vector<int64_t>& leaves, const std::vector<int>& merges, int64_t slot,
+                        bool accumulate, const Array& grad_weight);
 
 // --- cross-entropy over a sharded vocabulary -----------------------------------------------------
 // logits (R, V) of columns first_column ..., columns at or beyond `vocabulary` are padding and never win.

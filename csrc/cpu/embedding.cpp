@@ -5,6 +5,7 @@
 
 #include "core/ops.hpp"
 #include "cpu/expect.hpp"
+#include "cpu/leaves.hpp"
 #include "cpu/threads.hpp"
 #include "cpu/vec.hpp"
 
@@ -17,6 +18,92 @@ PLAIT_INLINE void add_body(const T* x, int64_t n, float* out) {
     store(out + i, load<V>(out + i, n - i) + load<V>(x + i, n - i), n - i);
 }
 PLAIT_VECTOR_KERNEL(add_row, add_body)
+
+constexpr int64_t STRIP = 64;  // columns of a row at a time; threads share them
+constexpr int64_t MOST = 64;   // slots
+
+// A token of a row that is here.
+struct Occurrence {
+  int64_t row, leaf, index;
+};
+
+std::vector<Occurrence> occurrences(const int32_t* tokens, const std::vector<int64_t>& leaves,
+                                    int64_t first_row, int64_t rows) {
+  std::vector<Occurrence> found;
+  for (size_t leaf = 0; leaf + 1 < leaves.size(); leaf++)
+    for (int64_t i = leaves[leaf]; i < leaves[leaf + 1]; i++) {
+      const int64_t row = tokens[i] - first_row;
+      if (row >= 0 && row < rows) found.push_back({row, int64_t(leaf), i});
+    }
+  std::stable_sort(found.begin(), found.end(),
+                   [](const Occurrence& a, const Occurrence& b) { return a.row < b.row; });
+  return found;
+}
+
+// What becomes of the stack, whatever the tokens: slots from `low` up to `high` are written; of
+// those `fresh` ones held nothing. In every_row two slots merge that held sums before.
+struct Program {
+  int64_t slot, low, high;
+  bool accumulate, every_row;
+  std::vector<int64_t> fresh;
+};
+
+Program make_program(const std::vector<int>& merges, int64_t slot, bool accumulate) {
+  Program p{slot, slot, slot, accumulate, false, {}};
+  std::vector<bool> held(size_t(slot), true);  // sums of all rows, from before
+  for (size_t leaf = 0; leaf < merges.size(); leaf++) {
+    held.push_back(leaf == 0 && accumulate);
+    for (int m = 0; m < merges[leaf]; m++) {
+      const bool upper = held.back();
+      held.pop_back();
+      p.every_row = p.every_row || (upper && held.back());
+      held.back() = held.back() || upper;
+    }
+    p.low = std::min(p.low, int64_t(held.size()) - 1);
+  }
+  p.high = int64_t(held.size());
+  for (int64_t s = p.low; s < p.high; s++)
+    if (!held[size_t(s)]) p.fresh.push_back(s);
+  return p;
+}
+
+// One strip of one row, out(0), in all slots. A slot without a term is nothing, not zero.
+template <class T>
+void run_row(const Program& p, const std::vector<int>& merges, const T* grad, int64_t grad_stride,
+             int64_t width, const Occurrence* next, const Occurrence* end, float* out,
+             int64_t stride) {
+  float stack[MOST][STRIP];
+  bool some[MOST];
+  const size_t bytes = size_t(width) * sizeof(float);
+  int64_t top = p.slot, loaded = p.slot;  // slots below `loaded` are still in out alone
+  for (size_t leaf = 0; leaf < merges.size(); leaf++, top++) {
+    const bool continued = leaf == 0 && p.accumulate;
+    some[top] = continued;
+    if (continued)
+      std::memcpy(stack[top], out + top * stride, bytes);
+    else
+      std::memset(stack[top], 0, bytes);
+    for (; next < end && next->leaf == int64_t(leaf); next++) {
+      add_row(grad + next->index * grad_stride, width, stack[top]);
+      some[top] = true;
+    }
+    for (int m = 0; m < merges[leaf]; m++, top--) {
+      if (top - 1 < loaded) {
+        loaded = top - 1;
+        std::memcpy(stack[loaded], out + loaded * stride, bytes);
+        some[loaded] = true;
+      }
+      if (!some[top]) continue;
+      if (some[top - 1])
+        add_row(stack[top], width, stack[top - 1]);
+      else
+        std::memcpy(stack[top - 1], stack[top], bytes);
+      some[top - 1] = true;
+    }
+  }
+  for (int64_t s = p.low; s < p.high; s++)
+    if (some[s] || p.every_row) std::memcpy(out + s * stride, stack[s], bytes);
+}
 
 }  // namespace
 
@@ -45,37 +132,50 @@ void embedding_forward(const ConstArray& tokens, const ConstArray& weight, int64
   });
 }
 
-// Threads take disjoint ranges of columns, so frequent tokens do not fall to one of them.
 void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_t first_row,
-                        bool accumulate, const Array& grad_weight) {
+                        const std::vector<int64_t>& leaves, const std::vector<int>& merges,
+                        int64_t slot, bool accumulate, const Array& grad_weight) {
   const char* call = "embedding_backward";
   expect_ndim(call, "tokens", tokens, 1);
-  expect_ndim(call, "grad_weight", grad_weight, 2);
-  const int64_t count = tokens.shape[0], rows = grad_weight.shape[0],
-                channels = grad_weight.shape[1];
+  expect_ndim(call, "grad_weight", grad_weight, 3);
+  const int64_t count = tokens.shape[0], rows = grad_weight.shape[1],
+                channels = grad_weight.shape[2];
   expect_array(call, "tokens", tokens, DType::int32, {count});
   expect_array(call, "grad", grad, grad.dtype, {count, channels});
-  expect_array(call, "grad_weight", grad_weight, DType::float32, {rows, channels});
-  const int32_t* token = tokens.as<int32_t>();
+  const int64_t stride = grad_weight.strides[0];
+  PLAIT_CHECK(grad_weight.dtype == DType::float32 && (channels <= 1 || grad_weight.strides[2] == 1) &&
+                  (rows <= 1 || grad_weight.strides[1] == channels),
+              call, "grad_weight is ", shape_text(grad_weight),
+              ", must be a stack of contiguous float32");
+  check_leaves(call, leaves, count);
+  check_merges(call, leaves, merges, slot, accumulate, grad_weight.shape[0]);
   float* out = grad_weight.as<float>();
-  if (!accumulate)
+  const Program program = make_program(merges, slot, accumulate);
+  for (int64_t fresh : program.every_row ? std::vector<int64_t>{} : program.fresh)
     parallel_for(rows, 1 + 65536 / (channels + 1), [=](int64_t begin, int64_t end) {
-      std::fill(out + begin * channels, out + end * channels, 0.0f);
+      float* to = out + fresh * stride;
+      std::fill(to + begin * channels, to + end * channels, 0.0f);
     });
+  const std::vector<Occurrence> found = occurrences(tokens.as<int32_t>(), leaves, first_row, rows);
   PLAIT_FLOATS(grad.dtype, call, [&](auto zero) {
     using T = decltype(zero);
     const T* grad_data = grad.as<T>();
-    constexpr int64_t STRIP = 64;
-    parallel_for(
-        (channels + STRIP - 1) / STRIP, 1 + 16384 / (STRIP * (count + 1)),
-        [=](int64_t begin, int64_t end) {
-          const int64_t first = begin * STRIP, width = std::min(end * STRIP, channels) - first;
-          for (int64_t i = 0; i < count; i++) {
-            const int64_t row = token[i] - first_row;
-            if (row >= 0 && row < rows)
-              add_row(grad_data + i * channels + first, width, out + row * channels + first);
-          }
-        });
+    const int64_t strips = (channels + STRIP - 1) / STRIP;
+    parallel_for(strips, 1 + 16384 / (STRIP * (count + 1)), [&](int64_t begin, int64_t end) {
+      for (int64_t strip = begin; strip < end; strip++) {
+        const int64_t first = strip * STRIP, width = std::min(STRIP, channels - first);
+        size_t next = 0;
+        int64_t row = program.every_row || found.empty() ? 0 : found[0].row;
+        while (row < rows && (program.every_row || next < found.size())) {
+          size_t last = next;
+          while (last < found.size() && found[last].row == row) last++;
+          run_row(program, merges, grad_data + first, channels, width, found.data() + next,
+                  found.data() + last, out + row * channels + first, stride);
+          next = last;
+          row = program.every_row ? row + 1 : next < found.size() ? found[next].row : rows;
+        }
+      }
+    });
   });
 }
 

@@ -20,13 +20,15 @@ constexpr int64_t BLOCK_ROWS = 1024;     // all slots together; between passes t
 constexpr int64_t LEAST_ROWS = 256;
 constexpr double WORTH_A_THREAD = 1 << 20;  // multiply-adds
 
-constexpr int ZERO = -1, OUT = -2;  // instead of a slot
+enum Init { ZERO, OUT, SLOT };
 
-// Some k, packed at `begin` to `end` of the pass. Tiles start from slot `init` (or ZERO, or OUT),
-// merge with `merges` slots from `lower` downwards and go to `target`.
+// Some k, packed at `begin` to `end` of the pass. Tiles start from ZERO, OUT or slot `slot`, merge
+// with `merges` slots below it and go to the lowest of these. Slots below `stored` lie in out, as
+// does the target if it is the last to go there.
 struct Chunk {
   int64_t begin, end;
-  int init, lower, merges, target;
+  int slot, init, merges, stored;
+  bool last;
 };
 
 // k that are packed at one go, from `at` of the pass.
@@ -71,34 +73,52 @@ void add_piece(Pass& pass, const Run& piece, Packing packing) {
   pass.depth += packed_size(packing, piece.length);
 }
 
+// For each leaf whether a later one merges with what it ends up in.
+std::vector<bool> merged_later(const std::vector<int>& merges) {
+  std::vector<bool> found(merges.size());
+  std::vector<size_t> open;  // leaves that slots were last written by
+  for (size_t leaf = 0; leaf < merges.size(); leaf++) {
+    for (int m = 0; m < merges[leaf] && !open.empty(); m++) {
+      found[open.back()] = true;
+      open.pop_back();
+    }
+    open.push_back(leaf);
+  }
+  return found;
+}
+
 Plan make_plan(const Gemm& g, Packing packing) {
   Plan plan;
   const std::vector<int64_t> whole{0, g.depth}, &leaves = g.leaves.size() > 1 ? g.leaves : whole;
   const int64_t period = packing == Packing::floats || g.period % 2 == 0 ? 0 : g.period;
-  const int64_t count = int64_t(leaves.size()) - 1;
-  const std::vector<int> merges = tree_merges(count);
-  int open = 0;  // slots in use
-  for (int64_t leaf = 0; leaf < count; leaf++) {
-    const std::vector<Run> found = pieces(leaves[size_t(leaf)], leaves[size_t(leaf) + 1], period);
+  const size_t count = leaves.size() - 1;
+  const std::vector<int> merges = g.merges.empty() ? tree_merges(int64_t(count)) : g.merges;
+  const std::vector<bool> kept = merged_later(merges);
+  int slot = g.slot, stored = g.slot;
+  for (size_t leaf = 0; leaf < count; leaf++) {
+    const std::vector<Run> found = pieces(leaves[leaf], leaves[leaf + 1], period);
     size_t next = 0;
     do {
       if (plan.passes.empty() ||
           (next < found.size() && plan.passes.back().k + found[next].length > PASS))
         plan.passes.emplace_back();
       Pass& pass = plan.passes.back();
-      Chunk c{pass.depth, 0, open, open - 1, 0, open};
-      if (next == 0) c.init = g.accumulate ? OUT : ZERO;
+      Chunk c{pass.depth, 0, slot, SLOT, 0, stored, false};
+      if (next == 0) c.init = leaf == 0 && g.accumulate ? OUT : ZERO;
       while (next < found.size() && (pass.depth == c.begin || pass.k + found[next].length <= PASS))
         add_piece(pass, found[next++], packing);
       c.end = pass.depth;
       if (next == found.size()) {
-        c.merges = merges[size_t(leaf)];
-        c.target = leaf == count - 1 ? OUT : open - c.merges;
+        c.merges = merges[leaf];
+        c.last = !kept[leaf];
       }
-      plan.slots = std::max(plan.slots, c.target + 1);
+      plan.slots = std::max(plan.slots, slot - c.merges + 1);
       pass.chunks.push_back(c);
     } while (next < found.size());
-    open += 1 - merges[size_t(leaf)];
+    slot -= merges[leaf];
+    stored = std::min(stored, slot);
+    if (!kept[leaf]) stored = slot + 1;
+    slot++;
   }
   return plan;
 }
@@ -139,9 +159,9 @@ PLAIT_INLINE void finish_body(const float* tile, int64_t stride, int rows, int c
 PLAIT_KERNEL(finish, finish_body)
 
 // Bias and the one rounding: float32 tile to out at (row, column).
-void finish_tile(const Gemm& g, const float* tile, int64_t stride, int64_t row, int64_t column,
-                 int rows, int columns) {
-  const int64_t offset = row * g.out_stride + column;
+void finish_tile(const Gemm& g, const float* tile, int64_t stride, int slot, int64_t row,
+                 int64_t column, int rows, int columns) {
+  const int64_t offset = slot * g.slot_stride + row * g.out_stride + column;
   auto to = [&](auto* out) {
     if (g.bias_dtype == DType::bfloat16)
       finish(tile, stride, rows, columns,
@@ -168,22 +188,38 @@ struct Place {
   int64_t slot_size;
 };
 
-void load_edge(const Gemm& g, const Place& p, int tile_columns, float* local) {
-  const float* out = static_cast<const float*>(g.out) + p.row * g.out_stride + p.column;
+void load_edge(const Gemm& g, const Place& p, int slot, int tile_columns, float* local) {
+  const float* out = static_cast<const float*>(g.out) + slot * g.slot_stride;
+  out += p.row * g.out_stride + p.column;
   for (int y = 0; y < p.rows; y++)
     for (int x = 0; x < tile_columns; x++)
       local[y * tile_columns + x] = x < p.columns ? out[y * g.out_stride + x] : 0.0f;
 }
 
+thread_local Scratch edge_memory;
+
 // Takes the tile through the pass; a and b point at its panels.
 void run_chunks(const Gemm& g, const TileKernel& kernel, const Pass& pass, const Place& p,
                 const float* a, const float* b) {
   alignas(64) float local[MAX_TILE];
-  float* out = static_cast<float*>(g.out) + p.row * g.out_stride + p.column;
   const bool whole = p.columns == kernel.columns;
+  auto out = [&](int slot) {
+    return static_cast<float*>(g.out) + slot * g.slot_stride + p.row * g.out_stride + p.column;
+  };
   for (const Chunk& c : pass.chunks) {
-    const float* lower[64];
-    for (int m = 0; m < c.merges; m++) lower[m] = p.slots + (c.lower - m) * p.slot_size;
+    float* edges = whole ? nullptr : edge_memory.get<float>(c.merges * MAX_TILE);
+    Lower lower[64];
+    for (int m = 0; m < c.merges; m++) {
+      const int slot = c.slot - 1 - m;
+      if (slot >= c.stored) {
+        lower[m] = {p.slots + slot * p.slot_size, kernel.columns};
+      } else if (whole) {
+        lower[m] = {out(slot), g.out_stride};
+      } else {
+        load_edge(g, p, slot, kernel.columns, edges + m * MAX_TILE);
+        lower[m] = {edges + m * MAX_TILE, kernel.columns};
+      }
+    }
     Tile t{a + c.begin * kernel.rows,
            b + c.begin * kernel.columns,
            c.end - c.begin,
@@ -193,15 +229,16 @@ void run_chunks(const Gemm& g, const TileKernel& kernel, const Pass& pass, const
            c.merges,
            local,
            kernel.columns};
-    if (c.init >= 0) t.init = p.slots + c.init * p.slot_size;
-    if (c.init == OUT && whole) t.init = out, t.init_stride = g.out_stride;
-    if (c.init == OUT && !whole) load_edge(g, p, kernel.columns, local), t.init = local;
-    const bool direct = c.target == OUT && whole && g.out_dtype == DType::float32 && !g.bias;
-    if (c.target >= 0) t.out = p.slots + c.target * p.slot_size;
-    if (direct) t.out = out, t.out_stride = g.out_stride;
+    if (c.init == SLOT) t.init = p.slots + c.slot * p.slot_size;
+    if (c.init == OUT && whole) t.init = out(c.slot), t.init_stride = g.out_stride;
+    if (c.init == OUT && !whole) load_edge(g, p, c.slot, kernel.columns, local), t.init = local;
+    const int target = c.slot - c.merges;
+    const bool direct = c.last && whole && g.out_dtype == DType::float32 && !g.bias;
+    if (!c.last) t.out = p.slots + target * p.slot_size;
+    if (direct) t.out = out(target), t.out_stride = g.out_stride;
     kernel.run(t, p.rows);
-    if (c.target == OUT && !direct)
-      finish_tile(g, local, kernel.columns, p.row, p.column, p.rows, p.columns);
+    if (c.last && !direct)
+      finish_tile(g, local, kernel.columns, target, p.row, p.column, p.rows, p.columns);
   }
 }
 

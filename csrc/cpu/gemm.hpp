@@ -23,10 +23,15 @@ struct Gemm {
   void* out;  // float32 or bfloat16, out_stride elements between rows
   DType out_dtype;
   int64_t out_stride;
-  bool accumulate = false;     // continue the chain that out holds: float32 out, one leaf
+  bool accumulate = false;     // leaf 0 continues the chain that out holds, in float32
   const void* bias = nullptr;  // (columns), added last
   DType bias_dtype = DType::float32;
-  std::vector<int64_t> leaves{};  // bounds 0 ... depth, merged by the tree; empty: one leaf
+  std::vector<int64_t> leaves{};  // bounds 0 ... depth; empty: one leaf
+  // Leaf 0 is in slot `slot` of the stack out, whose slots lie slot_stride apart; after leaf i the
+  // top two merge merges[i] times, lower + upper. Empty: one slot, and the tree.
+  std::vector<int> merges{};
+  int slot = 0;
+  int64_t slot_stride = 0;
   int64_t period = 0;             // pairs of a leaf start afresh at its multiples; 0: never
 };
 

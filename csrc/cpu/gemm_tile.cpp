@@ -29,7 +29,7 @@ void run_portable(const Tile& t, int rows) {
       for (int j = 0; j < V; j++) c[j] = fused(a, x[j], c[j]);
     }
     for (int m = 0; m < t.merges; m++) {
-      std::memcpy(x, t.lower[m] + i * N, sizeof(x));
+      std::memcpy(x, t.lower[m].at + i * t.lower[m].stride, sizeof(x));
       for (int j = 0; j < V; j++) c[j] = x[j] + c[j];
     }
     std::memcpy(t.out + i * t.out_stride, c, sizeof(c));
@@ -48,7 +48,7 @@ void run_flushed(const Tile& t, int rows) {
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < COLUMNS; j++) {
       float x = local[i * COLUMNS + j];
-      for (int m = 0; m < t.merges; m++) x = t.lower[m][i * COLUMNS + j] + x;
+      for (int m = 0; m < t.merges; m++) x = t.lower[m].at[i * t.lower[m].stride + j] + x;
       t.out[i * t.out_stride + j] = x;
     }
 }
@@ -84,11 +84,12 @@ PLAIT_TARGET_AVX512 void tile_avx512(const Tile& t) {
     }
   }
   for (int m = 0; m < t.merges; m++) {
-    const float* lower = t.lower[m];
+    const float* lower = t.lower[m].at;
+    const int64_t stride = t.lower[m].stride;
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; i++) {
-      c[i][0] = _mm512_add_ps(_mm512_loadu_ps(lower + i * 32), c[i][0]);
-      c[i][1] = _mm512_add_ps(_mm512_loadu_ps(lower + i * 32 + 16), c[i][1]);
+      c[i][0] = _mm512_add_ps(_mm512_loadu_ps(lower + i * stride), c[i][0]);
+      c[i][1] = _mm512_add_ps(_mm512_loadu_ps(lower + i * stride + 16), c[i][1]);
     }
   }
 #pragma GCC unroll 16
@@ -133,11 +134,12 @@ PLAIT_TARGET_AVX2 void tile_avx2(const Tile& t) {
     }
   }
   for (int m = 0; m < t.merges; m++) {
-    const float* lower = t.lower[m];
+    const float* lower = t.lower[m].at;
+    const int64_t stride = t.lower[m].stride;
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; i++) {
-      c[i][0] = _mm256_add_ps(_mm256_loadu_ps(lower + i * 16), c[i][0]);
-      c[i][1] = _mm256_add_ps(_mm256_loadu_ps(lower + i * 16 + 8), c[i][1]);
+      c[i][0] = _mm256_add_ps(_mm256_loadu_ps(lower + i * stride), c[i][0]);
+      c[i][1] = _mm256_add_ps(_mm256_loadu_ps(lower + i * stride + 8), c[i][1]);
     }
   }
 #pragma GCC unroll 8

@@ -18,6 +18,12 @@ inline int64_t packed_size(Packing packing, int64_t k) {
   return packing == Packing::floats ? k : packing == Packing::pairs ? (k + 1) / 2 : (k + 1) / 2 * 2;
 }
 
+// A tile that another is added to.
+struct Lower {
+  const float* at;
+  int64_t stride;
+};
+
 // t(i, j) = init(i, j) or 0; then the chain over a[d][i] * b[d][j] for ascending d; then `merges`
 // times lower + t; stored in out.
 struct Tile {
@@ -26,7 +32,7 @@ struct Tile {
   int64_t depth;   // elements packed
   const float* init;  // or null
   int64_t init_stride;
-  const float* const* lower;  // tiles (tile rows, tile columns) without gaps
+  const Lower* lower;
   int merges;
   float* out;
   int64_t out_stride;

@@ -1,6 +1,7 @@
 // Checks of matmul; gemm.cpp does the work.
 #include "core/ops.hpp"
 #include "cpu/gemm.hpp"
+#include "cpu/leaves.hpp"
 
 namespace plait {
 namespace {
@@ -39,14 +40,7 @@ void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool tra
               out.strides[0], " in ", shape_text(out));
   PLAIT_CHECK(out.dtype == DType::float32 || out.dtype == a.dtype, "matmul", "out is ",
               shape_text(out), ", must be float32 or of a's type: a ", shape_text(a));
-  bool ordered = !leaves.empty() && leaves.front() == 0 && leaves.back() == depth;
-  for (size_t i = 1; i < leaves.size(); i++) ordered = ordered && leaves[i - 1] <= leaves[i];
-  if (!ordered) {
-    std::ostringstream text;
-    for (int64_t bound : leaves) text << (text.tellp() > 0 ? ", " : "") << bound;
-    fail("matmul", "leaves must ascend from 0 to the inner size ", depth, ", got {", text.str(),
-         "}");
-  }
+  check_leaves("matmul", leaves, depth);
   PLAIT_CHECK(period >= 0, "matmul", "period is ", period, ", must be at least 0");
   if (accumulate)
     PLAIT_CHECK(out.dtype == DType::float32 && leaves.size() <= 2, "matmul",
@@ -72,6 +66,39 @@ void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool tra
     g.bias = bias->data;
     g.bias_dtype = bias->dtype;
   }
+  gemm_parallel(g);
+}
+
+void matmul_backward_weight(const ConstArray& rows, const ConstArray& columns,
+                            const std::vector<int64_t>& leaves, const std::vector<int>& merges,
+                            int64_t slot, bool accumulate, int64_t period, const Array& out) {
+  const char* call = "matmul_backward_weight";
+  check_matrix(rows, "rows");
+  check_matrix(columns, "columns");
+  const int64_t depth = rows.shape[0];
+  PLAIT_CHECK(columns.shape[0] == depth, call, "rows ", shape_text(rows), " and columns ",
+              shape_text(columns), " differ in length");
+  check_leaves(call, leaves, depth);
+  PLAIT_CHECK(period >= 0, call, "period is ", period, ", must be at least 0");
+  PLAIT_CHECK(out.ndim == 3 && out.dtype == DType::float32 && out.shape[1] == rows.shape[1] &&
+                  out.shape[2] == columns.shape[1] && (out.shape[2] <= 1 || out.strides[2] == 1),
+              call, "out is ", shape_text(out), ", must be a float32 stack of (", rows.shape[1],
+              ", ", columns.shape[1], ")");
+  check_merges(call, leaves, merges, slot, accumulate, out.shape[0]);
+  Gemm g{out.shape[1],
+         out.shape[2],
+         depth,
+         operand(rows, true),
+         operand(columns, false),
+         const_cast<void*>(out.data),
+         out.dtype,
+         out.strides[1]};
+  g.accumulate = accumulate;
+  g.leaves = leaves;
+  g.period = period;
+  g.merges = merges;
+  g.slot = int(slot);
+  g.slot_stride = out.strides[0];
   gemm_parallel(g);
 }
 

@@ -32,6 +32,14 @@ def matmul(t: np.dtype) -> Chain:
     return Chain((random((N, 41, 33), t, 1), random((N, 41, 67), t, 2)), ((33, 67),), kernel)
 
 
+def matmul_backward_weight(t: np.dtype) -> Chain:
+    def kernel(x: list[Array], accumulate: bool, out: Outputs) -> None:
+        a, b = (part.reshape(-1, part.shape[-1]) for part in x)
+        _cpu.matmul_backward_weight(a, b, [0, len(a)], [0], 0, accumulate, 41, out[0][None])
+
+    return Chain((random((N, 41, 33), t, 1), random((N, 41, 67), t, 2)), ((33, 67),), kernel)
+
+
 def sum_rows(t: np.dtype) -> Chain:
     def kernel(x: list[Array], accumulate: bool, out: Outputs) -> None:
         _cpu.sum_rows(*x, accumulate, *out)
@@ -54,7 +62,10 @@ def norm(name: str) -> Callable[[np.dtype], Chain]:
 def embedding(t: np.dtype) -> Chain:
     def kernel(x: list[Array], accumulate: bool, out: Outputs) -> None:
         tokens, grad = x
-        _cpu.embedding_backward(tokens.ravel(), grad.reshape(-1, 33), 10, accumulate, *out)
+        leaves = [0, tokens.size]
+        _cpu.embedding_backward(
+            tokens.ravel(), grad.reshape(-1, 33), 10, leaves, [0], 0, accumulate, out[0][None]
+        )
 
     grad = (random((N, 80, 33)) ** 5).astype(t)  # of many sizes, or few sums would need rounding
     return Chain((integers((N, 80), 14), grad), ((9, 33),), kernel)
@@ -82,6 +93,7 @@ def batch_norm(t: np.dtype) -> Chain:
 
 CHAINS: dict[str, Callable[[np.dtype], Chain]] = {
     "matmul (a weight's gradient)": matmul,
+    "matmul_backward_weight": matmul_backward_weight,
     "sum_rows": sum_rows,
     "layer_norm_backward_weight": norm("layer"),
     "rms_norm_backward_weight": norm("rms"),

@@ -23,6 +23,12 @@ def test_forward(count, rows, channels, dtype):
             assert bits(out[i]) == bytes(channels * dtype.itemsize)  # +0, also outside the shard
 
 
+def backward(tokens, grad, first_row, accumulate, out):
+    _cpu.embedding_backward(
+        tokens, grad, first_row, [0, len(tokens)], [0], 0, accumulate, out[None]
+    )
+
+
 def chain(tokens, grad, first_row, start):
     out = start.copy()
     for token, row in zip(tokens, grad.astype(np.float32), strict=True):
@@ -39,20 +45,20 @@ def test_backward_is_one_chain_per_row(count, rows, channels, dtype):
     grad = random((count, channels), dtype)
     tokens = np.random.default_rng(0).integers(-2, rows + 5, count).astype(np.int32)
     got = np.full((rows, channels), 5, np.float32)
-    _cpu.embedding_backward(tokens, grad, 2, False, got)
+    backward(tokens, grad, 2, False, got)
     assert bits(got) == bits(chain(tokens, grad, 2, np.zeros_like(got)))
     start = random((rows, channels), seed=9)
     got = start.copy()
-    _cpu.embedding_backward(tokens, grad, 2, True, got)
+    backward(tokens, grad, 2, True, got)
     assert bits(got) == bits(chain(tokens, grad, 2, start))
 
 
 def test_backward_in_pieces_continues_the_chain():
     tokens, grad = np.zeros(60, np.int32), random((60, 20))
     whole, pieces = np.empty((1, 20), np.float32), np.empty((1, 20), np.float32)
-    _cpu.embedding_backward(tokens, grad, 0, False, whole)
-    _cpu.embedding_backward(tokens[:7], grad[:7], 0, False, pieces)
-    _cpu.embedding_backward(tokens[7:], grad[7:], 0, True, pieces)
+    backward(tokens, grad, 0, False, whole)
+    backward(tokens[:7], grad[:7], 0, False, pieces)
+    backward(tokens[7:], grad[7:], 0, True, pieces)
     assert bits(pieces) == bits(whole)
 
 
@@ -63,7 +69,7 @@ def test_bits():
     def call():
         out, grad_weight = np.empty_like(grad), np.empty_like(weight)
         _cpu.embedding_forward(tokens, weight, 0, out)
-        _cpu.embedding_backward(tokens, grad, 0, False, grad_weight)
+        backward(tokens, grad, 0, False, grad_weight)
         return out, grad_weight
 
     assert_same_bits(call)

@@ -46,7 +46,8 @@ def test_every_rank_ends_with_its_maximal_nodes(batch, grains, size, microbatch)
             assert sizes == [
                 (d + 1) * batch // grains - d * batch // grains for d in leaves.run(rank)
             ]
-        assert max(s.slot for p in share.microbatches(0, 0) for s in p.segments) < share.slots
+        last = [position.segments[-1] for position in share.microbatches(0, 0)]
+        assert max(s.slot + 1 - s.merges for s in last) == share.slots
         seen += [sample for node in nodes for sample in node]
     assert seen == list(range(batch))
 
@@ -54,6 +55,7 @@ def test_every_rank_ends_with_its_maximal_nodes(batch, grains, size, microbatch)
 def test_slots_grow_with_the_logarithm_of_the_leaves():
     assert Share(64, Leaves.even(8, 1), 0, 4).slots == 4
     assert Share(64, Leaves.even(8, 8), 0, 4).slots == 1
+    assert [Share(64, Leaves.even(8, 1), 0, size).slots for size in (8, 16, 32, 64)] == [3, 2, 1, 1]
 
 
 def test_more_grains_than_samples_are_refused():

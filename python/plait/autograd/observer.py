@@ -8,8 +8,11 @@ from typing import Any
 class Observer:
     """Hears what a step computes, in the order of execution. Here every method does nothing.
 
-    Each call of a Function has a label, whatever forward() returned for it.
+    Each call of a Function has a label, whatever forward() returned for it. hears_chains: kernels
+    that would merge leaves themselves leave that to others, so that each is heard.
     """
+
+    hears_chains = False
 
     def step(self, step: int, inputs: Any, targets: Any) -> None:
         """A step begins, on this replica's samples."""

@@ -31,10 +31,13 @@ class VocabEmbedding(Function):
     def backward(ctx: Context, grad: Array) -> None:
         tokens, weight, comm, first = ctx.saved
         grad = gather_sequence(comm, ctx.position, grad)
-        for segment, total in weight.segments(ctx.position):
-            part = tokens[segment.samples]
-            rows = grad[segment.samples].reshape(part.size, -1)
-            kernels.embedding_backward(part.ravel(), rows, first, not segment.begins, total)
+        for run in weight.runs(ctx.position):
+            part = tokens[run.samples]
+            leaves = [bound * tokens.shape[1] for bound in run.bounds]
+            kernels.embedding_backward(
+                part.ravel(), grad[run.samples].reshape(part.size, -1), first, leaves, run.merges,
+                run.slot, run.continues, run.stack,
+            )  # fmt: skip
 
 
 class PositionEmbedding(Function):

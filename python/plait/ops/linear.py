@@ -30,9 +30,12 @@ def flat(x: Array) -> Array:
 def add_weight_grad(weight: Parameter, position: Any, rows: Array, columns: Array) -> None:
     """weight.grad += rows^T columns, one chain over samples and positions; both (B, S, ...)."""
     positions = math.prod(rows.shape[1:-1])
-    for segment, grad in weight.segments(position):
-        a, b = flat(rows[segment.samples]), flat(columns[segment.samples])
-        kernels.matmul(a, b, True, False, [0, len(a)], not segment.begins, positions, None, grad)
+    for run in weight.runs(position):
+        kernels.matmul_backward_weight(
+            flat(rows[run.samples]), flat(columns[run.samples]),
+            [bound * positions for bound in run.bounds], run.merges, run.slot, run.continues,
+            positions, run.stack.reshape(*run.stack.shape[:2], -1),
+        )  # fmt: skip
 
 
 class ColumnLinear(Function):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from plait.autograd import SILENT, Observer
-from plait.backend import Array, kernels
+from plait.backend import Array, empty, float32, kernels
 from plait.ops.position import Position, Segment
 
 
@@ -22,6 +22,19 @@ class Init:
 
     std: float = 0.0
     mean: float = 0.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Samples of a microbatch, cut into leaves at `bounds`: leaf 0 goes to `slot` of the stack,
+    or continues the chain that is there; after leaf i the top two merge merges[i] times."""
+
+    samples: slice
+    bounds: list[int]
+    merges: list[int]
+    slot: int
+    continues: bool
+    stack: Array
 
 
 @dataclass(eq=False)
@@ -40,9 +53,11 @@ class Parameter:
     # over samples, for which ops add samples x value to its gradient. Always float32.
     momentum: float | None = None
     array: Array = field(init=False)  # (local rows, ...) in the compute type
-    grads: Array = field(init=False)  # float32 (slots, [tensor leaves,] local rows, ...)
+    # float32 (slots, [tensor leaves,] local rows, ...): what is open between microbatches
+    grads: Array = field(init=False)
     observer: Observer = field(init=False, default=SILENT, repr=False)
     _position: Position | None = field(init=False, default=None)
+    _spare: Array | None = field(init=False, default=None, repr=False)  # slots beyond grads
 
     is_parameter = True
 
@@ -62,28 +77,55 @@ class Parameter:
         """(segment, gradient buffer) for each data leaf in this microbatch, in order. The caller
         adds its sum over segment.samples, starting at zero if segment.begins; leaves are merged
         here."""
+        self._use(position)
+        if (spare := position.slots - len(self.grads)) > 0:
+            self._spare = empty((spare, *self.grads.shape[1:]), float32)
+        for segment in position.segments:
+            yield segment, self.slot(segment.slot)
+            self.observer.chain(self, position, segment)
+            top = segment.slot
+            for _ in range(segment.merges):
+                top -= 1
+                self._merge(self.slot(top), self.slot(top + 1))
+                self.observer.merged(self, position, segment, top)
+        self._spare = None
+
+    def runs(self, position: Position) -> Iterator[Run]:
+        """For kernels that merge leaves themselves: what of this microbatch to add at one go."""
+        if self.observer.hears_chains:
+            for part, grad in self.segments(position):
+                bounds = [0, part.samples.stop - part.samples.start]
+                yield Run(part.samples, bounds, [0], 0, not part.begins, grad[None])
+            return
+        self._use(position)
+        parts = position.segments
+        if parts:
+            bounds = [0, *(part.samples.stop for part in parts)]
+            merges = [part.merges for part in parts]
+            first = parts[0]
+            yield Run(slice(None), bounds, merges, first.slot, not first.begins, self.grads)
+
+    def slot(self, slot: int) -> Array:
+        """The chains in a slot, [tensor leaves,] local rows, ...; beyond those that stay between
+        microbatches only while segments() runs."""
+        stack, first = self.grads, 0
+        if slot >= len(self.grads):
+            assert self._spare is not None
+            stack, first = self._spare, len(self.grads)
+        chains: Array = stack[slot - first]
+        return chains
+
+    def _use(self, position: Position) -> None:
         if self._position is position:
             raise ValueError(
                 f"parameter {self.name} was used twice in one microbatch: give each use a "
                 "parameter of its own and tie them (Parameter.tied_to)"
             )
         self._position = position
-        for segment in position.segments:
-            yield segment, self.grads[segment.slot]
-            self.observer.chain(self, position, segment)
-            top = segment.slot
-            for _ in range(segment.merges):
-                top -= 1
-                self._merge(top, top + 1)
-                self.observer.merged(self, position, segment, top)
 
-    def _merge(self, low: int, high: int) -> None:
-        chains = (
-            zip(self.grads[low], self.grads[high], strict=True)
-            if self.replicated
-            else [(self.grads[low], self.grads[high])]
-        )
-        for left, right in chains:
+    def _merge(self, low: Array, high: Array) -> None:
+        pairs = zip(low, high, strict=True) if self.replicated else [(low, high)]
+        for left, right in pairs:
             kernels.add([left, right], left)
 
     def skip(self, position: Position) -> None:

@@ -3,6 +3,7 @@
 The samples of a step are cut into data leaves; each leaf is one chain of additions, and leaves meet
 in the tree (plait.comm.tree). A rank works through its run of leaves in order, so the chains still
 open are a stack: a leaf is begun in the first free slot and merged as soon as its sibling is done.
+Between microbatches only those that are still open need memory.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ class Position:
     seed: int = 0
     segments: tuple[Segment, ...] = ()
     sequence: int | None = None  # its length, if activations are cut along it over tensor ranks
+
+    @property
+    def slots(self) -> int:
+        """How many chains are open at once within this microbatch."""
+        return max((segment.slot for segment in self.segments), default=-1) + 1
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,9 @@ class Share:
 
     @cached_property
     def slots(self) -> int:
-        """How many partial gradients are open at once: the memory is slots x 4 bytes a
-        parameter."""
-        return max(segment.slot for parts in self._segments for segment in parts) + 1
+        """How many partial gradients are open at once between microbatches: the memory is slots x 4
+        bytes a parameter."""
+        return max(parts[-1].slot + 1 - parts[-1].merges for parts in self._segments)
 
     @property
     def nodes(self) -> int:

@@ -24,6 +24,8 @@ from plait.verify.key import BACKWARD, CHAIN, DATA, FORWARD, REDUCED, RESULT, ST
 class Listener(Observer, ABC):
     """Tells its two sinks of every tensor of the engine's steps, as it is computed."""
 
+    hears_chains = True
+
     def __init__(self, engine: Engine):
         self.engine = engine
         self._names = [spec.name for spec in engine.specs] + ["loss"]
@@ -141,7 +143,7 @@ class Listener(Observer, ABC):
         """A part of p's gradient, before its reduction. What comes later under one name counts."""
         layer, call = self._user.get(p.name, (self._owner[p.name], 0))
         what = f"gradient of {p.name} before its reduction, {of}"
-        tensor, grad = self.engine.tensor, p.grads[slot]
+        tensor, grad = self.engine.tensor, p.slot(slot)
         parts = [("", grad)]
         if p.replicated:
             names = (f", chunk {leaf} of the positions" for leaf in tensor.leaves.run(tensor.rank))
