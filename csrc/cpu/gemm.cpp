@@ -13,10 +13,11 @@
 namespace plait {
 namespace {
 
-constexpr int64_t PASS = 1024;           // k packed at once
-constexpr int64_t PACKED_A = 64 * 1024;  // elements of a packed at once: a part of L2
-constexpr int64_t BLOCK_COLUMNS = 1024;  // of out; b is packed this wide
-constexpr int64_t BLOCK_ROWS = 1024;     // all slots together; between passes they wait in scratch
+constexpr int64_t PASS = 1024;             // elements packed along k at once
+constexpr int64_t GROUP = 64 * 1024;       // of a that tiles work through: a part of L2
+constexpr int64_t PACKED_A = 1024 * 1024;  // of a packed at once: a part of L3
+constexpr int64_t BLOCK_COLUMNS = 1024;    // of out; b is packed this wide
+constexpr int64_t BLOCK_ROWS = 1024;       // all slots together; between passes they wait in scratch
 constexpr int64_t LEAST_ROWS = 256;
 constexpr double WORTH_A_THREAD = 1 << 20;  // multiply-adds
 
@@ -39,7 +40,7 @@ struct Run {
 struct Pass {
   std::vector<Run> runs;
   std::vector<Chunk> chunks;
-  int64_t k = 0, depth = 0;  // how many k; how many elements packed
+  int64_t depth = 0;  // how many elements are packed
 };
 
 struct Plan {
@@ -47,12 +48,12 @@ struct Plan {
   int slots = 0;
 };
 
-// A leaf's k in pieces of at most about PASS that share no pair.
-std::vector<Run> pieces(int64_t begin, int64_t end, int64_t period) {
+// A leaf's k in pieces of at most about `most` that share no pair.
+std::vector<Run> pieces(int64_t begin, int64_t end, int64_t period, int64_t most) {
   std::vector<Run> found;
   while (begin < end) {
     const int64_t length = period > 0 ? std::min(period, end - begin) : end - begin;
-    const int64_t n = (length + PASS - 1) / PASS;
+    const int64_t n = (length + most - 1) / most;
     for (int64_t i = 0, from = 0; i < n; i++) {
       const int64_t to = i == n - 1 ? length : length * (i + 1) / n / 32 * 32;
       found.push_back({begin + from, to - from, 0});
@@ -69,7 +70,6 @@ void add_piece(Pass& pass, const Run& piece, Packing packing) {
     last->length += piece.length;
   else
     pass.runs.push_back({piece.k, piece.length, pass.depth});
-  pass.k += piece.length;
   pass.depth += packed_size(packing, piece.length);
 }
 
@@ -94,18 +94,21 @@ Plan make_plan(const Gemm& g, Packing packing) {
   const size_t count = leaves.size() - 1;
   const std::vector<int> merges = g.merges.empty() ? tree_merges(int64_t(count)) : g.merges;
   const std::vector<bool> kept = merged_later(merges);
+  const int64_t most = packing == Packing::pairs ? 2 * PASS : PASS;
+  auto fits = [&](const Run& piece) {
+    return plan.passes.back().depth + packed_size(packing, piece.length) <= PASS;
+  };
   int slot = g.slot, stored = g.slot;
   for (size_t leaf = 0; leaf < count; leaf++) {
-    const std::vector<Run> found = pieces(leaves[leaf], leaves[leaf + 1], period);
+    const std::vector<Run> found = pieces(leaves[leaf], leaves[leaf + 1], period, most);
     size_t next = 0;
     do {
-      if (plan.passes.empty() ||
-          (next < found.size() && plan.passes.back().k + found[next].length > PASS))
+      if (plan.passes.empty() || (next < found.size() && !fits(found[next])))
         plan.passes.emplace_back();
       Pass& pass = plan.passes.back();
       Chunk c{pass.depth, 0, slot, SLOT, 0, stored, false};
       if (next == 0) c.init = leaf == 0 && g.accumulate ? OUT : ZERO;
-      while (next < found.size() && (pass.depth == c.begin || pass.k + found[next].length <= PASS))
+      while (next < found.size() && (pass.depth == c.begin || fits(found[next])))
         add_piece(pass, found[next++], packing);
       c.end = pass.depth;
       if (next == found.size()) {
@@ -123,12 +126,15 @@ Plan make_plan(const Gemm& g, Packing packing) {
   return plan;
 }
 
+thread_local Scratch packed_a, packed_b, slot_memory;
+
 // What the pass needs of `wide` rows or columns from `first` on.
-void pack(const Operand& x, bool columns, const Pass& pass, int64_t first, int64_t wide,
-          const TileKernel& kernel, float* out) {
+const float* pack(const Operand& x, bool columns, const Pass& pass, int64_t first, int64_t wide,
+                  const TileKernel& kernel, Scratch& scratch) {
   const int64_t wide_stride = columns ? x.column_stride : x.row_stride;
   const int64_t depth_stride = columns ? x.row_stride : x.column_stride;
   const int panel = columns ? kernel.columns : kernel.rows;
+  float* out = scratch.get<float>(pass.depth * ((wide + panel - 1) / panel) * panel);
   for (const Run& run : pass.runs) {
     const int64_t offset = first * wide_stride + run.k * depth_stride;
     float* to = out + run.at * panel;
@@ -141,6 +147,7 @@ void pack(const Operand& x, bool columns, const Pass& pass, int64_t first, int64
     else
       from(static_cast<const bfloat16*>(x.data));
   }
+  return out;
 }
 
 template <class B, class T>
@@ -242,39 +249,34 @@ void run_chunks(const Gemm& g, const TileKernel& kernel, const Pass& pass, const
   }
 }
 
-thread_local Scratch packed_a, packed_b, slot_memory;
 
-void run_block(const Gemm& g, const Plan& plan, const TileKernel& kernel, const Region& r) {
+// Where tiles wait between passes; in a single pass all share the slots of one tile.
+struct Slots {
+  float* data;
+  int64_t tiles;
+};
+
+// A block of out through one pass, rows in groups whose a lies in L2.
+void run_block(const Gemm& g, const TileKernel& kernel, const Pass& pass, const Region& r,
+               const Slots& slots, const float* a, const float* b) {
   const int64_t tile_size = int64_t(kernel.rows) * kernel.columns;
   const int64_t tiles_across = (r.columns + kernel.columns - 1) / kernel.columns;
-  const int64_t tiles_down = (r.rows + kernel.rows - 1) / kernel.rows;
-  // In a single pass nothing waits beyond its tile: all tiles share the slots of one.
-  const int64_t kept = plan.passes.size() > 1 ? tiles_down * tiles_across : 1;
-  float* slots = slot_memory.get<float>(kept * tile_size * plan.slots);
-
-  for (const Pass& pass : plan.passes) {
-    const int64_t depth = pass.depth;
-    const int64_t tiles_at_once = std::min(
-        tiles_down, std::max<int64_t>(1, PACKED_A / (std::max<int64_t>(depth, 1) * kernel.rows)));
-    const int64_t rows_at_once = tiles_at_once * kernel.rows;
-    float* b = packed_b.get<float>(depth * tiles_across * kernel.columns);
-    float* a = packed_a.get<float>(depth * rows_at_once);
-    pack(g.b, true, pass, r.column, r.columns, kernel, b);
-    for (int64_t first = 0; first < r.rows; first += rows_at_once) {
-      const int64_t rows_here = std::min(rows_at_once, r.rows - first);
-      pack(g.a, false, pass, r.row + first, rows_here, kernel, a);
-      for (int64_t x = 0; x < r.columns; x += kernel.columns)
-        for (int64_t y = 0; y < rows_here; y += kernel.rows) {
-          const int64_t tile = (first + y) / kernel.rows * tiles_across + x / kernel.columns;
-          const Place p{r.row + first + y,
-                        r.column + x,
-                        int(std::min<int64_t>(kernel.rows, rows_here - y)),
-                        int(std::min<int64_t>(kernel.columns, r.columns - x)),
-                        slots + (kept > 1 ? tile * tile_size : 0),
-                        kept * tile_size};
-          run_chunks(g, kernel, pass, p, a + y * depth, b + x * depth);
-        }
-    }
+  const int64_t rows_at_once =
+      std::max<int64_t>(1, GROUP / (std::max<int64_t>(pass.depth, 1) * kernel.rows)) * kernel.rows;
+  for (int64_t first = 0; first < r.rows; first += rows_at_once) {
+    const int64_t rows_here = std::min(rows_at_once, r.rows - first);
+    const float* group = a + first * pass.depth;
+    for (int64_t x = 0; x < r.columns; x += kernel.columns)
+      for (int64_t y = 0; y < rows_here; y += kernel.rows) {
+        const int64_t tile = (first + y) / kernel.rows * tiles_across + x / kernel.columns;
+        const Place p{r.row + first + y,
+                      r.column + x,
+                      int(std::min<int64_t>(kernel.rows, rows_here - y)),
+                      int(std::min<int64_t>(kernel.columns, r.columns - x)),
+                      slots.data + (slots.tiles > 1 ? tile * tile_size : 0),
+                      slots.tiles * tile_size};
+        run_chunks(g, kernel, pass, p, group + y * pass.depth, b + x * pass.depth);
+      }
   }
 }
 
@@ -283,19 +285,56 @@ int64_t cut(int64_t length, int64_t tile, int64_t i, int64_t n) {
   return std::min(length, (length + tile - 1) / tile * i / n * tile);
 }
 
+// In blocks. With a single pass one operand is packed once, the other for each block across it.
 void run_region(const Gemm& g, const Plan& plan, const TileKernel& kernel, const Region& r) {
-  const int64_t waiting = plan.passes.size() > 1 ? plan.slots : 1;
-  const int64_t rows = std::max(LEAST_ROWS, BLOCK_ROWS / waiting);
+  const bool single = plan.passes.size() == 1;
+  const int64_t depth = std::max<int64_t>(plan.passes[0].depth, 1);
+  const int64_t rows = single ? std::max<int64_t>(PACKED_A / depth, kernel.rows)
+                              : std::max<int64_t>(BLOCK_ROWS / plan.slots, LEAST_ROWS);
   const int64_t down = (r.rows + rows - 1) / rows,
                 across = (r.columns + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
-  for (int64_t y = 0; y < down; y++) {
+  const int64_t tile_size = int64_t(kernel.rows) * kernel.columns;
+  auto block = [&](int64_t y, int64_t x) {
     const int64_t top = cut(r.rows, kernel.rows, y, down),
-                  bottom = cut(r.rows, kernel.rows, y + 1, down);
+                  left = cut(r.columns, kernel.columns, x, across);
+    return Region{r.row + top, r.column + left, cut(r.rows, kernel.rows, y + 1, down) - top,
+                  cut(r.columns, kernel.columns, x + 1, across) - left};
+  };
+  auto pack_a = [&](const Pass& pass, const Region& at) {
+    return pack(g.a, false, pass, at.row, at.rows, kernel, packed_a);
+  };
+  auto pack_b = [&](const Pass& pass, const Region& at) {
+    return pack(g.b, true, pass, at.column, at.columns, kernel, packed_b);
+  };
+  if (!single) {
+    for (int64_t y = 0; y < down; y++)
+      for (int64_t x = 0; x < across; x++) {
+        const Region at = block(y, x);
+        const int64_t tiles = ((at.rows + kernel.rows - 1) / kernel.rows) *
+                              ((at.columns + kernel.columns - 1) / kernel.columns);
+        const Slots slots{slot_memory.get<float>(tiles * tile_size * plan.slots), tiles};
+        for (const Pass& pass : plan.passes)
+          run_block(g, kernel, pass, at, slots, pack_a(pass, at), pack_b(pass, at));
+      }
+    return;
+  }
+  const Pass& pass = plan.passes[0];
+  const Slots slots{slot_memory.get<float>(tile_size * plan.slots), 1};
+  if (r.rows + down * r.columns < across * r.rows + r.columns) {
+    for (int64_t y = 0; y < down; y++) {
+      const float* a = pack_a(pass, block(y, 0));
+      for (int64_t x = 0; x < across; x++) {
+        const Region at = block(y, x);
+        run_block(g, kernel, pass, at, slots, a, pack_b(pass, at));
+      }
+    }
+  } else {
     for (int64_t x = 0; x < across; x++) {
-      const int64_t left = cut(r.columns, kernel.columns, x, across);
-      const int64_t right = cut(r.columns, kernel.columns, x + 1, across);
-      if (top < bottom && left < right)
-        run_block(g, plan, kernel, {r.row + top, r.column + left, bottom - top, right - left});
+      const float* b = pack_b(pass, block(0, x));
+      for (int64_t y = 0; y < down; y++) {
+        const Region at = block(y, x);
+        run_block(g, kernel, pass, at, slots, pack_a(pass, at), b);
+      }
     }
   }
 }

@@ -172,7 +172,7 @@ PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, int64_t depth_strid
                             int64_t depth, std::integral_constant<int, PANEL>,
                             int64_t panel_stride, Form<FORM>, float* out) {
   // Along the rows of x, a few at a time: whole cache lines are used before they leave.
-  const int64_t run = wide_stride == 1 ? 8 : depth;
+  const int64_t run = wide_stride == 1 ? 16 : depth;
   for (int64_t first = 0; first < depth; first += run) {
     const int64_t here = depth - first < run ? depth - first : run;
     for (int64_t w = 0; w < wide; w += PANEL) {
