@@ -94,6 +94,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("adamw", &adamw, nogil);
   m.def("sgd", &sgd, nogil);
 
-  // memory and collectives of a node
+  // memory, and collectives of a node
+  bind_memory(m);
   bind_peer(m);
 }

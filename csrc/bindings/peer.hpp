@@ -4,6 +4,7 @@
 
 namespace plait {
 
+void bind_memory(pybind11::module_& m);
 void bind_peer(pybind11::module_& m);
 
 }  // namespace plait

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import ml_dtypes
@@ -17,12 +18,33 @@ float32 = np.dtype(np.float32)
 PRECISIONS = {"float32": float32, "bfloat16": bfloat16}
 
 
+POOLED = 1 << 15  # bytes; the C library keeps smaller blocks by itself
+
+
 def empty(shape: int | tuple[int, ...], dtype: Any = float32) -> Array:
-    return np.empty(shape, dtype)
+    """As numpy.empty, in memory of the pool: what earlier arrays left, already present."""
+    shape, dtype = (shape,) if isinstance(shape, int) else shape, np.dtype(dtype)
+    if math.prod(shape) * dtype.itemsize < POOLED:
+        return np.empty(shape, dtype)
+    array: Array = kernels.empty(shape, dtype)
+    return array
 
 
 def zeros(shape: int | tuple[int, ...], dtype: Any = float32) -> Array:
-    return np.zeros(shape, dtype)
+    out = empty(shape, dtype)
+    bits(out).fill(0)
+    return out
+
+
+def copied(x: Array) -> Array:
+    """Contiguous, whatever x is."""
+    out = empty(x.shape, x.dtype)
+    out[...] = x
+    return out
+
+
+def contiguous(x: Array) -> Array:
+    return x if x.flags.c_contiguous else copied(x)
 
 
 def bits(x: Array) -> Array:
@@ -30,4 +52,15 @@ def bits(x: Array) -> Array:
     return x.view(np.dtype(f"u{x.dtype.itemsize}"))
 
 
-__all__ = ["PRECISIONS", "Array", "bfloat16", "bits", "empty", "float32", "kernels", "zeros"]
+__all__ = [
+    "PRECISIONS",
+    "Array",
+    "bfloat16",
+    "bits",
+    "contiguous",
+    "copied",
+    "empty",
+    "float32",
+    "kernels",
+    "zeros",
+]

@@ -10,6 +10,7 @@ import numpy as np
 from engines import GPT, factorisations, gpt, gpt_batch
 from harness import case
 
+from plait.backend import kernels
 from plait.comm import Communicator
 from plait.mesh import Mesh
 from plait.nn.linear import padded
@@ -135,3 +136,25 @@ def traffic_is_as_documented(world: Communicator) -> None:
 
 def _is_copy(engine: Engine, bucket: object) -> bool:
     return any(c is bucket for t in engine.ties for c in t.copies)
+
+
+@case((1, 2, 4), limit=120.0)
+def later_steps_take_no_memory(world: Communicator) -> None:
+    """From step 3 on, whatever the layout: the pool's count of what it took from the system."""
+    for layout in factorisations(world.size):
+        if layout[1] > GRAINS["tensor"] or layout[2] > LAYERS:
+            continue
+        for schedule in ("one_f_one_b", "gpipe"):
+            mesh = Mesh(*layout, grains=GRAINS, comm=world)
+            settings = Settings(batch=16, microbatch=2, zero=1, schedule=schedule)
+            engine = Engine(
+                gpt(layers=LAYERS, hidden_dim=128, sequence_length=64), mesh, AdamW(), settings
+            )
+            inputs, targets = gpt_batch(16, length=64)
+            mine = slice(engine.share.start, engine.share.stop)
+            found = []
+            for step in range(6):
+                engine.step(step, 1e-3, inputs[mine], targets[mine])
+                found.append(kernels.memory_use()["system_calls"])
+            assert found[1] > 0
+            assert found[2:] == [found[1]] * 4, (layout, schedule, found)

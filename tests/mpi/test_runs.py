@@ -108,7 +108,7 @@ def test_a_run_is_the_same_at_every_layout_and_over_a_resume(tmp_path: Path) -> 
 def test_a_model_that_one_rank_cannot_hold(tmp_path: Path) -> None:
     """At 1x1x1 a message with what is needed, the limit and the mend; it trains where that says."""
     big = ("model.hidden_dim=256", "model.layers=8", "train.steps=1", "data.vocabulary=512")
-    limits = (*big, "memory=0.24", "evaluate.batches=1")
+    limits = (*big, "memory=0.2", "evaluate.batches=1")
     done = train(tmp_path / "a", "1x1x1", *limits)
     assert done.returncode == 2, done.stderr
     assert "needs" in done.stderr

@@ -21,7 +21,7 @@ ELSEWHERE = {
     "dropout": "test_random", "cross_entropy_merge": "test_cross_entropy",
     "adamw": "test_optimizer", "sgd": "test_optimizer",
 }  # fmt: skip
-CONTROLS = {"set_threads", "threads", "set_isa", "isa"}
+CONTROLS = {"set_threads", "threads", "set_isa", "isa", "empty", "memory_use", "trim_memory"}
 
 every_type = pytest.mark.parametrize("dtype", STORAGE, ids=str)
 every_row = pytest.mark.parametrize("name", ROWS)

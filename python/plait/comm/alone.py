@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from plait.backend import copied
 from plait.comm.combine import Bounds, Reduction
 from plait.comm.communicator import Communicator
 from plait.comm.tree import Leaves
@@ -43,7 +44,7 @@ class Alone(Communicator):
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
         parts = list(reduction.nodes)
         if np.may_share_memory(reduction.nodes, out):
-            parts = [part.copy() for part in parts]
+            parts = [copied(part) for part in parts]
         reduction.combine(parts, 0, reduction.bounds[-1], out)
         yield from ()
 
@@ -59,7 +60,7 @@ class Alone(Communicator):
         yield from ()
 
     def _send(self, x: Array, dest: int, tag: int) -> Steps:
-        self._sent.setdefault(tag, []).append(x.copy())
+        self._sent.setdefault(tag, []).append(copied(x))
         yield from ()
 
     def _recv(self, out: Array, source: int, tag: int) -> Steps:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from plait.backend import contiguous, empty
 from plait.comm.combine import (
     FLOAT32,
     FLOATS,
@@ -24,7 +25,7 @@ from plait.comm.work import Array, finished
 
 def checked_out(name: str, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     if out is None:
-        return np.empty(shape, dtype)
+        return empty(tuple(shape), dtype)
     if out.shape != tuple(shape) or out.dtype != dtype or not out.flags.writeable:
         raise ValueError(
             f"{name}: out must be writable {tuple(shape)} {dtype}, got {out.shape} {out.dtype}"
@@ -55,10 +56,6 @@ def checked_axis(name: str, axis: int, ndim: int) -> int:
     if not -ndim <= axis < ndim:
         raise ValueError(f"{name}: axis {axis} of an array with {ndim} axes")
     return axis % ndim
-
-
-def contiguous(x: Array) -> Array:
-    return x if x.flags.c_contiguous else x.copy()
 
 
 def address(x: Array) -> int:
@@ -101,7 +98,7 @@ def flat_reduction(
 
 def direct(out: Array, dtype: np.dtype[Any]) -> Array:
     """out itself if a transport can write there, else an array to deliver from."""
-    return out if out.flags.c_contiguous and out.dtype == dtype else np.empty(out.shape, dtype)
+    return out if out.flags.c_contiguous and out.dtype == dtype else empty(out.shape, dtype)
 
 
 def deliver(target: Array, keyed: bool, out: Array) -> Array:

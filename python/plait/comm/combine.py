@@ -16,7 +16,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from plait.backend import kernels
+from plait.backend import empty, kernels
 from plait.comm.tree import Leaves
 from plait.comm.work import Array
 
@@ -108,7 +108,7 @@ def tree_sum(parts: Sequence[Array], merges: list[int], bias: Array | None, out:
     if out.dtype in (FLOAT32, BFLOAT16):
         kernels.tree_sum(rows, merges, bias, out.reshape(-1, width))
     else:
-        wide = np.empty(rows[0].shape, FLOAT32)
+        wide = empty(rows[0].shape, FLOAT32)
         kernels.tree_sum(rows, merges, bias, wide)
         out[:] = wide.reshape(-1)
 

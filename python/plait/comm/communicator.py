@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from plait.backend import contiguous, copied, empty
 from plait.comm.arrays import (
     address,
     checked_axis,
     checked_nodes,
     checked_out,
-    contiguous,
     deliver,
     direct,
     flat_reduction,
@@ -212,7 +212,7 @@ class Communicator(Transport):
             )
         out = checked_out("all_to_all", out, (receives[-1], *x.shape[1:]), x.dtype)
         if np.may_share_memory(x, out):
-            x = x.copy()
+            x = copied(x)
         return self._start("all_to_all", self._all_to_all_steps(x, sends, receives, out), blocking)
 
     def broadcast(self, x: Array, root: int = 0, *, blocking: bool = True) -> Any:
@@ -247,9 +247,9 @@ class Communicator(Transport):
         data = np.frombuffer(pickle.dumps(value) if self.rank == root else b"", np.uint8)
         length = self.broadcast(np.array([data.size], np.int64), root)
         if self.rank != root:
-            data = np.empty(int(length[0]), np.uint8)
+            data = empty(int(length[0]), np.uint8)
         else:
-            data = data.copy()
+            data = copied(data)
         return pickle.loads(self.broadcast(data, root).tobytes())
 
     def gather_object(self, value: Any, root: int = 0) -> list[Any] | None:
@@ -276,7 +276,7 @@ class Communicator(Transport):
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> Array:
         """An uninitialised array where this transport needs no copy of it."""
-        return np.empty(shape, dtype)
+        return empty(shape if isinstance(shape, int) else tuple(shape), dtype)
 
     def progress(self) -> None:
         """Advances every Work of this process without waiting."""
@@ -300,7 +300,7 @@ class Communicator(Transport):
         _, _, n, inner = reduction.nodes.shape
         target = direct(out, reduction.nodes.dtype if keyed else out.dtype)
         if np.may_share_memory(target, reduction.nodes) and not is_node(target, reduction.nodes):
-            target = np.empty_like(target)
+            target = empty(target.shape, target.dtype)
         yield from self._all_reduce(reduction, target.reshape(n, inner))
         return deliver(target, keyed, out)
 
@@ -337,7 +337,7 @@ class Communicator(Transport):
         def steps() -> Steps:
             target = direct(out, nodes.dtype if keyed else out.dtype)
             if np.may_share_memory(target, nodes):
-                target = np.empty_like(target)
+                target = empty(target.shape, target.dtype)
             yield from self._reduce_scatter(reduction, target.reshape(outer, length, inner))
             return deliver(target, keyed, out)
 
@@ -346,11 +346,11 @@ class Communicator(Transport):
     def _all_gather_steps(self, x: Array, axis: int, bounds: Bounds, out: Array) -> Steps:
         outer, inner = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
         lengths = [outer * inner * (b - a) for a, b in pairwise(bounds)]
-        target = out if outer == 1 and out.flags.c_contiguous else np.empty(out.size, out.dtype)
+        target = out if outer == 1 and out.flags.c_contiguous else empty(out.size, out.dtype)
         flat, x = target.reshape(-1), contiguous(x).reshape(-1)
         own = flat[sum(lengths[: self.rank]) :][: x.size]
         if np.may_share_memory(x, flat) and address(x) != address(own):
-            x = x.copy()
+            x = copied(x)
         yield from self._all_gather(x, lengths, flat)
         if target is not out:
             start = 0

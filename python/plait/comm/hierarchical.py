@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from plait.backend import contiguous, empty
 from plait.comm.combine import FLOAT32, Bounds, Parts, Reduction
 from plait.comm.communicator import Communicator
 from plait.comm.mpi import SMALL, Mpi, all_of
@@ -133,7 +134,7 @@ class Hierarchical(Communicator):
         )
         lengths, inner = reduction.lengths(), out.shape[1]
         arriving = self._arriving(lengths, out.dtype)
-        own = np.empty((1, lengths[self.rank] // inner, inner), out.dtype)
+        own = empty((1, lengths[self.rank] // inner, inner), out.dtype)
         yield from self._reduce(reduction, own, first)
         yield from self._gather(own.reshape(-1), lengths, arriving, out.reshape(-1), across, second)
 
@@ -147,7 +148,7 @@ class Hierarchical(Communicator):
         nodes, bounds, leaves = reduction.nodes, reduction.bounds, reduction.leaves
         _, outer, _, inner = nodes.shape
         everywhere = [groups(leaves, ranks) for ranks in self._machines]
-        arrived = [np.empty((len(found), *out.shape), FLOAT32) for found in everywhere]
+        arrived = [empty((len(found), *out.shape), FLOAT32) for found in everywhere]
         sources = [self._collector(machine, self.rank) for machine in range(len(arrived))]
         requests = self._mpi.expect(
             [(r, x.reshape(-1)) for r, x in zip(sources, arrived) if r != self.rank], _REDUCE
@@ -157,7 +158,7 @@ class Hierarchical(Communicator):
         served = [bounds[rank] for rank in self._served(self._machine)]
         own = self._mates.index(self.rank)
         start, stop = served[own], served[own + 1]
-        partial = np.empty((len(everywhere[self._machine]), outer, stop - start, inner), FLOAT32)
+        partial = empty((len(everywhere[self._machine]), outer, stop - start, inner), FLOAT32)
         for group, target in zip(everywhere[self._machine], partial):
             count = group.parts[0][own]
             mine = nodes[group.first[own] : group.first[own] + count]
@@ -171,7 +172,7 @@ class Hierarchical(Communicator):
             if rank == self.rank:
                 arrived[self._machine][:] = piece
             else:
-                pieces.append((rank, np.ascontiguousarray(piece).reshape(-1)))
+                pieces.append((rank, contiguous(piece).reshape(-1)))
         yield all_of(requests + self._mpi.post(pieces, _REDUCE))
 
         parts = [

@@ -13,6 +13,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from mpi4py import MPI
 
+from plait.backend import copied, empty
 from plait.comm.alone import Alone
 from plait.comm.arrays import address
 from plait.comm.combine import Bounds, Reduction
@@ -74,7 +75,7 @@ class Mpi(Communicator):
             return
         counts, _ = reduction.plan()
         if sum(counts) * nodes[0].nbytes <= SMALL:
-            parts = np.empty((sum(counts), *out.shape), nodes.dtype)
+            parts = empty((sum(counts), *out.shape), nodes.dtype)
             lengths = [count * out.size for count in counts]
             yield from self._all_gather(nodes.reshape(-1), lengths, parts.reshape(-1))
             reduction.combine(list(parts), 0, reduction.bounds[-1], out)
@@ -107,14 +108,14 @@ class Mpi(Communicator):
         if len(nodes) * nodes.shape[1] == 1:
             buffer, send_bounds = nodes.reshape(-1), _offsets(lengths)[:-1]
         else:
-            buffer, send_bounds = np.empty(sum(sends), nodes.dtype), _offsets(sends)[:-1]
+            buffer, send_bounds = empty(sum(sends), nodes.dtype), _offsets(sends)[:-1]
             for other, (a, b) in enumerate(pairwise(bounds)):
                 if other != rank:
                     piece = buffer[send_bounds[other] :][: sends[other]]
                     piece.reshape(nodes.shape[0], nodes.shape[1], b - a, nodes.shape[3])[:] = nodes[
                         :, :, a:b
                     ]
-        arrived = np.empty(sum(receives), nodes.dtype)
+        arrived = empty(sum(receives), nodes.dtype)
         offsets = _offsets(receives)
         fits = sum(counts) * nodes[0].size <= LIMIT
         yield self._exchange(buffer, send_bounds, sends, arrived, offsets[:-1], receives, fits)
@@ -123,7 +124,7 @@ class Mpi(Communicator):
             if other == rank:
                 own = nodes[:, :, start:stop]
                 shared = np.may_share_memory(nodes, out)
-                parts += [x.copy() if shared or not x.flags.c_contiguous else x for x in own]
+                parts += [copied(x) if shared or not x.flags.c_contiguous else x for x in own]
             elif lengths[rank]:
                 found = arrived[offsets[other] : offsets[other + 1]]
                 parts += list(found.reshape(counts[other], *out.shape))

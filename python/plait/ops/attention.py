@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 
 from plait.autograd import Context, Function
-from plait.backend import Array, empty, kernels
+from plait.backend import Array, copied, empty, kernels
 
 
 class Attention(Function):
@@ -69,7 +69,7 @@ def _split(x: Array, leaves: int, heads: int, kv_heads: int) -> list[tuple[Array
 
 
 def _rotate(x: Array, leaves: int, heads: int, kv_heads: int, base: float, inverse: bool) -> Array:
-    out = x.copy()
+    out = copied(x)
     for (q, k, _), (out_q, out_k, _) in zip(
         _split(x, leaves, heads, kv_heads), _split(out, leaves, heads, kv_heads), strict=True
     ):

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from plait.autograd import Context, Function
-from plait.backend import Array, empty, kernels
+from plait.backend import Array, contiguous, empty, kernels
 from plait.comm import Communicator
 from plait.ops.parameter import Parameter
 from plait.ops.position import Position
@@ -132,4 +130,4 @@ class GatherChannels(Function):
     @staticmethod
     def backward(ctx: Context, grad: Array) -> Array:
         (own,) = ctx.saved
-        return np.ascontiguousarray(grad[..., own])
+        return contiguous(grad[..., own])

@@ -3,8 +3,10 @@ summed."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from plait.autograd import Context, Function
-from plait.backend import Array, bits, empty, kernels
+from plait.backend import Array, bits, copied, empty, kernels
 from plait.comm import Communicator
 from plait.ops.parameter import Parameter
 from plait.ops.sums import fan_in, gather_sequence, position_chunks, sequence_bounds
@@ -25,7 +27,7 @@ class VocabEmbedding(Function):
         if length is None:
             return out
         bounds = sequence_bounds(comm, length)
-        return out[:, bounds[comm.rank] : bounds[comm.rank + 1]].copy()
+        return copied(out[:, bounds[comm.rank] : bounds[comm.rank + 1]])
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> None:
@@ -49,7 +51,7 @@ class PositionEmbedding(Function):
         first = sequence_bounds(comm, length)[comm.rank] if length else 0
         ctx.save(weight, comm, first)
         rows = weight.array[first : first + x.shape[1]]
-        return fan_in((x, rows[None].repeat(len(x), axis=0)))
+        return fan_in((x, copied(np.broadcast_to(rows, x.shape))))
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> Array:

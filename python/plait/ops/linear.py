@@ -34,7 +34,7 @@ def add_weight_grad(weight: Parameter, position: Any, rows: Array, columns: Arra
         kernels.matmul_backward_weight(
             flat(rows[run.samples]), flat(columns[run.samples]),
             [bound * positions for bound in run.bounds], run.merges, run.slot, run.continues,
-            positions, run.stack.reshape(*run.stack.shape[:2], -1),
+            positions, run.stack.reshape(*run.stack.shape[:2], math.prod(run.stack.shape[2:])),
         )  # fmt: skip
 
 

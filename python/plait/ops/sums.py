@@ -7,9 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
-from plait.backend import Array, empty, float32, kernels
+from plait.backend import Array, contiguous, empty, float32, kernels
 from plait.comm import Communicator
 from plait.ops.parameter import Parameter
 from plait.ops.position import Position, Segment
@@ -18,7 +16,7 @@ from plait.ops.position import Position, Segment
 def fan_in(arrays: Any) -> Array:
     """The sum of the gradients of all uses of a tensor, in float32, in the order given."""
     out = empty(arrays[0].shape, arrays[0].dtype)
-    kernels.add([np.ascontiguousarray(x) for x in arrays], out)
+    kernels.add([contiguous(x) for x in arrays], out)
     return out
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from plait import ops
 from plait.autograd import SILENT, Observer, Tape, Tensor
-from plait.backend import Array, empty
+from plait.backend import Array, contiguous, empty
 from plait.comm import Communicator, Work
 from plait.nn import Layer
 from plait.ops.position import Position
@@ -96,7 +96,7 @@ class Stage:
         self._sends.clear()
 
     def _send(self, x: Array, to: int, position: Position) -> None:
-        x = np.ascontiguousarray(x)
+        x = contiguous(x)
         key = (to, position.count, position.sequence)
         known = self._shapes.get(key) if position.training else None
         if known is None:

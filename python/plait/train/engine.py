@@ -6,6 +6,7 @@ No files and no data sets here: arrays in, losses and updated weights out.
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -138,6 +139,8 @@ class Engine:
         self._init = {p.name: inits[p.tied_to or p.name] for p in self.parameters}
         self.observer: Observer = SILENT
         self.initialize()
+        kernels.trim_memory()  # of what came before, and of what only the start needed
+        weakref.finalize(self, kernels.trim_memory)  # the arrays go right after it
 
     def observe(self, observer: Observer) -> None:
         """observer hears of every step from here on."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from plait import __version__
+from plait.backend import kernels
 from plait.comm import Communicator
 from plait.comm.alone import Alone
 from plait.data import Dataset, synthetic
@@ -139,7 +140,12 @@ def _steps(
     run.event("stop", step=total)
     peak = np.array([peak_bytes()], np.int64)
     peak = trainer.mesh.world.all_reduce(peak, op="max")
-    screen.say(f"memory: at most {bytes_text(int(peak[0]))} a rank, {bytes_text(needed)} planned")
+    pool = kernels.memory_use()
+    screen.say(
+        f"memory: at most {bytes_text(int(peak[0]))} a rank, {bytes_text(needed)} planned; "
+        f"{bytes_text(pool['reserved'])} pooled here, made present in "
+        f"{pool['prefault_seconds']:.2f} s"
+    )
     screen.say(f"trained {total} steps in {time_text(time.monotonic() - begin)}; {saved}")
     return DONE
 

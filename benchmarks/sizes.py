@@ -1,0 +1,9 @@
+"""The models that benchmarks train, the same on every side."""
+
+VOCABULARY = 50257
+GPT = {
+    "tiny": {"layers": 2, "hidden_dim": 64, "heads": 4, "sequence_length": 32},
+    "30M": {"layers": 6, "hidden_dim": 384, "heads": 6, "sequence_length": 256},
+    "124M": {"layers": 12, "hidden_dim": 768, "heads": 12, "sequence_length": 512},
+}
+BATCH = {"tiny": 8, "30M": 8, "124M": 2}  # samples a replica

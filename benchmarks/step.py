@@ -1,0 +1,123 @@
+"""A training step of GPT 30M and 124M, one core a rank: plait and PyTorch in turn.
+
+python benchmarks/step.py [--models 30M,124M] [--ranks 1,2] [--rounds 7] [--torch PYTHON]
+                          [--compile] [--json FILE]
+
+PyTorch is run as `PYTHON` has it (another environment's; without --torch plait runs alone), each
+way with the C library's memory as it comes and tuned to keep what was freed. Prints seconds a
+step, tokens/s, how many times as fast plait is (median of the rounds, and range), the first step
+since the start, and peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from sizes import BATCH, GPT, VOCABULARY
+from turns import Side, ratio_text, rounds, serve
+
+TUNED = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
+    "glibc.malloc.trim_threshold=34359738368"
+}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+WAYS = [("autocast", "whole"), ("masters", "whole"), ("masters", "chunks")]
+
+
+def worker(model: str, ranks: int, grains: str) -> None:
+    import numpy as np
+
+    from plait import models
+    from plait.backend import kernels
+    from plait.mesh import Mesh
+    from plait.optim import AdamW
+    from plait.report import peak_bytes
+    from plait.train.engine import Engine, Settings
+    from plait.train.grains import auto_grains
+
+    kernels.set_threads(1)
+    batch, length = BATCH[model] * ranks, GPT[model]["sequence_length"]
+    specs = models.gpt(vocabulary=VOCABULARY, **GPT[model])
+    data, tensor = (ranks, 1) if grains == "layout" else auto_grains(specs, batch)
+    mesh = Mesh(ranks, grains={"data": data, "tensor": tensor})
+    engine = Engine(specs, mesh, AdamW(weight_decay=0.1), Settings(batch, BATCH[model]))
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (batch, length + 1), np.int32)
+    mine = tokens[engine.share.start : engine.share.stop]
+    inputs, targets = mine[:, :-1].copy(), mine[:, 1:].copy()
+    number = iter(range(1 << 30))
+
+    def step() -> None:
+        engine.step(next(number), 3e-4, inputs, targets)
+        mesh.world.barrier()
+
+    serve(mesh.world.rank, step, lambda: {"memory": peak_bytes() >> 20, **kernels.memory_use()})
+
+
+def compare(model: str, ranks: int, a: argparse.Namespace) -> dict[str, Any]:
+    from plait.launch.mpi import mpiexec
+
+    own = [sys.executable, "-m", "mpi4py", __file__, "--worker", model, str(ranks), a.grains]
+    plait = Side([str(mpiexec()), "-n", str(ranks), *own], ranks, ONE_THREAD)
+    tokens = BATCH[model] * GPT[model]["sequence_length"] * ranks
+    print(f"GPT {model}, data {ranks}, {tokens} tokens a step, one thread a rank")
+    found = {}
+
+    def report(name: str, side: Side, against: list[float]) -> None:
+        seconds = statistics.median(side.seconds)
+        found[name] = {"seconds": side.seconds, "plait": against, "first": side.first, **side.about}
+        print(
+            f"  {name:48} {seconds:7.3f} s {tokens / seconds:8.0f} tokens/s  plait is "
+            f"{ratio_text(against, side.seconds):20} first step after {side.first:5.1f} s, "
+            f"{side.about['memory']} MB",
+            flush=True,
+        )
+
+    peer = str(Path(__file__).with_name("peers") / "torch_step.py")
+    for precision, loss in WAYS if a.torch else []:
+        for tuned, more in (("", {}), (", tuned malloc", TUNED)):
+            for compiled in ((), ("compile",)) if a.compile else ((),):
+                command = [a.torch, peer, model, str(ranks), precision, loss, *compiled]
+                side = Side(command, ranks, {**ONE_THREAD, **more})
+                start = len(plait.seconds)
+                rounds({"plait": plait, "peer": side}, a.rounds)  # two at a time: memory
+                side.close()
+                name = f"torch {precision}, {loss} loss{tuned}{''.join(', ' + c for c in compiled)}"
+                report(name, side, plait.seconds[start:])
+    if not a.torch:
+        rounds({"plait": plait}, a.rounds)
+    plait.close()
+    report("plait", plait, plait.seconds)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="30M,124M")
+    parser.add_argument("--ranks", default="1,2")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--grains", choices=("auto", "layout"), default="auto")
+    parser.add_argument("--torch")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--worker", nargs=3)
+    a = parser.parse_args()
+    if a.worker:
+        model, ranks, grains = a.worker
+        worker(model, int(ranks), grains)
+        return
+    found = {
+        f"{model}, data {ranks}": compare(model, ranks, a)
+        for model in a.models.split(",")
+        for ranks in map(int, a.ranks.split(","))
+    }
+    if a.json:
+        a.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
