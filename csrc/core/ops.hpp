@@ -21,9 +21,10 @@ namespace plait {
 // largest power of two below n), then bias is added in float32, then one rounding to out's type. accumulate
 // needs a float32 out and a single leaf. K = 0 gives zeros (or bias).
 // Where both a and b are bfloat16 a leaf's k are taken in pairs (0, 1), (2, 3) ..., the second of a pair first; one
-// without a second has +0 * +0 for it. Denormal elements and sums of the chain count as zeros of their sign. Pairs start
-// afresh at multiples of period, where 0 is none: that of a sum over samples is a sample's length, so that pairs do not
-// depend on how many samples there are. An odd period below 16 has no pairs: its chain is that of float32.
+// without a second has +0 * +0 for it. Denormal elements and sums of the chain count as zeros of their sign (a sum
+// if it is below 2^-126 also when rounded to 24 bits). Pairs start afresh at multiples of period, where 0 is none: that of
+// a sum over samples is a sample's length, so that pairs do not depend on how many samples there are. An odd period below
+// 16 has no pairs: its chain is that of float32.
 void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool transpose_b,
             const std::vector<int64_t>& leaves, bool accumulate, int64_t period,
             const std::optional<ConstArray>& bias, const Array& out);

@@ -3,6 +3,8 @@
 // AVX-512 BF16's instruction is two such, the second element first, and knows no denormals.
 #include "cpu/gemm_tile.hpp"
 
+#include <cmath>
+#include <limits>
 #include <utility>
 
 #include "cpu/fma.hpp"
@@ -17,7 +19,8 @@ namespace {
 
 constexpr int PORTABLE_ROWS = 4, PORTABLE_COLUMNS = 16;
 
-void run_portable(const Tile& t, int rows) {
+// Not inlined: what it computes must not move to where denormals count otherwise.
+__attribute__((noinline)) void run_portable(const Tile& t, int rows) {
   constexpr int N = PORTABLE_COLUMNS, V = N / 4;
   for (int i = 0; i < rows; i++) {
     Float4 c[V] = {}, x[V];
@@ -36,7 +39,40 @@ void run_portable(const Tile& t, int rows) {
   }
 }
 
-// The same with denormals as zero while the chain runs, but not in what comes after it.
+#if defined(__x86_64__)
+constexpr auto run_portable_flushed = run_portable;
+#else
+
+constexpr float LEAST = std::numeric_limits<float>::min();
+
+float flushed(float x) { return std::fabs(x) < LEAST ? std::copysign(0.0f, x) : x; }
+
+// fma with denormals as zero, where the processor's flags would not give x86-64's bits. A sum that
+// rounds up to 2^-126 with 24 bits is not tiny: it is 2^-126 - 2^-151 or more. There the sum in
+// double is exact, as a product of bfloat16 has 16 bits.
+float fused_flushed(float a, float b, float c) {
+  a = flushed(a), b = flushed(b), c = flushed(c);
+  const float sum = std::fma(a, b, c);
+  return std::fabs(double(a) * b + c) < 0x1p-126 - 0x1p-151 ? std::copysign(0.0f, sum) : sum;
+}
+
+// A chain for run_flushed: a tile in which a sum was flushed, which is rare, is done again.
+void run_portable_flushed(const Tile& t, int rows) {
+  run_portable(t, rows);
+  if (!flushed_too_much()) return;
+  reset_rounding();
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < PORTABLE_COLUMNS; j++) {
+      float c = t.init ? t.init[i * t.init_stride + j] : 0.0f;
+      for (int64_t k = 0; k < t.depth; k++)
+        c = fused_flushed(t.a[k * PORTABLE_ROWS + i], t.b[k * PORTABLE_COLUMNS + j], c);
+      t.out[i * t.out_stride + j] = c;
+    }
+}
+
+#endif
+
+// RUN with denormals as zero while the chain runs, but not in what comes after it.
 template <void (*RUN)(const Tile&, int), int COLUMNS>
 void run_flushed(const Tile& t, int rows) {
   alignas(64) float local[MAX_TILE];  // t.out may be one of t.lower
@@ -164,7 +200,7 @@ const TileKernel& tile_kernel(Isa isa, bool pairs) {
   constexpr Packing F = Packing::floats, S = Packing::swapped;
   static const TileKernel portable[] = {
       {F, PORTABLE_ROWS, PORTABLE_COLUMNS, run_portable},
-      {S, PORTABLE_ROWS, PORTABLE_COLUMNS, run_flushed<run_portable, PORTABLE_COLUMNS>}};
+      {S, PORTABLE_ROWS, PORTABLE_COLUMNS, run_flushed<run_portable_flushed, PORTABLE_COLUMNS>}};
 #if defined(__x86_64__)
   static const TileKernel avx2[] = {{F, 6, 16, run_avx2}, {S, 6, 16, run_flushed<run_avx2, 16>}};
   static const TileKernel avx512[] = {{F, 14, 32, run_avx512<false>},

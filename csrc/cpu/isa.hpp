@@ -15,17 +15,13 @@ const char* name_of(Isa isa);
 }  // namespace plait
 
 #define PLAIT_INLINE inline __attribute__((always_inline))
+
+// PLAIT_KERNEL(name, body) defines name(args...) that runs body(args...) compiled for the active path.
+// body must be PLAIT_INLINE and take pointers and numbers by value; lambdas inside it would lose the path.
 #if defined(__x86_64__)
 #define PLAIT_TARGET_AVX512 \
   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2"), noinline))
 #define PLAIT_TARGET_AVX2 __attribute__((target("avx2,fma,bmi2"), noinline))
-#else
-#define PLAIT_TARGET_AVX512 __attribute__((noinline))
-#define PLAIT_TARGET_AVX2 __attribute__((noinline))
-#endif
-
-// PLAIT_KERNEL(name, body) defines name(args...) that runs body(args...) compiled for the active path.
-// body must be PLAIT_INLINE and take pointers and numbers by value; lambdas inside it would lose the path.
 #define PLAIT_KERNEL(name, body)                                                        \
   template <class... Args>                                                              \
   PLAIT_TARGET_AVX512 void name##_avx512(Args... args) { body(args...); }               \
@@ -42,3 +38,8 @@ const char* name_of(Isa isa);
       default: return name##_portable(args...);                                         \
     }                                                                                   \
   }
+#else  // one path
+#define PLAIT_KERNEL(name, body)                                                        \
+  template <class... Args>                                                              \
+  __attribute__((noinline)) void name(Args... args) { body(args...); }
+#endif

@@ -133,7 +133,19 @@ void flush_denormals() {
 #if defined(__x86_64__)
   _mm_setcsr(0x1f80 | 0x8040);
 #elif defined(__aarch64__)
-  asm volatile("msr fpcr, %0" : : "r"(uint64_t(1) << 24));
+  asm volatile("msr fpsr, xzr\n\tmsr fpcr, %0" : : "r"(uint64_t(1) << 24));
+#endif
+}
+
+bool flushed_too_much() {
+#if defined(__x86_64__)
+  return false;
+#elif defined(__aarch64__)
+  uint64_t status;
+  asm volatile("mrs %0, fpsr" : "=r"(status));
+  return status >> 3 & 1;  // underflow: some result was flushed
+#else
+  return true;  // nothing was flushed
 #endif
 }
 

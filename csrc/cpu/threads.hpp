@@ -10,6 +10,9 @@ namespace plait {
 void reset_rounding();
 // Denormal operands and results become zeros, in this thread, until reset_rounding.
 void flush_denormals();
+// Whether a result may have become a zero since flush_denormals that on x86-64 is none: there a
+// result is tiny if it still is when rounded, with aarch64 if it was before.
+bool flushed_too_much();
 
 void set_threads(int threads);
 int threads();

@@ -38,6 +38,7 @@ using Uints = typename VectorOf<WIDTH<V>>::Uints;
 
 // PLAIT_VECTOR_KERNEL(name, body) is PLAIT_KERNEL for a body whose first template argument is the
 // path's vector.
+#if defined(__x86_64__)
 #define PLAIT_VECTOR_KERNEL(name, body)                          \
   template <class... Args>                                       \
   PLAIT_TARGET_AVX512 void name##_avx512(Args... args) {         \
@@ -63,6 +64,13 @@ using Uints = typename VectorOf<WIDTH<V>>::Uints;
         return name##_portable(args...);                         \
     }                                                            \
   }
+#else
+#define PLAIT_VECTOR_KERNEL(name, body)               \
+  template <class... Args>                            \
+  __attribute__((noinline)) void name(Args... args) { \
+    body<::plait::Floats4>(args...);                  \
+  }
+#endif
 
 // --- arithmetic
 // --------------------------------------------------------------------------------------

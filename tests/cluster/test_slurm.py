@@ -175,7 +175,8 @@ def test_a_batch_job_stops_requeues_and_goes_on(cluster: Cluster, tmp_path: Path
 def test_scripts_are_clean() -> None:
     shellcheck = shutil.which("shellcheck")
     assert shellcheck, "apt install shellcheck"
-    scripts = [".ci/run", "slurm/train.sbatch", "tests/cluster/slurm-cluster", "tools/new-venv"]
+    scripts = [".ci/run", "slurm/train.sbatch", "tests/cluster/slurm-cluster"]
+    scripts += ["tools/new-venv", "tools/test-aarch64"]
     done = subprocess.run(
         [shellcheck, "-S", "warning", *scripts], cwd=ROOT, capture_output=True, text=True
     )
