@@ -31,6 +31,33 @@ class Turns:
         return self._taken - 1
 
 
+class _Clock:
+    """Counts the time spent inside of it, however deep."""
+
+    def __init__(self) -> None:
+        self.seconds = self._begin = 0.0
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        if self._depth == 0:
+            self._begin = time.perf_counter()
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.seconds += time.perf_counter() - self._begin
+
+
+_clock = _Clock()
+
+
+def communication_seconds() -> float:
+    """What this process has spent so far on starting collectives, moving them along and waiting for
+    them, instead of computing."""
+    return _clock.seconds
+
+
 # Progress belongs to the process, as it does inside MPI: started Works in order of their start.
 _active: list[Work] = []
 
@@ -46,7 +73,8 @@ class Work:
         self._poll: Poll | None = None
         self._result: Any = None
         self._error: BaseException | None = None
-        self._advance()
+        with _clock:
+            self._advance()
         if self._steps is not None:
             _active.append(self)
 
@@ -58,7 +86,8 @@ class Work:
     def wait(self) -> Any:
         """The result of the collective, once it is there. May be called again."""
         if self._steps is not None:
-            _wait(self)
+            with _clock:
+                _wait(self)
         if self._error is not None:
             raise self._error
         return self._result
@@ -100,9 +129,10 @@ def progress() -> None:
     if not _active:
         return
     try:
-        for work in tuple(_active):
-            if work._steps is not None:
-                work._advance()
+        with _clock:
+            for work in tuple(_active):
+                if work._steps is not None:
+                    work._advance()
     finally:
         _active[:] = [work for work in _active if work._steps is not None]
 

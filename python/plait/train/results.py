@@ -11,9 +11,10 @@ from plait.train.engine import StepResult
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did. loss is the mean over the batch's targets; times in seconds; memory is
-    the peak resident size of this process in bytes; `unit` says what `rate` counts: tokens or
-    samples a second."""
+    """What one step did. loss is the mean over the batch's targets; times in seconds; exposed
+    communication is what this rank spent on collectives, sends and receives instead of computing,
+    waiting for others included; memory is the peak resident size of this process in bytes; `unit`
+    says what `rate` counts: tokens or samples a second."""
 
     index: int
     loss: float
@@ -23,6 +24,7 @@ class Step:
     rate: float
     unit: Literal["tokens", "samples"]
     memory_bytes: int
+    exposed_communication_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -41,6 +43,7 @@ class Step:
             "learning_rate": self.learning_rate,
             f"{self.unit}_per_second": self.rate,
             "step_seconds": self.step_seconds,
+            "exposed_communication_seconds": self.exposed_communication_seconds,
             "memory_bytes": self.memory_bytes,
         }
 

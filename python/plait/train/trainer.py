@@ -12,6 +12,7 @@ import numpy as np
 
 from plait import checkpoint
 from plait.backend import Array, kernels
+from plait.comm.work import communication_seconds
 from plait.data import Dataset, Sampler
 from plait.errors import UserError
 from plait.mesh import Mesh
@@ -147,7 +148,7 @@ class Trainer:
                 return
 
     def _step(self, index: int, steps: int) -> Step:
-        begin = time.perf_counter()
+        begin, communicated = time.perf_counter(), communication_seconds()
         share = self.engine.share
         indices = self.sampler.indices(index, share.start, share.stop)
         inputs, targets = self.dataset.batch(indices)
@@ -172,7 +173,7 @@ class Trainer:
         done = self.settings.batch * (inputs.shape[1] if unit == "tokens" else 1)
         return Step(
             index, result.loss, result.grad_norm, float(rate[0]), seconds, done / seconds, unit,
-            peak_bytes(),
+            peak_bytes(), communication_seconds() - communicated,
         )  # fmt: skip
 
     def _check_replicas(self) -> None:
