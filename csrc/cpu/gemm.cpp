@@ -13,7 +13,6 @@
 namespace plait {
 namespace {
 
-constexpr int64_t PASS = 1024;             // elements packed along k at once
 constexpr int64_t PACKED_A = 1024 * 1024;  // of a packed at once: a part of L3
 constexpr int64_t BLOCK_COLUMNS = 1024;    // of out; b is packed this wide
 constexpr int64_t BLOCK_ROWS = 1024;       // all slots together; between passes they wait in scratch
@@ -86,16 +85,17 @@ std::vector<bool> merged_later(const std::vector<int>& merges) {
   return found;
 }
 
-Plan make_plan(const Gemm& g, Packing packing) {
+Plan make_plan(const Gemm& g, const TileKernel& kernel) {
+  const Packing packing = kernel.packing;
   Plan plan;
   const std::vector<int64_t> whole{0, g.depth}, &leaves = g.leaves.size() > 1 ? g.leaves : whole;
   const int64_t period = g.period % unit(packing) == 0 ? 0 : g.period;
   const size_t count = leaves.size() - 1;
   const std::vector<int> merges = g.merges.empty() ? tree_merges(int64_t(count)) : g.merges;
   const std::vector<bool> kept = merged_later(merges);
-  const int64_t most = PASS / packed_size(packing, 32) * 32;
+  const int64_t most = kernel.pass / packed_size(packing, 32) * 32;
   auto fits = [&](const Run& piece) {
-    return plan.passes.back().depth + packed_size(packing, piece.length) <= PASS;
+    return plan.passes.back().depth + packed_size(packing, piece.length) <= kernel.pass;
   };
   int slot = g.slot, stored = g.slot;
   for (size_t leaf = 0; leaf < count; leaf++) {
@@ -387,7 +387,7 @@ const TileKernel& kernel_of(const Gemm& g) {
 void gemm(const Gemm& g) {
   const TileKernel& kernel = kernel_of(g);
   if (g.rows > 0 && g.columns > 0)
-    run_region(g, make_plan(g, kernel.packing), kernel, {0, 0, g.rows, g.columns});
+    run_region(g, make_plan(g, kernel), kernel, {0, 0, g.rows, g.columns});
 }
 
 void gemm_parallel(const Gemm& g) {
@@ -395,7 +395,7 @@ void gemm_parallel(const Gemm& g) {
   const int64_t n = std::min<int64_t>(threads(), 1 + int64_t(work / WORTH_A_THREAD));
   if (n <= 1) return parallel_for(1, 1, [&](int64_t, int64_t) { gemm(g); });
   const TileKernel& kernel = kernel_of(g);
-  const Plan plan = make_plan(g, kernel.packing);
+  const Plan plan = make_plan(g, kernel);
   const int64_t down = parts_of_rows(g, kernel, n), across = n / down;
   parallel_for(n, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {

@@ -9,7 +9,8 @@ namespace {
 constexpr int SIDE = 2 * AMX_ROWS;           // of the tile of out
 constexpr int BLOCK = SIDE * AMX_WORDS;      // words of either panel for 32 k
 constexpr int64_t AHEAD = 8 * BLOCK;         // b may come from L3
-constexpr int64_t GROUP_WORDS = 256 * 1024;  // of a: half of these processors' L2
+constexpr int64_t PASS = 2048;               // words along k; sums go to memory in between
+constexpr int64_t GROUP = 256 * 1024;        // of a: half of these processors' L2
 
 // Tiles 0 1 over 2 3 of the sum, 4 over 5 of a (row by row), 6 beside 7 of b (pair by pair). With
 // one tile down the lower half stays away.
@@ -93,11 +94,11 @@ PLAIT_TARGET_AVX512 void run_amx(const Tile& t, int rows) { run<AmxTiles>(t, row
 }  // namespace
 
 const TileKernel* amx_kernel(Isa isa) {
-  static const TileKernel emulated{Packing::blocks, SIDE, SIDE, run_emulated, GROUP_WORDS,
+  static const TileKernel emulated{Packing::blocks, SIDE, SIDE, run_emulated, PASS, GROUP,
                                    EmulatedTiles::configure, EmulatedTiles::release};
   if (isa == Isa::amx_bf16_emulated) return &emulated;
 #if defined(__x86_64__) && !defined(PLAIT_NO_AMX)
-  static const TileKernel amx{Packing::blocks, SIDE, SIDE, run_amx, GROUP_WORDS,
+  static const TileKernel amx{Packing::blocks, SIDE, SIDE, run_amx, PASS, GROUP,
                               AmxTiles::configure, AmxTiles::release};
   if (isa == Isa::amx_bf16) return &amx;
 #endif

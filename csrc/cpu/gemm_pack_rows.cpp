@@ -38,15 +38,12 @@ PLAIT_INLINE void turned(const bfloat16* x, int64_t depth_stride, float* out) {
 PLAIT_INLINE void pack_rows_body(const bfloat16* x, int64_t wide_stride, int64_t depth_stride,
                                  int64_t wide, int64_t depth, int64_t panel_stride, float* out) {
   const int64_t whole = depth / SIDE * SIDE;
-  if (depth_stride == 1) {  // along the rows of x
+  if (depth_stride == 1) {  // along the rows of x; nothing reads sums of rows behind the last
     for (int64_t w = 0; w < wide; w++) {
       float* to = out + w / SIDE * panel_stride + w % SIDE * WORDS;
       for (int64_t k = 0; k < whole; k += SIDE)
         std::memcpy(to + k * WORDS, x + w * wide_stride + k, SIDE * sizeof(bfloat16));
     }
-    for (int64_t w = wide; w % SIDE != 0; w++)
-      for (int64_t k = 0; k < whole; k += SIDE)
-        std::memset(out + w / SIDE * panel_stride + k * WORDS + w % SIDE * WORDS, 0, 4 * WORDS);
   }
   for (int64_t k = depth_stride == 1 ? whole : 0; k < depth; k += SIDE)
     for (int64_t w = 0; w < wide; w += SIDE) {

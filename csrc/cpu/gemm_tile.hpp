@@ -50,6 +50,7 @@ struct TileKernel {
   Packing packing;
   int rows, columns;
   void (*run)(const Tile& tile, int rows);  // the first `rows` rows, all columns
+  int64_t pass = 1024;                      // elements packed along k at once
   int64_t group = 64 * 1024;                // elements of a that tiles work through: a part of L2
   void (*begin)() = nullptr;                // in a thread, before it runs tiles,
   void (*end)() = nullptr;                  // and after

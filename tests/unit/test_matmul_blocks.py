@@ -92,7 +92,7 @@ def test_evens_and_odds_meet_before_the_sum():
     assert of({0: big, 33: one, 34: one}) == big
 
 
-SHAPES = [(1, 1, 1), (16, 64, 32), (17, 33, 31), (32, 2100, 33), (49, 95, 70), (64, 64, 64)]
+SHAPES = [(1, 1, 1), (16, 64, 32), (17, 33, 31), (32, 4200, 33), (49, 95, 70), (64, 64, 64)]
 
 
 @each_path
@@ -127,7 +127,7 @@ def test_threads_take_parts_of_a_large_one():
         same_bits(run(a, b), expected)
 
 
-@pytest.mark.parametrize("period", [32, 33, 40, 64, 75, 2075])
+@pytest.mark.parametrize("period", [32, 33, 40, 64, 75, 4107])
 def test_samples_do_not_share_blocks(period):
     a, b = shorts(5 * period, 17), shorts(5 * period, 35, seed=1)
     whole = run(a, b, True, period=period)
@@ -192,6 +192,19 @@ def test_nan_and_infinity_reach_their_row_and_column_only(isa):
     bad[3] = bad[:, 39] = False
     assert not bad.any()
     assert (out[7, :39] == np.inf).all()
+
+
+@each_path
+def test_what_fills_a_block_up_is_zero_times_zero(isa):
+    """Not what an earlier call left in packed panels."""
+    _cpu.set_isa(isa)
+    nothing = np.full((64, 64), np.nan, BFLOAT16)
+    a, b = shorts(17, 33), shorts(33, 40, seed=1)
+    expected = run(a, b)
+    for ta, tb in ((False, False), (True, True)):
+        assert np.isnan(run(nothing, nothing)).all()
+        x, y = (np.ascontiguousarray(m.T) if t else m for m, t in ((a, ta), (b, tb)))
+        same_bits(run(x, y, ta, tb), expected)
 
 
 def test_float32_and_mixed_operands_have_no_blocks():
