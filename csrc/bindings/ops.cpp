@@ -23,8 +23,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("threads", &threads);
   m.def("isa", [] { return name_of(active_isa()); });
   m.def("set_isa", [](const std::string& name) {
-    for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16})
-      if (name == name_of(isa)) return set_isa(isa);
+    for (int i = 0; i <= int(Isa::amx_bf16_emulated); i++)
+      if (name == name_of(Isa(i))) return set_isa(Isa(i));
     fail("set_isa", "unknown instruction path ", name);
   });
 

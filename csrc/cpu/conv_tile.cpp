@@ -110,7 +110,7 @@ PLAIT_KERNEL(widen, widen_body)
 
 void extend_tile(int m, int64_t lanes, const Terms& terms, float* tile) {
 #if defined(__x86_64__)
-  switch (active_isa()) {
+  switch (vector_isa()) {
     case Isa::avx512:
       return lanes > 16 ? run_avx512<2>(m, terms, tile) : run_avx512<1>(m, terms, tile);
     case Isa::avx2:

@@ -13,8 +13,6 @@
 namespace plait {
 namespace {
 
-constexpr int64_t PASS = 1024;             // elements packed along k at once
-constexpr int64_t GROUP = 64 * 1024;       // of a that tiles work through: a part of L2
 constexpr int64_t PACKED_A = 1024 * 1024;  // of a packed at once: a part of L3
 constexpr int64_t BLOCK_COLUMNS = 1024;    // of out; b is packed this wide
 constexpr int64_t BLOCK_ROWS = 1024;       // all slots together; between passes they wait in scratch
@@ -48,7 +46,7 @@ struct Plan {
   int slots = 0;
 };
 
-// A leaf's k in pieces of at most about `most` that share no pair.
+// A leaf's k in pieces of at most about `most` that share no pair, and no block.
 std::vector<Run> pieces(int64_t begin, int64_t end, int64_t period, int64_t most) {
   std::vector<Run> found;
   while (begin < end) {
@@ -66,7 +64,7 @@ std::vector<Run> pieces(int64_t begin, int64_t end, int64_t period, int64_t most
 
 void add_piece(Pass& pass, const Run& piece, Packing packing) {
   Run* last = pass.runs.empty() ? nullptr : &pass.runs.back();
-  if (last && last->k + last->length == piece.k && (packing == Packing::floats || last->length % 2 == 0))
+  if (last && last->k + last->length == piece.k && (last->length % unit(packing) == 0))
     last->length += piece.length;
   else
     pass.runs.push_back({piece.k, piece.length, pass.depth});
@@ -87,16 +85,17 @@ std::vector<bool> merged_later(const std::vector<int>& merges) {
   return found;
 }
 
-Plan make_plan(const Gemm& g, Packing packing) {
+Plan make_plan(const Gemm& g, const TileKernel& kernel) {
+  const Packing packing = kernel.packing;
   Plan plan;
   const std::vector<int64_t> whole{0, g.depth}, &leaves = g.leaves.size() > 1 ? g.leaves : whole;
-  const int64_t period = packing == Packing::floats || g.period % 2 == 0 ? 0 : g.period;
+  const int64_t period = g.period % unit(packing) == 0 ? 0 : g.period;
   const size_t count = leaves.size() - 1;
   const std::vector<int> merges = g.merges.empty() ? tree_merges(int64_t(count)) : g.merges;
   const std::vector<bool> kept = merged_later(merges);
-  const int64_t most = packing == Packing::pairs ? 2 * PASS : PASS;
+  const int64_t most = kernel.pass / packed_size(packing, 32) * 32;
   auto fits = [&](const Run& piece) {
-    return plan.passes.back().depth + packed_size(packing, piece.length) <= PASS;
+    return plan.passes.back().depth + packed_size(packing, piece.length) <= kernel.pass;
   };
   int slot = g.slot, stored = g.slot;
   for (size_t leaf = 0; leaf < count; leaf++) {
@@ -144,6 +143,9 @@ const float* pack(const Operand& x, bool columns, const Pass& pass, int64_t firs
     };
     if (x.dtype == DType::float32)
       from(static_cast<const float*>(x.data));
+    else if (kernel.packing == Packing::blocks && !columns)
+      pack_rows(static_cast<const bfloat16*>(x.data) + offset, wide_stride, depth_stride, wide,
+                run.length, pass.depth * panel, to);
     else
       from(static_cast<const bfloat16*>(x.data));
   }
@@ -262,7 +264,7 @@ void run_block(const Gemm& g, const TileKernel& kernel, const Pass& pass, const 
   const int64_t tile_size = int64_t(kernel.rows) * kernel.columns;
   const int64_t tiles_across = (r.columns + kernel.columns - 1) / kernel.columns;
   const int64_t rows_at_once =
-      std::max<int64_t>(1, GROUP / (std::max<int64_t>(pass.depth, 1) * kernel.rows)) * kernel.rows;
+      std::max<int64_t>(1, kernel.group / (std::max<int64_t>(pass.depth, 1) * kernel.rows)) * kernel.rows;
   for (int64_t first = 0; first < r.rows; first += rows_at_once) {
     const int64_t rows_here = std::min(rows_at_once, r.rows - first);
     const float* group = a + first * pass.depth;
@@ -285,8 +287,20 @@ int64_t cut(int64_t length, int64_t tile, int64_t i, int64_t n) {
   return std::min(length, (length + tile - 1) / tile * i / n * tile);
 }
 
+// What a kernel needs of the calling thread.
+struct Running {
+  explicit Running(const TileKernel& k) : kernel(k) {
+    if (kernel.begin) kernel.begin();
+  }
+  ~Running() {
+    if (kernel.end) kernel.end();
+  }
+  const TileKernel& kernel;
+};
+
 // In blocks. With a single pass one operand is packed once, the other for each block across it.
 void run_region(const Gemm& g, const Plan& plan, const TileKernel& kernel, const Region& r) {
+  const Running running(kernel);
   const bool single = plan.passes.size() == 1;
   const int64_t depth = std::max<int64_t>(plan.passes[0].depth, 1);
   const int64_t rows = single ? std::max<int64_t>(PACKED_A / depth, kernel.rows)
@@ -357,10 +371,15 @@ int64_t parts_of_rows(const Gemm& g, const TileKernel& kernel, int64_t threads) 
   return best;
 }
 
+// By types and period alone: a short one would leave most of its last unit empty.
 const TileKernel& kernel_of(const Gemm& g) {
   const bool shorts = g.a.dtype == DType::bfloat16 && g.b.dtype == DType::bfloat16;
-  const bool wasteful = g.period % 2 == 1 && g.period < 16;
-  return tile_kernel(active_isa(), shorts && !wasteful);
+  auto wasteful = [&](Packing packing, int64_t least) {
+    return g.period % unit(packing) != 0 && g.period < least;
+  };
+  const TileKernel* amx = amx_kernel(active_isa());
+  if (amx && shorts && !wasteful(amx->packing, 32)) return *amx;
+  return tile_kernel(active_isa(), shorts && !wasteful(Packing::pairs, 16));
 }
 
 }  // namespace
@@ -368,7 +387,7 @@ const TileKernel& kernel_of(const Gemm& g) {
 void gemm(const Gemm& g) {
   const TileKernel& kernel = kernel_of(g);
   if (g.rows > 0 && g.columns > 0)
-    run_region(g, make_plan(g, kernel.packing), kernel, {0, 0, g.rows, g.columns});
+    run_region(g, make_plan(g, kernel), kernel, {0, 0, g.rows, g.columns});
 }
 
 void gemm_parallel(const Gemm& g) {
@@ -376,7 +395,7 @@ void gemm_parallel(const Gemm& g) {
   const int64_t n = std::min<int64_t>(threads(), 1 + int64_t(work / WORTH_A_THREAD));
   if (n <= 1) return parallel_for(1, 1, [&](int64_t, int64_t) { gemm(g); });
   const TileKernel& kernel = kernel_of(g);
-  const Plan plan = make_plan(g, kernel.packing);
+  const Plan plan = make_plan(g, kernel);
   const int64_t down = parts_of_rows(g, kernel, n), across = n / down;
   parallel_for(n, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {

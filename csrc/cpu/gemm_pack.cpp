@@ -1,45 +1,14 @@
 // Packs operands of a matrix multiplication into panels that a register tile reads front to back,
 // as float32 or in pairs of bfloat16. Eight by eight elements at a time, in compiler vectors: one text for every
 // instruction path.
+#include <algorithm>
 #include <type_traits>
 
 #include "cpu/gemm_tile.hpp"
+#include "cpu/transpose.hpp"
 
 namespace plait {
 namespace {
-
-typedef uint32_t Word8 __attribute__((vector_size(32)));
-typedef uint16_t Short8 __attribute__((vector_size(16)));
-
-#if defined(__clang__)
-#define PLAIT_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define PLAIT_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Word8{__VA_ARGS__})
-#endif
-
-// Rows become columns: pairs, then quadruples, then halves change places.
-PLAIT_INLINE void transpose(Word8 (&r)[8]) {
-  Word8 t[8];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = PLAIT_SHUFFLE(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-    t[i + 1] = PLAIT_SHUFFLE(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i += 4)
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; j++) {
-      r[i + 2 * j] = PLAIT_SHUFFLE(t[i + j], t[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-      r[i + 2 * j + 1] = PLAIT_SHUFFLE(t[i + j], t[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-    }
-#pragma GCC unroll 8
-  for (int i = 0; i < 4; i++) {
-    t[i] = PLAIT_SHUFFLE(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-    t[i + 4] = PLAIT_SHUFFLE(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) r[i] = t[i];
-}
 
 template <int WIDTH>
 PLAIT_INLINE void store(Word8 x, float* out) {
@@ -92,12 +61,6 @@ PLAIT_INLINE void turn(const bfloat16* x, int64_t wide_stride, int valid, int64_
 }
 
 // Rows of k that lie along w: a pair at a time.
-template <int WIDTH>
-PLAIT_INLINE Word8 words(const bfloat16* x) {
-  Short8 s = {};
-  std::memcpy(&s, x, WIDTH * sizeof(bfloat16));
-  return __builtin_convertvector(s, Word8);
-}
 template <Packing FORM, int WIDTH>
 PLAIT_INLINE void along(const float* x, int64_t depth_stride, int64_t depth, int64_t panel,
                         float* out) {
@@ -229,9 +192,12 @@ void pack_panels(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, i
   auto in = [&](auto form) {
     pack_any(x, wide_stride, depth_stride, wide, depth, panel, panel_stride, form, out);
   };
-  if (packing == Packing::pairs) return in(Form<Packing::pairs>{});
+  if (packing == Packing::floats) return in(Form<Packing::floats>{});
   if (packing == Packing::swapped) return in(Form<Packing::swapped>{});
-  in(Form<Packing::floats>{});
+  in(Form<Packing::pairs>{});
+  const int64_t end = packed_size(Packing::pairs, depth), rest = packed_size(packing, depth) - end;
+  for (int64_t w = 0; rest > 0 && w < wide; w += panel, out += panel_stride)
+    std::fill_n(out + end * panel, rest * panel, 0.0f);
 }
 
 }  // namespace plait

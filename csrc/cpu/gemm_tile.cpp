@@ -207,7 +207,8 @@ const TileKernel& tile_kernel(Isa isa, bool pairs) {
                                       {S, 14, 32, run_flushed<run_avx512<false>, 32>}};
   static const TileKernel avx512_bf16[] = {{F, 14, 32, run_avx512<false>},
                                            {Packing::pairs, 14, 32, run_avx512<true>}};
-  if (isa == Isa::avx512_bf16) return avx512_bf16[pairs];
+  if (isa == Isa::avx512_bf16 || isa == Isa::amx_bf16) return avx512_bf16[pairs];
+  if (isa == Isa::amx_bf16_emulated) isa = vector_isa();
   if (isa == Isa::avx512) return avx512[pairs];
   if (isa == Isa::avx2) return avx2[pairs];
 #endif

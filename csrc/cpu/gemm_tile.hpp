@@ -7,15 +7,23 @@
 
 namespace plait {
 
-constexpr int MAX_TILE = 14 * 32;  // elements of the largest tile
+constexpr int MAX_TILE = 32 * 32;  // elements of the largest tile
 
 // What the 4 bytes of a panel's element hold. A term is one float32. Of bfloat16 operands a pair is
 // (k, k + 1), which adds the term of k + 1, then that of k; denormal terms and sums count as zero.
 // `swapped` are the pairs' terms in that order, as float32: the same bits without the instruction.
-enum class Packing { floats, swapped, pairs };
+// `blocks` are 16 pairs each: of b as pairs, of a with the pairs of a row next to each other.
+enum class Packing { floats, swapped, pairs, blocks };
 
-inline int64_t packed_size(Packing packing, int64_t k) {
-  return packing == Packing::floats ? k : packing == Packing::pairs ? (k + 1) / 2 : (k + 1) / 2 * 2;
+// How many k are added together: a chain that goes on must go on at a multiple of it.
+constexpr int64_t unit(Packing packing) {
+  return packing == Packing::floats ? 1 : packing == Packing::blocks ? 32 : 2;
+}
+
+// Elements of a panel for each w; the last unit is filled up with zeros.
+constexpr int64_t packed_size(Packing packing, int64_t k) {
+  const int64_t filled = (k + unit(packing) - 1) / unit(packing) * unit(packing);
+  return packing == Packing::floats || packing == Packing::swapped ? filled : filled / 2;
 }
 
 // A tile that another is added to.
@@ -42,9 +50,15 @@ struct TileKernel {
   Packing packing;
   int rows, columns;
   void (*run)(const Tile& tile, int rows);  // the first `rows` rows, all columns
+  int64_t pass = 1024;                      // elements packed along k at once
+  int64_t group = 64 * 1024;                // elements of a that tiles work through: a part of L2
+  void (*begin)() = nullptr;                // in a thread, before it runs tiles,
+  void (*end)() = nullptr;                  // and after
 };
 
 const TileKernel& tile_kernel(Isa isa, bool pairs);
+// The one with AMX, for bfloat16; null if the path has none.
+const TileKernel* amx_kernel(Isa isa);
 
 // Packs x, element (w, k) at x[w * wide_stride + k * depth_stride], in panels of `panel` w each:
 // (panels, ..., panel), the last one filled up with zeros, as is the last pair. Panels lie
@@ -54,5 +68,9 @@ void pack_panels(const float* x, int64_t wide_stride, int64_t depth_stride, int6
 
 void pack_panels(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
                  int64_t depth, int panel, int64_t panel_stride, Packing packing, float* out);
+
+// a in `blocks`: (panels, depth / 32, 32 w, 16 pairs).
+void pack_rows(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
+               int64_t depth, int64_t panel_stride, float* out);
 
 }  // namespace plait

@@ -5,11 +5,13 @@
 
 namespace plait {
 
-enum class Isa : int { portable, avx2, avx512, avx512_bf16 };
+// amx_bf16_emulated is amx_bf16 in plain C++ (amx.hpp), for tests on any processor; never the best.
+enum class Isa : int { portable, avx2, avx512, avx512_bf16, amx_bf16, amx_bf16_emulated };
 
-Isa best_isa();                     // what this processor has
+Isa best_isa();                     // what this processor has, and Linux permits
 Isa active_isa();                   // what kernels use: best_isa() until set
-void set_isa(Isa isa);              // throws ValueError beyond best_isa()
+Isa vector_isa();                   // of it what most kernels know: at most avx512
+void set_isa(Isa isa);              // throws ValueError beyond best_isa(), but for the emulation
 const char* name_of(Isa isa);
 
 }  // namespace plait
@@ -31,8 +33,7 @@ const char* name_of(Isa isa);
   __attribute__((noinline)) void name##_portable(Args... args) { body(args...); }       \
   template <class... Args>                                                              \
   void name(Args... args) {                                                             \
-    switch (::plait::active_isa()) {                                                    \
-      case ::plait::Isa::avx512_bf16:                                                   \
+    switch (::plait::vector_isa()) {                                                    \
       case ::plait::Isa::avx512: return name##_avx512(args...);                         \
       case ::plait::Isa::avx2: return name##_avx2(args...);                             \
       default: return name##_portable(args...);                                         \

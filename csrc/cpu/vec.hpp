@@ -54,8 +54,7 @@ using Uints = typename VectorOf<WIDTH<V>>::Uints;
   }                                                              \
   template <class... Args>                                       \
   void name(Args... args) {                                      \
-    switch (::plait::active_isa()) {                             \
-      case ::plait::Isa::avx512_bf16:                            \
+    switch (::plait::vector_isa()) {                             \
       case ::plait::Isa::avx512:                                 \
         return name##_avx512(args...);                           \
       case ::plait::Isa::avx2:                                   \

@@ -11,6 +11,11 @@ from plait.train.numerics import PATHS
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT32 = np.dtype(np.float32)
 STORAGE = [FLOAT32, BFLOAT16]
+EMULATED = "amx_bf16_emulated"  # amx_bf16 on any processor
+AVAILABLE = PATHS[: PATHS.index(_cpu.isa()) + 1]
+# Each family gives the same bits; they differ in products of two bfloat16 matrices.
+VECTOR_PATHS = tuple(path for path in AVAILABLE if path != "amx_bf16")
+AMX_PATHS = (EMULATED, *(path for path in AVAILABLE if path == "amx_bf16"))
 EPSILON = 2.0**-24  # half a unit in the last place of float32 at 1
 
 
@@ -54,17 +59,18 @@ def bits(x: np.ndarray) -> bytes:
 
 
 def assert_same_bits(call: Callable[[], Sequence[np.ndarray]]) -> None:
-    """call() gives the same bits on every instruction path and with 1, 2 and 3 threads."""
+    """call() gives the same bits on every path of a family and with 1, 2 and 3 threads."""
     best = _cpu.isa()
     try:
-        _cpu.set_threads(1)
-        expected = [bits(x) for x in call()]
-        for path in PATHS[: PATHS.index(best) + 1]:
-            for threads in (1, 2, 3):
-                _cpu.set_isa(path)
-                _cpu.set_threads(threads)
-                got = [bits(x) for x in call()]
-                assert got == expected, f"{path} with {threads} threads differs"
+        for family in (VECTOR_PATHS, AMX_PATHS):
+            expected = None
+            for path in family:
+                for threads in (1, 2, 3):
+                    _cpu.set_isa(path)
+                    _cpu.set_threads(threads)
+                    got = [bits(x) for x in call()]
+                    expected = expected or got
+                    assert got == expected, f"{path} with {threads} threads differs"
     finally:
         _cpu.set_isa(best)
         _cpu.set_threads(1)

@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from kernel_checks import FLOAT32, STORAGE, random
+from kernel_checks import BFLOAT16, EMULATED, FLOAT32, STORAGE, random
 
 from plait import _cpu
 from plait.autograd import SILENT, Observer
@@ -81,6 +81,16 @@ def test_rule_9_leaves_merged_by_the_kernel(op, length, dtype):
         assert fused.grads[:nodes].tobytes() == apart.grads[:nodes].tobytes(), share
         merged += len(listening.merged_slots)
     assert merged > 100
+
+
+@pytest.mark.parametrize("length", [32, 33])
+def test_rule_9_in_blocks(length):
+    best = _cpu.isa()
+    _cpu.set_isa(EMULATED)
+    try:
+        test_rule_9_leaves_merged_by_the_kernel(of_matmul, length, BFLOAT16)
+    finally:
+        _cpu.set_isa(best)
 
 
 def test_what_does_not_fit_a_stack_is_refused():

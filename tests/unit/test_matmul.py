@@ -7,19 +7,20 @@ from itertools import pairwise
 import ml_dtypes
 import numpy as np
 import pytest
-from kernel_checks import PATHS
+from kernel_checks import EMULATED, VECTOR_PATHS
+from matmul_checks import nearest_float32, run, same_bits, strided, tree_sum
 
 from plait import _cpu
-from plait.comm import tree
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 float32 = np.dtype(np.float32)
 best = _cpu.isa()
-paths = PATHS[: PATHS.index(best) + 1]
+paths = VECTOR_PATHS  # AMX adds bfloat16 in blocks: test_matmul_blocks.py
 
 
 @pytest.fixture(autouse=True)
 def _reset() -> Iterator[None]:
+    _cpu.set_isa(paths[-1])
     yield
     _cpu.set_isa(best)
     _cpu.set_threads(1)
@@ -28,33 +29,6 @@ def _reset() -> Iterator[None]:
 def randoms(*shape, dtype=float32, seed=0):
     x = np.random.default_rng([seed, *shape]).standard_normal(shape)
     return x.astype(np.float32).astype(dtype)
-
-
-def run(
-    a, b, ta=False, tb=False, *, leaves=None, out=None, accumulate=False, bias=None, dtype=float32,
-    period=0,
-):  # fmt: skip
-    rows, depth = a.shape[::-1] if ta else a.shape
-    columns = b.shape[0] if tb else b.shape[1]
-    if out is None:
-        out = np.full((rows, columns), 7.0, dtype)
-    _cpu.matmul(a, b, ta, tb, leaves or [0, depth], accumulate, period, bias, out)
-    return out
-
-
-def strided(x, gap):
-    """The same values in rows that lie `gap` elements further apart."""
-    wide = np.full((x.shape[0], x.shape[1] + gap), np.nan, x.dtype)
-    wide[:, : x.shape[1]] = x
-    return wide[:, : x.shape[1]]
-
-
-def same_bits(x, y):
-    kind = np.uint16 if x.dtype == bfloat16 else np.uint32
-    assert x.dtype == y.dtype
-    np.testing.assert_array_equal(
-        np.ascontiguousarray(x).view(kind), np.ascontiguousarray(y).view(kind)
-    )
 
 
 SHAPES = [
@@ -71,7 +45,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("isa", paths)
+@pytest.mark.parametrize("isa", [*paths, EMULATED])
 @pytest.mark.parametrize("ta", [False, True])
 @pytest.mark.parametrize("tb", [False, True])
 def test_close_to_float64(isa, ta, tb):
@@ -88,17 +62,6 @@ def test_close_to_float64(isa, ta, tb):
             out = run(strided(a, 3), strided(b, 5), ta, tb, dtype=out_dtype).astype(np.float64)
             bound = k * 2.0**-24 * scale + (2.0**-8 * np.abs(exact) if out_dtype == bfloat16 else 0)
             assert (np.abs(out - exact) <= bound).all(), (m, k, n, dtype, out_dtype)
-
-
-def nearest_float32(x):
-    """x rounded once to float32, ties to even."""
-    guess = np.float32(float(x))
-    near = [
-        np.nextafter(guess, np.float32(-np.inf)),
-        guess,
-        np.nextafter(guess, np.float32(np.inf)),
-    ]
-    return min(near, key=lambda f: (abs(Fraction(float(f)) - x), int(f.view(np.uint32)) & 1))
 
 
 @pytest.mark.parametrize("isa", paths)
@@ -192,18 +155,6 @@ def test_accumulate_continues_the_chain(dtype):
         if k1 > 1:
             added = run(a[:, :k1], b[:k1]) + run(a[:, k1:], b[k1:])
             assert (added != whole).any()
-
-
-def tree_sum(parts):
-    stack = []
-    nodes = [(i, i + 1) for i in range(len(parts))]
-    for part, merges in zip(parts, tree.merges(len(parts), nodes), strict=True):
-        stack.append(part)
-        for _ in range(merges):
-            upper = stack.pop()
-            stack[-1] = stack[-1] + upper
-    (root,) = stack
-    return root
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8, 13])

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernel_checks import AVAILABLE, EMULATED, VECTOR_PATHS
 
 from plait import Mesh, data, models, optim
 from plait.backend import kernels
@@ -17,7 +18,7 @@ from plait.train.state_check import StateChanged, StateCheck
 from plait.train.trainer import Trainer
 
 
-def trainer(folder: Path) -> Trainer:
+def trainer(folder: Path, precision: Any = "float32", other_bits: bool = False) -> Trainer:
     return Trainer(
         models.mlp(hidden_dim=4, input_shape=(2, 2, 1), classes=3),
         data.synthetic(samples=20, input_shape=(2, 2, 1), classes=3),
@@ -25,6 +26,8 @@ def trainer(folder: Path) -> Trainer:
         optimizer=optim.AdamW(),
         batch=4,
         run=folder,
+        precision=precision,
+        other_bits=other_bits,
     )
 
 
@@ -49,12 +52,22 @@ DIGESTS = {
 }
 
 
-@pytest.mark.parametrize("path", numerics.PATHS[: numerics.PATHS.index(kernels.isa()) + 1])
+# What AMX adds in blocks; the ResNet has no more than one, whose sums come out alike.
+AMX_DIGESTS = {
+    ("gpt", "bfloat16"): "48dd08bbd573b25c",
+    ("llama", "bfloat16"): "6c4ec9cc336f5702",
+}
+
+
+@pytest.mark.parametrize("path", [*AVAILABLE, EMULATED])
 @pytest.mark.parametrize(("model", "precision"), DIGESTS)
-def test_the_bits_are_those_of_this_version(model: str, precision: Any, path: str) -> None:
+def test_the_bits_are_those_of_this_version(
+    model: str, precision: Any, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layers, shape = MODELS[model]
     best = kernels.isa()
     kernels.set_isa(path)
+    monkeypatch.setattr("plait.train.trainer.agree_on_instructions", lambda world: path)
     try:
         with Trainer(
             layers, data.synthetic(samples=64, **shape), mesh=Mesh(comm=Alone()), batch=8, seed=3,
@@ -65,7 +78,8 @@ def test_the_bits_are_those_of_this_version(model: str, precision: Any, path: st
             digest = state_digest(each.engine)
     finally:
         kernels.set_isa(best)
-    expected = VERSION, DIGESTS[model, precision]
+    digests = DIGESTS if path in VECTOR_PATHS else DIGESTS | AMX_DIGESTS
+    expected = VERSION, digests[model, precision]
     assert (numerics.NUMERICS_VERSION, digest[:16]) == expected
 
 
@@ -79,13 +93,46 @@ def test_a_checkpoint_of_other_numerics(tmp_path: Path, monkeypatch: pytest.Monk
         trainer(tmp_path)
 
 
+def test_amx_is_bits_where_products_are_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = {"path": VECTOR_PATHS[-1]}
+    monkeypatch.setattr(
+        "plait.train.trainer.agree_on_instructions", lambda world: kernels.set_isa(taken["path"])
+    )
+    best = kernels.isa()
+    try:
+        for precision in ("float32", "bfloat16"):
+            taken["path"] = VECTOR_PATHS[-1]
+            with trainer(tmp_path / precision, precision) as each:
+                next(each.steps(3))
+                each.save()
+            taken["path"] = "portable"
+            trainer(tmp_path / precision, precision).close()
+            taken["path"] = EMULATED
+            if precision == "float32":
+                trainer(tmp_path / precision, precision).close()
+        said = r"bfloat16 products in pairs, here in blocks \(amx_bf16\): from there on"
+        with pytest.raises(UserError, match=said):
+            trainer(tmp_path / "bfloat16", "bfloat16")
+        with trainer(tmp_path / "bfloat16", "bfloat16", True) as each:
+            next(each.steps(3))
+            each.save()
+        taken["path"] = VECTOR_PATHS[-1]
+        said = r"bfloat16 products in blocks \(amx_bf16\), here in pairs: from there on"
+        with pytest.raises(UserError, match=said):
+            trainer(tmp_path / "bfloat16", "bfloat16")
+    finally:
+        kernels.set_isa(best)
+
+
 def test_microbatches_are_bits_where_samples_mix() -> None:
     mixing = models.resnet(input_shape=(4, 4, 1), classes=3, blocks=(1,), width=4)
     plain = models.mlp(input_shape=(4, 4, 1), classes=3, hidden_dim=4)
 
     def of(layers: list[LayerSpec], microbatch: int | None, grains: int = 4) -> dict[str, Any]:
         mesh = Mesh(grains={"data": grains, "tensor": 1}, comm=Alone())
-        return numerics.identity(mesh, layers, 8, microbatch)
+        return numerics.identity(mesh, layers, 8, microbatch, "float32")
 
     assert of(plain, 3) == of(plain, None)
     assert of(mixing, 3)["microbatches"] == "2 of 3, 1 of 2"

@@ -17,7 +17,7 @@ from plait.ops.position import Share
 # Goes up with every change of plait that gives the same run other bits, auto grains included;
 # tests/unit/test_numerics_version.py has digests that tell.
 NUMERICS_VERSION = 2
-PATHS = ("portable", "avx2", "avx512", "avx512_bf16")
+PATHS = ("portable", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 
 
 def agree_on_instructions(world: Communicator) -> str:
@@ -34,15 +34,18 @@ def agree_on_instructions(world: Communicator) -> str:
 
 
 def identity(
-    mesh: Mesh, layers: list[LayerSpec], batch: int, microbatch: int | None
+    mesh: Mesh, layers: list[LayerSpec], batch: int, microbatch: int | None, precision: str
 ) -> dict[str, Any]:
-    """Two runs of one config have the same bits if these are equal; JSON. Instruction paths are not
-    in it: they round alike."""
+    """Two runs of one config have the same bits if these are equal; JSON. Of instruction paths only
+    AMX is in it, and only for bfloat16: the others round alike."""
     found = {
         "numerics version": NUMERICS_VERSION,
         "backend": "cpu",
         "grains": f"{mesh.grains['data']} x {mesh.grains['tensor']}",
     }
+    if precision == "bfloat16":
+        amx = kernels.isa().startswith("amx_bf16")
+        found["bfloat16 products"] = "in blocks (amx_bf16)" if amx else "in pairs"
     if any(spec.mixes_samples for spec in layers):
         found["microbatches"] = microbatches(batch, mesh.data.leaves, microbatch)
     return found

@@ -107,7 +107,7 @@ class Trainer:
         if check_every:
             StateCheck(self.engine, check_every)
         self.next_step, self.other_bits = 0, other_bits
-        self.bits = identity(mesh, layers, batch, settings.microbatch)
+        self.bits = identity(mesh, layers, batch, settings.microbatch, settings.precision)
         self.run = RunFolder(Path(run), mesh.world) if isinstance(run, str | Path) else run
         if self.run is not None:
             if not self.run.is_open:
