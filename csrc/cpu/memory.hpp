@@ -6,9 +6,9 @@
 namespace plait {
 
 struct MemoryUse {
-  int64_t reserved;  // bytes held from the system
-  int64_t used;      // of those, bytes in arrays
-  int64_t system_calls;    // how often memory was taken from the system
+  int64_t reserved;         // bytes held from the system
+  int64_t used;             // of those, bytes in arrays
+  int64_t system_calls;     // how often memory was taken from the system
   double prefault_seconds;  // what it took to make it present
 };
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import ml_dtypes
 import numpy as np
 import pytest
-from kernel_checks import EMULATED, VECTOR_PATHS
+from kernel_checks import AMX_PATHS, EMULATED, VECTOR_PATHS
 from matmul_checks import nearest_float32, run, same_bits, strided, tree_sum
 
 from plait import _cpu
@@ -212,10 +212,11 @@ def test_rows_and_columns_do_not_touch_each_other():
     assert (out[:, 85:] == 5).all()
 
 
-@pytest.mark.parametrize("isa", paths)
-def test_nan_and_infinity_reach_their_row_and_column_only(isa):
+@pytest.mark.parametrize("isa", [*paths, *AMX_PATHS])
+@pytest.mark.parametrize("dtype", [float32, bfloat16])
+def test_nan_and_infinity_reach_their_row_and_column_only(isa, dtype):
     _cpu.set_isa(isa)
-    a, b = randoms(30, 65), randoms(65, 40, seed=1)
+    a, b = randoms(30, 65, dtype=dtype), randoms(65, 40, dtype=dtype, seed=1)
     a[3, 2], b[64, 39], a[7, 0] = np.nan, np.nan, np.inf
     b[0] = 1
     out = run(a, b)

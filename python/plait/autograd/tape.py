@@ -65,13 +65,14 @@ class Function:
     an array, None, or a Pending. It never writes its arguments.
     """
 
+    # Functions are never made, only their classes used: abstract methods would not be noticed.
     @staticmethod
     def forward(ctx: Context, *inputs: Any) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("a Function defines forward(ctx, ...)")
 
     @staticmethod
     def backward(ctx: Context, *grads: Any) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("a Function that is differentiated defines backward(ctx, ...)")
 
     @classmethod
     def apply(cls, *inputs: Any, parameters: Iterable[Any] = ()) -> Any:
