@@ -11,10 +11,11 @@ enum class Reduce : int { sum, max, min };
 
 bool can_combine(DType in, DType out, Reduce op);
 
-// out[i] = parts[0][i] op parts[1][i] ... Floats are added in the tree that `merges` describes, in float32, plus
-// bias[(column + i) % length], and rounded once; integers have no order. out may be one of the parts.
+// y = parts[0][i] op parts[1][i] ... goes to every outs[j][i]. Floats are added in the tree that `merges` describes, in
+// float32, plus bias[(column + i) % length], and rounded once; integers have no order. An out may be one of the parts.
 void combine(const std::vector<const char*>& parts, const std::vector<int>& merges, DType in, Reduce op,
-             const std::optional<ConstArray>& bias, int64_t column, DType out_type, char* out, int64_t n);
+             const std::optional<ConstArray>& bias, int64_t column, DType out_type, const std::vector<char*>& outs,
+             int64_t n);
 
 // memcpy by all threads of the pool where that pays.
 void copy_bytes(void* out, const void* x, int64_t n);

@@ -1,66 +1,55 @@
-// The rounds of a window's collectives: flags, staging, reading. A block holds, line by line of 64 bytes, the flags
-// that the peers write, one for the error, two Said, then two staging buffers of a cell per rank and two results.
+// Who may do what when: letters, flags, rounds. A block holds, line by line, one for the error, the flags that the
+// peers write, two letters of each peer, then two staging buffers of a cell per rank.
 #include "peer/window.hpp"
 
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
-#include <string>
 
 #include "core/error.hpp"
+#include "cpu/threads.hpp"
 
 namespace plait {
 namespace {
 
-constexpr int64_t LINE = 64;
-constexpr int64_t SMALL = 1 << 14;   // bytes of all nodes of all ranks: below, every rank adds everything
-constexpr int64_t SLICE_US = 1000;   // of work, after which advance() returns
+constexpr int64_t LINE = 128;            // two cache lines: processors fetch them in pairs
+constexpr int64_t MOST_CELL = 128 << 10;  // bytes: what stays in a second-level cache
+constexpr int64_t MOST_INSIDE = 1 << 10;
+constexpr int64_t SLICE_US = 1000;       // of work, after which advance() returns
 
 int64_t microseconds() {
   using namespace std::chrono;
   return duration_cast<std::chrono::microseconds>(steady_clock::now().time_since_epoch()).count();
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t lines(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 
-bool is_bytes(const ConstArray& x) { return x.dtype == DType::uint8 && x.contiguous(); }
-
-// What ranks must agree on: the kind of collective, its type and op or root in one number, and bytes.
-int64_t call_of(int kind, DType dtype = DType::uint8, int detail = 0) {
-  return kind | int64_t(dtype) << 8 | int64_t(detail) << 16;
-}
-
-std::string describe(int64_t call, int64_t size) {
-  static const char* kinds[] = {"a reduce_scatter", "an all_gather", "an all_to_all", "a broadcast", "a barrier", "an all_reduce"};
-  static const char* ops[] = {"sum", "max", "min"};
-  const int kind = int(call & 0xff), detail = int(call >> 16);
-  std::string text = kinds[kind];
-  if (kind == 0 || kind == 5) text += std::string(" (") + ops[detail] + " of " + name_of(DType(call >> 8 & 0xff)) + ")";
-  if (kind == 3) text += " from rank " + std::to_string(detail);
-  if (kind != 2 && kind != 4) text += " of " + std::to_string(size) + " bytes";
-  return text;
-}
-
-bool rising(const std::vector<int64_t>& bounds, int64_t last) {
-  return bounds.front() == 0 && bounds.back() == last && std::is_sorted(bounds.begin(), bounds.end());
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
 }
 
 }  // namespace
 
 Window::Window(std::shared_ptr<Arena> arena, std::vector<std::shared_ptr<Mapping>> peers, int rank, int64_t staging)
-    : arena_(std::move(arena)), peers_(std::move(peers)), rank_(rank), size_(int(peers_.size())) {
-  PLAIT_CHECK(rank_ >= 0 && rank_ < size_, "window", "rank ", rank_, " of ", size_);
-  cell_ = std::max<int64_t>(staging / size_ / LINE, 64) * LINE;
-  offset_ = arena_->allocate((FLAGS * size_ + 3) * LINE + 2 * (size_ + 1) * cell_);
-  std::memset(arena_->base() + offset_, 0, size_t((FLAGS * size_ + 3) * LINE));
+    : arena_(std::move(arena)), peers_(std::move(peers)) {
+  const int size = int(peers_.size());
+  PLAIT_CHECK(rank >= 0 && rank < size, "window", "rank ", rank, " of ", size);
+  const int64_t cell = std::min(lines(std::max<int64_t>(staging / size, 32 * LINE)), MOST_CELL);
+  room_ = {rank, size, cell, std::min(cell / 8, MOST_INSIDE)};
+  bytes_of_letter_ = lines(int64_t(sizeof(Letter)) + room_.inside);
+  const int64_t control = (1 + FLAGS * size) * LINE + 2 * size * bytes_of_letter_;
+  offset_ = arena_->allocate(control + 2 * size * cell);
+  std::memset(arena_->base() + offset_, 0, size_t(control));
   std::atomic_thread_fence(std::memory_order_seq_cst);
 }
 
 void Window::connect(const std::vector<int64_t>& offsets) {
-  PLAIT_CHECK(int(offsets.size()) == size_, "window", offsets.size(), " offsets for ", size_, " ranks");
-  for (int rank = 0; rank < size_; rank++) {
-    bases_.push_back(rank == rank_ ? arena_->base() : peers_[size_t(rank)]->base());
+  PLAIT_CHECK(int(offsets.size()) == room_.size, "window", offsets.size(), " offsets for ", room_.size, " ranks");
+  for (int rank = 0; rank < room_.size; rank++) {
+    bases_.push_back(rank == room_.rank ? arena_->base() : peers_[size_t(rank)]->base());
     blocks_.push_back(bases_.back() + offsets[size_t(rank)]);
   }
 }
@@ -75,268 +64,224 @@ std::atomic<int64_t>& Window::flag(int rank, int line) const {
   return reinterpret_cast<Line*>(blocks_[size_t(rank)] + line * LINE)->value;
 }
 
-Window::Said& Window::said(int rank) const {
-  return *reinterpret_cast<Said*>(blocks_[size_t(rank)] + (FLAGS * size_ + 1 + collectives_ % 2) * LINE);
+Window::Letter& Window::letter(int rank, int from, int64_t number) const {
+  char* letters = blocks_[size_t(rank)] + (1 + FLAGS * room_.size) * LINE;
+  return *reinterpret_cast<Letter*>(letters + (2 * from + number % 2) * bytes_of_letter_);
 }
 
-char* Window::staging(int rank, int64_t round) const {
-  const int64_t epoch = now_->first + round;
-  return blocks_[size_t(rank)] + (FLAGS * size_ + 3) * LINE + (epoch % 2) * size_ * cell_;
+char* Window::cell(int rank, int of, int64_t round) const {
+  char* cells = blocks_[size_t(rank)] + (1 + FLAGS * room_.size) * LINE + 2 * room_.size * bytes_of_letter_;
+  return cells + ((epoch_ + round) % 2 * room_.size + of) * room_.cell;
 }
 
-char* Window::result(int rank, int64_t round) const {
-  const int64_t epoch = now_->first + round;
-  return blocks_[size_t(rank)] + (FLAGS * size_ + 3) * LINE + (2 * size_ + epoch % 2) * cell_;
-}
+// --- one collective ------------------------------------------------------------------------------
 
-// --- starting ------------------------------------------------------------------------------------
-
-Window::Collective& Window::begin(Kind kind, const void* source, void* out) {
+void Window::start(std::shared_ptr<const Call> call) {
   PLAIT_CHECK(!blocks_.empty(), "window", "not connected, or closed");
   PLAIT_CHECK(!now_, "window", "a collective is under way");
-  now_.emplace();
-  now_->kind = kind;
-  now_->first = next_epoch_;
-  now_->source = static_cast<const char*>(source);
-  now_->out = static_cast<char*>(out);
-  collectives_++;
-  return *now_;
+  now_ = std::move(call);
+  own_ = now_->said;
+  window_ = now_->window, windows_ = now_->windows, rounds_ = own_.rounds;
+  announced_ = heard_ = direct_ = false;
+  staged_ = taken_ = collected_ = 0;
+  number_++;
 }
-
-void Window::start_reduce(const ConstArray& nodes, const ReduceSpec& spec, const std::optional<ConstArray>& bias,
-                          const Array& out) {
-  PLAIT_CHECK(int(spec.nodes.size()) == size_ && int(spec.bounds.size()) == size_ + 1, "window", "a reduction of ",
-              spec.nodes.size(), " ranks and ", spec.bounds.size(), " bounds on ", size_, " ranks");
-  PLAIT_CHECK(rising(spec.bounds, spec.bounds.back()), "window", "the bounds of a reduction must rise from 0");
-  const int64_t n = spec.bounds.back(), item = size_of(nodes.dtype), out_item = size_of(out.dtype);
-  PLAIT_CHECK(nodes.size() == spec.nodes[size_t(rank_)] * spec.outer * n && nodes.contiguous() && out.contiguous(),
-              "window", "nodes ", shape_text(nodes), " are not ", spec.nodes[size_t(rank_)], " x ", spec.outer, " x ", n);
-  PLAIT_CHECK(can_combine(nodes.dtype, out.dtype, spec.op), "window", "cannot reduce ", name_of(nodes.dtype), " to ",
-              name_of(out.dtype));
-  const int64_t own = spec.bounds[size_t(rank_) + 1] - spec.bounds[size_t(rank_)];
-  PLAIT_CHECK(out.size() == (spec.gather ? n : spec.outer * own) && (!spec.gather || spec.outer == 1), "window",
-              "out is ", shape_text(out));
-  PLAIT_CHECK(!bias || (bias->ndim == 1 && bias->dtype == DType::float32 && bias->contiguous() &&
-                        (n == 0 || (bias->size() > 0 && n % bias->size() == 0))),
-              "window", "bias ", shape_text(*bias), " is no contiguous float32 vector whose length divides ", n);
-
-  int64_t all = 0, most = 1, longest = 0;
-  for (int rank = 0; rank < size_; rank++) {
-    all += spec.nodes[size_t(rank)];
-    most = std::max<int64_t>(most, spec.nodes[size_t(rank)]);
-    longest = std::max(longest, spec.bounds[size_t(rank) + 1] - spec.bounds[size_t(rank)]);
-  }
-  PLAIT_CHECK(int64_t(spec.merges.size()) == all, "window", spec.merges.size(), " merge counts for ", all, " nodes");
-  PLAIT_CHECK(most * item <= cell_ && out_item <= cell_, "window", most, " nodes do not fit into ", cell_, " bytes");
-  Collective& c = begin(Kind::reduce, nodes.data, const_cast<void*>(out.data));
-  c.spec = spec, c.bias = bias, c.dtype = nodes.dtype, c.out_dtype = out.dtype;
-  c.said.call = call_of(spec.gather ? 5 : int(Kind::reduce), nodes.dtype, int(spec.op)), c.said.size = spec.outer * n * item;
-  c.small = spec.gather && all * n * item <= SMALL && most * n * item <= size_ * cell_;
-  if (!c.small) {
-    const int64_t room = cell_ / std::max(most * item, out_item);
-    c.window = std::max<int64_t>(1, std::min(longest, room > 64 ? room / 64 * 64 : room));
-    c.rows = std::max<int64_t>(1, std::min(spec.outer, room / c.window));
-    c.windows = std::max<int64_t>(1, ceil_div(longest, c.window));
-    c.rounds = std::max<int64_t>(1, c.windows * ceil_div(spec.outer, c.rows));
-    c.said.source = arena_->find(nodes.data, nodes.size() * item);
-    if (spec.gather) c.said.out = arena_->find(out.data, n * out_item);
-  }
-}
-
-void Window::start_all_gather(const ConstArray& x, const std::vector<int64_t>& lengths, const Array& out) {
-  std::vector<int64_t> to = {0};
-  for (int64_t length : lengths) to.push_back(to.back() + length);
-  PLAIT_CHECK(int(lengths.size()) == size_ && x.size() == lengths[size_t(rank_)] && is_bytes(x) && is_bytes(out) &&
-                  rising(to, out.size()),
-              "window", "all_gather of ", shape_text(x), " into ", shape_text(out));
-  Collective& c = begin(Kind::all_gather, x.data, const_cast<void*>(out.data));
-  c.to = std::move(to);
-  c.window = size_ * cell_;
-  c.said.call = call_of(int(Kind::all_gather)), c.said.size = out.size();
-  c.rounds = std::max<int64_t>(1, ceil_div(*std::max_element(lengths.begin(), lengths.end()), c.window));
-  c.said.source = arena_->find(x.data, x.size());
-}
-
-void Window::start_all_to_all(const ConstArray& x, const std::vector<int64_t>& sends, const Array& out,
-                              const std::vector<int64_t>& receives) {
-  PLAIT_CHECK(int(sends.size()) == size_ + 1 && int(receives.size()) == size_ + 1 && rising(sends, x.size()) &&
-                  rising(receives, out.size()) && is_bytes(x) && is_bytes(out),
-              "window", "all_to_all of ", shape_text(x), " into ", shape_text(out));
-  const size_t own = size_t(rank_);
-  PLAIT_CHECK(sends[own + 1] - sends[own] == receives[own + 1] - receives[own], "window", "all_to_all sends ",
-              sends[own + 1] - sends[own], " bytes to itself and receives ", receives[own + 1] - receives[own]);
-  Collective& c = begin(Kind::all_to_all, x.data, const_cast<void*>(out.data));
-  c.from = sends, c.to = receives, c.window = cell_, c.said.call = call_of(int(Kind::all_to_all));
-  for (size_t rank = 0; rank < size_t(size_); rank++) {
-    const int64_t most = std::max(sends[rank + 1] - sends[rank], receives[rank + 1] - receives[rank]);
-    c.rounds = std::max(c.rounds, ceil_div(most, c.window));
-  }
-}
-
-void Window::start_broadcast(const Array& x, int root) {
-  PLAIT_CHECK(is_bytes(x) && root >= 0 && root < size_, "window", "broadcast of ", shape_text(x), " from ", root);
-  Collective& c = begin(Kind::broadcast, x.data, const_cast<void*>(x.data));
-  c.to = {0, x.size()};
-  c.root = root, c.window = size_ * cell_, c.heard = rank_ == root;
-  c.said.call = call_of(int(Kind::broadcast), DType::uint8, root), c.said.size = x.size();
-  c.rounds = std::max<int64_t>(1, ceil_div(x.size(), c.window));
-  if (rank_ == root) c.said.source = arena_->find(x.data, x.size());
-}
-
-void Window::start_barrier() { begin(Kind::barrier, nullptr, nullptr).said.call = call_of(int(Kind::barrier)); }
-
-// --- advancing -----------------------------------------------------------------------------------
 
 bool Window::advance(int64_t spin_us) {
-  if (!now_) return true;
-  const int64_t start = microseconds();
-  for (;;) {
+  PLAIT_CHECK(now_, "window", "no collective is under way");
+  for (int64_t start = -1;;) {
     const bool moved = step();
     if (done()) {
-      next_epoch_ = now_->first + now_->rounds;
-      now_.reset();
+      end();
       return true;
     }
-    if (!moved) check_aborted();
-    if (microseconds() - start >= (moved ? SLICE_US : spin_us)) return false;
+    if (!moved) check_aborted(), pause();
+    if (!moved && spin_us == 0) return false;
+    const int64_t now = microseconds();
+    if (start < 0) start = now;
+    if (now - start >= (moved ? SLICE_US : spin_us)) return false;
   }
 }
 
 bool Window::step() {
   late_ = -1;
-  if (!now_->announced && !announce()) return false;
-  const bool heard = hear(), staged = stage(), reduced = reduce();
-  return read() || reduced || staged || heard;
+  if (!announced_ && !announce()) return false;
+  const bool heard = hear();
+  if (now_->inlined) return heard;
+  const bool staged = stage(), taken = take(), collected = collect();
+  return heard || staged || taken || collected;
+}
+
+void Window::end() {
+  if (!now_->inlined) epoch_ += rounds_;
+  now_.reset();
+}
+
+bool Window::heard_of(int rank, int64_t number) {
+  if (letter(room_.rank, rank, number).number.load(std::memory_order_acquire) == number) return true;
+  late_ = rank;
+  return false;
 }
 
 bool Window::reached(Flag kind, int64_t round, int rank) {
-  if (flag(rank_, kind * size_ + rank).load(std::memory_order_acquire) >= now_->first + round) return true;
+  if (flag(room_.rank, 1 + kind * room_.size + rank).load(std::memory_order_acquire) >= epoch_ + round) return true;
   late_ = rank;
   return false;
 }
 
 bool Window::all_reached(Flag kind, int64_t round) {
-  for (int rank = 0; rank < size_; rank++)
-    if (rank != rank_ && !reached(kind, round, rank)) return false;
+  for (int rank = 0; rank < room_.size; rank++)
+    if (rank != room_.rank && !reached(kind, round, rank)) return false;
   return true;
 }
 
 void Window::tell(Flag kind, int64_t round) {
-  for (int rank = 0; rank < size_; rank++)
-    if (rank != rank_) flag(rank, kind * size_ + rank_).store(now_->first + round, std::memory_order_release);
+  for (int rank = 0; rank < room_.size; rank++)
+    if (rank != room_.rank)
+      flag(rank, 1 + kind * room_.size + room_.rank).store(epoch_ + round, std::memory_order_release);
 }
 
-// The peers have read what was said two collectives ago once they have read everything before the last one's rounds.
+// A letter takes the place of the one before the last: whoever has said its last word has done with that.
 bool Window::announce() {
-  Collective& c = *now_;
-  if (!all_reached(READ, -2)) return false;
-  c.said.rounds = c.rounds;
-  said(rank_) = c.said;
-  c.announced = true;
-  if (c.kind == Kind::broadcast && rank_ != c.root) c.staged = c.rounds;
-  if (c.said.source >= 0) {
-    c.staged = c.rounds;
-    tell(READY, c.rounds - 1);
+  const Call& c = *now_;
+  for (int rank = 0; rank < room_.size; rank++)
+    if (rank != room_.rank && !heard_of(rank, number_ - 1)) return false;
+  if (!c.inlined && (c.kind != Call::Kind::broadcast || c.root == room_.rank)) {
+    const int64_t sources = c.kind == Call::Kind::reduce ? c.spec.nodes[size_t(room_.rank)] * own_.size
+                            : c.kind == Call::Kind::all_gather ? c.to[size_t(room_.rank) + 1] - c.to[size_t(room_.rank)]
+                                                               : own_.size;
+    if (c.kind != Call::Kind::all_to_all) own_.source = arena_->find(c.source, sources);
+    if (c.gathers()) own_.out = arena_->find(c.out, c.width() * size_of(c.out_dtype));
   }
+  for (int step = 1; step < room_.size; step++) {  // every rank begins with another
+    const int rank = (room_.rank + step) % room_.size;
+    Letter& to = letter(rank, room_.rank, number_);
+    to.said = own_;
+    if (c.inlined) write_piece(reinterpret_cast<char*>(&to + 1), rank, 0);
+    to.number.store(number_, std::memory_order_release);
+  }
+  return announced_ = true;
+}
+
+// Before anything of a peer is read. The root of a broadcast in letters hears nobody, the others only it; who refuses its
+// arguments hears that the others go on or do not.
+bool Window::hear() {
+  const Call& c = *now_;
+  if (heard_) return false;
+  const bool broadcast = c.kind == Call::Kind::broadcast, refused = c.kind == Call::Kind::refused;
+  bool differ = false;
+  for (int rank = 0; rank < room_.size; rank++) {
+    if (rank == room_.rank || (broadcast && c.inlined && rank != c.root)) continue;
+    if (!heard_of(rank, number_)) return false;
+    const Said& theirs = said(rank);
+    if (!refused) check_said(rank);
+    differ = differ || (refused && theirs.kind() != own_.kind() && !hears_nobody(theirs));
+  }
+  if (differ) skip();
+  heard_ = true;
+  if (c.inlined) {
+    if (c.kind == Call::Kind::reduce) reduce_slice(0);
+    for (int rank = 0; rank < room_.size && c.kind != Call::Kind::reduce; rank++) move_piece(rank, 0);
+    return true;
+  }
+  if (broadcast) return true;
+  direct_ = own_.source >= 0 && (!c.gathers() || own_.out >= 0) && (c.kind != Call::Kind::reduce || c.spec.outer == 1);
+  for (int rank = 0; rank < room_.size; rank++) {
+    if (rank == room_.rank) continue;
+    rounds_ = std::max(rounds_, said(rank).rounds);
+    direct_ = direct_ && said(rank).source >= 0 && (!c.gathers() || said(rank).out >= 0);
+  }
+  if (direct_) rounds_ = windows_ = staged_ = 1, window_ = c.longest;
   return true;
 }
 
-// Before anything of a peer is read, and before it is told so. A broadcast's root hears nobody.
-bool Window::hear() {
-  Collective& c = *now_;
-  if (c.heard) return false;
-  if (c.kind == Kind::broadcast) {
-    if (rank_ != c.root) {
-      if (!reached(READY, 0, c.root)) return false;
-      check_said(c.root);
-    }
-  } else {
-    if (!all_reached(READY, 0)) return false;
-    for (int rank = 0; rank < size_; rank++) check_said(rank);
-    for (int rank = 0; rank < size_; rank++) c.rounds = std::max(c.rounds, said(rank).rounds);
-  }
-  return c.heard = true;
-}
-
+// A rank whose array lies in its arena tells of every round, too: a result may come back into its cell.
 bool Window::stage() {
-  Collective& c = *now_;
-  const int64_t round = c.staged;
-  if (round == c.rounds || (round > 0 && c.kind == Kind::all_to_all && !c.heard) || !all_reached(READ, round - 2)) return false;
-  char* to = staging(rank_, round);
-  if (c.kind == Kind::reduce && !c.small) {
-    stage_slices(round);
-  } else if (c.kind == Kind::reduce) {
-    copy_bytes(to, c.source, c.spec.nodes[size_t(rank_)] * width() * size_of(c.dtype));
-  } else if (c.kind == Kind::all_to_all) {
-    for (int rank = 0; rank < size_; rank++) {
-      const int64_t start = c.from[size_t(rank)] + round * c.window, stop = c.from[size_t(rank) + 1];
-      if (rank != rank_) copy_bytes(to + rank * cell_, c.source + start, std::min(c.window, stop - start));
+  const Call& c = *now_;
+  const int64_t round = staged_;
+  // how many rounds there are is known when all have been heard; only a copy is worth making before
+  if (round == rounds_ || (!heard_ && (round > 0 || own_.source >= 0)) || (c.gathers() && round > collected_ + 1)) return false;
+  if (c.kind == Call::Kind::broadcast && room_.rank != c.root) return staged_ = rounds_, true;
+  if (!all_reached(TAKEN, round - 2)) return false;
+  if (own_.source < 0) {
+    if (c.kind == Call::Kind::reduce || c.kind == Call::Kind::all_to_all) {
+      for (int rank = 0; rank < room_.size; rank++)
+        if (rank != room_.rank) write_piece(cell(room_.rank, rank, round), rank, round);
+    } else {
+      write_piece(cell(room_.rank, 0, round), 0, round);
     }
-  } else if (c.kind != Kind::barrier) {
-    const int64_t length = c.kind == Kind::broadcast ? c.to[1] : c.to[size_t(rank_) + 1] - c.to[size_t(rank_)];
-    copy_bytes(to, c.source + round * c.window, std::min(c.window, length - round * c.window));
   }
   tell(READY, round);
-  c.staged++;
+  staged_++;
   return true;
 }
 
-bool Window::reduce() {
-  Collective& c = *now_;
-  const int64_t round = c.reduced;
-  if (c.kind != Kind::reduce || !c.heard || round == c.staged || !all_reached(READY, round)) return false;
-  const bool results = c.spec.gather && !c.small;
-  if (results && c.said.out < 0 && !all_reached(READ, round - 2)) return false;
-  reduce_slice(round);
-  tell(results ? REDUCED : READ, round);
-  c.reduced++;
-  if (!results) c.read = c.reduced;
-  return true;
-}
-
-bool Window::read() {
-  Collective& c = *now_;
-  const int64_t round = c.read;
-  if (!c.heard) return false;  // a peer that was told READ may say its next word over this one
-  if (round == (c.kind == Kind::reduce ? c.reduced : c.staged)) return false;
-  if (c.kind == Kind::broadcast) {
-    if (rank_ != c.root && !reached(READY, round, c.root)) return false;
-    if (rank_ != c.root) read_piece(c.root, round);
+bool Window::take() {
+  const Call& c = *now_;
+  const int64_t round = taken_;
+  if (!heard_ || round == staged_) return false;
+  if (c.kind == Call::Kind::broadcast) {
+    if (room_.rank != c.root && !reached(READY, round, c.root)) return false;
+    if (room_.rank != c.root) move_piece(c.root, round);
   } else {
-    if (!all_reached(c.kind == Kind::reduce ? REDUCED : READY, round)) return false;
-    for (int rank = 0; rank < size_; rank++) read_piece(rank, round);
+    if (!direct_ && !all_reached(READY, round)) return false;
+    if (c.kind == Call::Kind::reduce) reduce_slice(round);
+    for (int rank = 0; rank < room_.size && c.kind != Call::Kind::reduce; rank++) move_piece(rank, round);
   }
-  tell(READ, round);
-  c.read++;
+  tell(TAKEN, round);
+  taken_++;
+  return true;
+}
+
+bool Window::collect() {
+  if (!now_->gathers() || !heard_ || collected_ == taken_ || !all_reached(TAKEN, collected_)) return false;
+  if (own_.out < 0)
+    for (int rank = 0; rank < room_.size; rank++)
+      if (rank != room_.rank) collect_result(rank, collected_);
+  collected_++;
   return true;
 }
 
 // What lies in the arena is read there: it is the caller's again only when all peers have read it.
 bool Window::done() {
-  const Collective& c = *now_;
-  if (!c.announced || !c.heard || c.staged < c.rounds || c.read < c.rounds) return false;
-  return (c.said.source < 0 && c.said.out < 0) || all_reached(READ, c.rounds - 1);
+  if (!announced_ || !heard_) return false;
+  if (now_->inlined) return true;
+  if (now_->gathers()) return collected_ == rounds_;
+  return taken_ == rounds_ && (own_.source < 0 || all_reached(TAKEN, rounds_ - 1));
 }
 
 // --- errors --------------------------------------------------------------------------------------
 
+// A broadcast in letters, which its root makes without a look at the others.
+bool Window::hears_nobody(const Said& said) const {
+  return said.kind() == int(Call::Kind::broadcast) && said.size <= room_.inside;
+}
+
+// Ranks that disagree have staged one round at most, which nobody takes, and go on together after it.
+void Window::skip() {
+  tell(TAKEN, 0);
+  epoch_++;
+}
+
 void Window::check_said(int rank) {
-  const Said mine = now_->said, theirs = said(rank);
+  const Said mine = own_, theirs = said(rank);
   if (theirs.call == mine.call && theirs.size == mine.size) return;
-  tell(READY, 0);  // so that the others, who read nothing before they have heard all, see it too
+  if (!hears_nobody(theirs)) skip();
   now_.reset();
-  throw std::runtime_error("all ranks must call the same collectives in the same order: rank " + std::to_string(rank_) +
-                           " is in " + describe(mine.call, mine.size) + ", rank " + std::to_string(rank) + " in " +
-                           describe(theirs.call, theirs.size));
+  const std::string what = "rank " + std::to_string(room_.rank) + " is in " + mine.text() + ", rank " +
+                           std::to_string(rank) + " in " + theirs.text();
+  if (theirs.kind() == mine.kind() || theirs.kind() == int(Call::Kind::refused))
+    throw Disagreement("all ranks must give the same op, type and size: " + what);
+  throw std::runtime_error("all ranks must call the same collectives in the same order: " + what);
 }
 
 void Window::abort() {
-  for (int rank = 0; rank < size_ && !blocks_.empty(); rank++)
-    if (rank != rank_) flag(rank, FLAGS * size_).store(rank_ + 1, std::memory_order_release);
+  for (int rank = 0; rank < room_.size && !blocks_.empty(); rank++)
+    if (rank != room_.rank) flag(rank, 0).store(room_.rank + 1, std::memory_order_release);
 }
 
 void Window::check_aborted() {
-  const int64_t by = flag(rank_, FLAGS * size_).load(std::memory_order_acquire);
+  const int64_t by = flag(room_.rank, 0).load(std::memory_order_acquire);
   if (by == 0) return;
   now_.reset();
   throw std::runtime_error("rank " + std::to_string(by - 1) + " of this node gave up a collective");

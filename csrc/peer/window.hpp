@@ -1,31 +1,24 @@
 // Collectives of the ranks of a node over memory that all of them map, as state machines.
 //
-// A collective moves in rounds. In a round every rank stages its piece in its own block (or, if its array lies in its
-// arena, only says where), the readers copy or add straight from their peers' blocks, and tell when they have read.
-// Rounds are numbered by epochs that only grow; staging alternates between two buffers, so a rank waits for its peers'
-// reading of round e - 2 before it writes round e. advance() goes as far as it can without waiting and returns: the
-// caller pokes what else must move. Sums follow the tree over leaves, whoever adds them.
+// Every collective has a number, and begins with every rank saying in its peers' memory what it is about to do; so
+// little data that it fits goes along, and that is all. The rest moves in rounds. In a round every rank stages its
+// pieces in cells of its own block, one for each peer (or, if its array lies in its arena, only says where); the peer
+// copies or adds straight from there. Results of a reduction that all ranks want go back to where the piece came from:
+// into the cell, or into the array itself if that lies in its arena. If all arrays do, there is one round, and nothing
+// is staged.
+//
+// Rounds are numbered by epochs that only grow; staging alternates between two buffers, so a rank waits until its peers
+// have taken what it staged in round e - 2 before it writes round e. advance() goes as far as it can without waiting
+// and returns: the caller pokes what else must move. Sums follow the tree over leaves, whoever adds them.
 #pragma once
 #include <atomic>
 #include <memory>
-#include <optional>
 #include <vector>
 
-#include "core/array.hpp"
 #include "peer/arena.hpp"
-#include "peer/combine.hpp"
+#include "peer/call.hpp"
 
 namespace plait {
-
-// One reduction: every rank has nodes (k, outer, n); n is cut at bounds, one slice for each rank.
-struct ReduceSpec {
-  std::vector<int> nodes;       // k of every rank
-  std::vector<int> merges;      // of the nodes of all ranks, in rank order
-  std::vector<int64_t> bounds;  // size + 1 columns
-  int64_t outer = 1;
-  Reduce op = Reduce::sum;
-  bool gather = false;  // every rank gets all slices; outer is 1
-};
 
 class Window {
  public:
@@ -36,88 +29,73 @@ class Window {
   void connect(const std::vector<int64_t>& offsets);  // where theirs are
   bool open() const { return !blocks_.empty(); }
   void close();                                       // gives the block back; no peer may use this window any more
+  const Room& room() const { return room_; }
 
-  // One collective at a time; its arrays must live until advance() has returned true. Arrays are contiguous.
-  void start_reduce(const ConstArray& nodes, const ReduceSpec& spec, const std::optional<ConstArray>& bias,
-                    const Array& out);
-  void start_all_gather(const ConstArray& x, const std::vector<int64_t>& lengths, const Array& out);
-  void start_all_to_all(const ConstArray& x, const std::vector<int64_t>& sends, const Array& out,
-                        const std::vector<int64_t>& receives);
-  void start_broadcast(const Array& x, int root);
-  void start_barrier();
-
+  // One collective at a time; its arrays must live until advance() has returned true.
+  void start(std::shared_ptr<const Call> call);
   // True once the collective is done here; waits about spin_us microseconds at most.
   bool advance(int64_t spin_us);
   int late_peer() const { return late_; }  // the rank that the last advance() waited for, or -1
   void abort();                            // every peer's next advance() fails and names this rank
 
  private:
-  enum class Kind { reduce, all_gather, all_to_all, broadcast, barrier };
-  enum Flag { READY, REDUCED, READ, FLAGS };  // staged; own slice reduced; peers' pieces read
+  enum Flag { READY, TAKEN, FLAGS };  // pieces staged; the peers' pieces taken, and results of them put back
   struct alignas(64) Line {
     std::atomic<int64_t> value;
   };
-  struct alignas(64) Said {   // what a rank tells its peers about one collective
-    int64_t source, out;      // offsets in its arena, or -1
-    int64_t rounds;
-    int64_t call, size;       // what all ranks must agree on: see describe()
-  };
-  struct Collective {
-    Kind kind;
-    int64_t first = 0;    // epoch of round 0
-    int64_t rounds = 1;
-    bool heard = false;   // what peers said is read and agrees, rounds is that of all ranks
-    bool announced = false;
-    int64_t staged = 0, reduced = 0, read = 0;  // rounds
-    const char* source = nullptr;
-    char* out = nullptr;
-    Said said = {-1, -1, 1, 0, 0};
-    ReduceSpec spec;  // of a reduction, with what follows
-    std::optional<ConstArray> bias;
-    DType dtype = DType::uint8, out_dtype = DType::uint8;
-    int64_t window = 1, windows = 1, rows = 1;  // a round has `rows` rows of a `window` of columns of every slice
-    bool small = false;                         // one round, in which every rank adds everything
-    std::vector<int64_t> from, to;              // of moves, in bytes
-    int root = 0;
+  struct alignas(64) Letter {  // what a peer said, in this rank's block; inlined data follow
+    std::atomic<int64_t> number;
+    Said said;
   };
   struct Run {  // columns [start, start + count) of the whole in rows [row, row + rows)
     int64_t start, count, row, rows;
   };
 
   std::atomic<int64_t>& flag(int rank, int line) const;
-  Said& said(int rank) const;
-  char* staging(int rank, int64_t round) const;
-  char* result(int rank, int64_t round) const;
-  int64_t width() const { return now_->spec.bounds.back(); }
-  Run run_of(int rank, int64_t round) const;
+  Letter& letter(int rank, int from, int64_t number) const;
+  const Said& said(int rank) const { return letter(room_.rank, rank, number_).said; }
+  char* cell(int rank, int of, int64_t round) const;  // of rank's staging, what it has for (reductions) rank `of`
 
-  Collective& begin(Kind kind, const void* source, void* out);
-  bool all_reached(Flag kind, int64_t round);
+  bool heard_of(int rank, int64_t number);
   bool reached(Flag kind, int64_t round, int rank);
+  bool all_reached(Flag kind, int64_t round);
   void tell(Flag kind, int64_t round);
   void check_aborted();
+  void check_said(int rank);
+  void skip();
+  bool hears_nobody(const Said& said) const;
   bool step();
   bool announce();
   bool hear();
-  void check_said(int rank);
   bool stage();
-  bool reduce();
-  bool read();
+  bool take();
+  bool collect();
   bool done();
+  void end();
 
-  void stage_slices(int64_t round);
+  // window_pieces.cpp
+  Run run_of(int rank, int64_t round) const;
+  void write_piece(char* to, int rank, int64_t round) const;
+  const char* piece(int rank, int64_t node, int64_t row, const Run& run, int64_t round) const;
   void reduce_slice(int64_t round);
-  const char* part(int rank, int64_t node, int64_t row, const Run& run, int64_t round) const;
-  void read_piece(int rank, int64_t round);
+  void move_piece(int rank, int64_t round);
+  void collect_result(int rank, int64_t round);
 
   std::shared_ptr<Arena> arena_;
   std::vector<std::shared_ptr<Mapping>> peers_;
-  int rank_, size_;
-  int64_t cell_, offset_;
+  Room room_;
+  int64_t offset_, bytes_of_letter_;
   std::vector<char*> blocks_, bases_;
-  int64_t next_epoch_ = 1;
-  int64_t collectives_ = 0;
-  std::optional<Collective> now_;
+
+  std::shared_ptr<const Call> now_;
+  Said own_;                        // of it
+  int64_t number_ = 0, epoch_ = 1;  // of it, and of its round 0
+  int64_t window_ = 1, windows_ = 1, rounds_ = 1;
+  bool announced_ = false, heard_ = false;  // what peers said is read and agrees
+  bool direct_ = false;                     // all arrays lie in arenas
+  int64_t staged_ = 0, taken_ = 0, collected_ = 0;  // rounds
+  std::vector<const char*> parts_;          // of reduce_slice
+  std::vector<char*> outs_;
   int late_ = -1;
 };
 

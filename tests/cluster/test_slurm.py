@@ -76,6 +76,25 @@ def test_training_is_the_same_on_any_nodes(cluster: Cluster, tmp_path: Path) -> 
         assert other == first, run
 
 
+def test_communication_over_a_slow_link_is_in_the_metrics(cluster: Cluster, tmp_path: Path) -> None:
+    """Two nodes behind links of 1 Mbit/s: the step's gradients and weights alone are seconds of it,
+    and computing is milliseconds."""
+    pmi, python = MPIS["mpich"]
+    words = [python, *TRAIN, "layout=2x1x1", f"runs_dir={tmp_path}", "train.steps=2"]
+    try:
+        shaped = cluster.call("net", "--bandwidth", "1mbit")
+        assert shaped.code == 0, str(shaped)
+        done = cluster.srun(2, pmi, *words, tasks=1)
+    finally:
+        cluster.call("net", "--bandwidth", "none")
+    assert done.code == 0, str(done)
+    rows = map(json.loads, (tmp_path / "tiny/metrics.jsonl").read_text().splitlines())
+    steps = [row for row in rows if "loss" in row]
+    assert len(steps) == 2
+    for row in steps:
+        assert 0.5 < row["exposed_communication_seconds"] < row["step_seconds"]
+
+
 def test_verify_names_the_node(cluster: Cluster) -> None:
     """An op that is wrong on one node is named, with a rank of that node."""
     pmi, python = MPIS["mpich"]

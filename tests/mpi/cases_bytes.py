@@ -105,32 +105,32 @@ def traffic_is_as_documented(world: Communicator) -> None:
         inputs, targets = gpt_batch(BATCH)
         where = slice(engine.share.start, engine.share.stop)
         for comm in (mesh.tensor, mesh.data, mesh.pipeline):
-            comm.calls.clear()
-            comm.bytes.clear()
+            comm.reset_tally()
         engine.step(0, 1e-3, inputs[where], targets[where])
         m = len(engine.share.microbatches(0, 0))
         activation = MICROBATCH * S * C
         if mesh.tensor.size > 1:
             expected = expected_calls(engine, layers, first, last)
-            assert +mesh.tensor.calls == +expected, (layout, mesh.tensor.calls, expected)
+            calls = Counter({name: count for name, (count, _) in mesh.tensor.tally.items()})
+            assert +calls == +expected, (layout, calls, expected)
             sums = 4 * activation * m * (4 * layers + last)
             replicated = sum(4 * (b.cut.stop - b.cut.start) for b in engine.buckets if b.replicated)
-            assert mesh.tensor.bytes["all_reduce_nodes"] == sums + replicated, layout
+            assert mesh.tensor.tally["all_reduce_nodes"][1] == sums + replicated, layout
         if mesh.data.size > 1:
             flat = sum(b.size for b in engine.buckets)
-            assert mesh.data.calls["reduce_scatter_nodes"] == len(engine.buckets)
-            assert mesh.data.bytes["reduce_scatter_nodes"] == 4 * flat, layout
+            assert mesh.data.tally["reduce_scatter_nodes"][0] == len(engine.buckets)
+            assert mesh.data.tally["reduce_scatter_nodes"][1] == 4 * flat, layout
             updated = [b for b in engine.buckets if not (first and last and _is_copy(engine, b))]
             own = sum(b.own.stop - b.own.start for b in updated)
-            assert mesh.data.calls["all_gather"] == len(updated)
-            assert mesh.data.bytes["all_gather"] == 2 * own, layout
+            assert mesh.data.tally["all_gather"][0] == len(updated)
+            assert mesh.data.tally["all_gather"][1] == 2 * own, layout
         if mesh.pipeline.size > 1:
             neighbours = (not first) + (not last)
             tied = 4 * sum(
                 b.own.stop - b.own.start for t in engine.ties for b in (t.home, *t.aliases) if b
             )
             headers = 64 * neighbours
-            sent = mesh.pipeline.bytes["send"]
+            sent = mesh.pipeline.tally["send"][1]
             assert sent == 2 * activation * m * neighbours + tied + headers, (layout, sent)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -153,6 +154,73 @@ def a_living_peer_is_not_gone(world: Communicator) -> None:
     world.barrier()
     if world.rank == 1:
         assert memory.gone(0), "the peer's end is closed"
+
+
+@case((1, 2, 3))
+def plans_run_again_on_what_the_arrays_hold(world: Communicator) -> None:
+    for comm, n, dtype in product([*transports(), world], (0, 5, 20_001), FLOATS[:2]):
+        for make in (comm.empty, np.empty):
+            x, out = make(n, dtype), make(n, dtype)
+            odd = make((n, 2), dtype)[:, 1]
+            rows = np.empty(n * comm.size, dtype)
+            plans = {
+                "out": comm.plan("all_reduce", x, out=out),
+                "max": comm.plan("all_reduce", x, "max"),
+                "strided": comm.plan("all_reduce", odd),
+                "gather": comm.plan("all_gather", x, out=rows),
+                "barrier": comm.plan("barrier"),
+                "place": comm.plan("all_reduce", x, out=x),
+            }
+            for seed in range(3):
+                values = [v + seed for v in of_ranks((n,), dtype, comm.size)]
+                x[:] = odd[:] = values[comm.rank]
+                work = comm.all_reduce(x, blocking=False) if seed == 1 else None  # under way
+                total = tree(values).astype(dtype)
+                assert plans["out"]() is out
+                assert_same(out, total, f"{comm.transport} {n} {dtype}")
+                assert_same(plans["max"](), np.max(values, axis=0), "max")
+                assert_same(plans["strided"](), total, "strided")
+                assert_same(plans["gather"](), np.concatenate(values), "gather")
+                assert plans["barrier"]() is None
+                work is None or assert_same(work.wait(), total, "started before")
+                assert plans["place"]() is x
+                assert_same(x, total, "in place")
+    with pytest.raises(ValueError, match="'all_reduced' is none of all_reduce, "):
+        world.plan("all_reduced", np.zeros(1))
+    with pytest.raises(ValueError, match="no blocking="):
+        world.plan("all_reduce", np.zeros(1), blocking=False)
+    with pytest.raises(ValueError, match="no sum of"):
+        world.plan("all_reduce", np.zeros(1, "c8"))
+
+
+@case((2, 3), limit=20.0)
+def what_one_rank_refuses_is_told_on_all(world: Communicator) -> None:
+    """And what is unequal; nobody waits, and the communicator goes on."""
+    odd = world.rank == 1
+    for comm, n in product(both(world), (12, 60_000)):
+        x, size = np.zeros(n, np.float32), comm.size
+        whole = np.zeros(size * n, np.float32)
+        calls = [
+            partial(comm.all_reduce, x.astype("c8") if odd else x),
+            partial(comm.all_reduce, x[1:] if odd else x),
+            partial(comm.all_reduce, x.astype(np.float16) if odd else x),
+            partial(comm.all_reduce, x, "max" if odd else "sum"),
+            partial(comm.all_reduce, x, out=x[::2] if odd else x),
+            partial(comm.all_reduce_nodes, x[None], dtype=FLOATS[1] if odd else np.float32),
+            partial(comm.reduce_scatter, x, axis=1 if odd else 0),
+            partial(comm.all_gather, x, out=whole[2:] if odd else whole),
+            partial(comm.all_gather, x, bounds=[0, 1] if odd else None),
+            partial(comm.broadcast, x[: n // 2] if odd else x, 0 if size == 2 else 2),
+        ]
+        for index, call in enumerate(calls):
+            # the root of a little broadcast, and who hears only it, have nothing to hear
+            if index == 9 and n == 12 and not odd:
+                call()
+                continue
+            with pytest.raises(ValueError, match=None if odd else "rank 1 in a"):
+                call()
+        assert comm.all_reduce(np.ones(3, np.float32))[0] == size
+        assert comm.all_reduce(np.ones(50_000, np.float32))[-1] == size
 
 
 @case((2, 3), limit=15.0)

@@ -37,8 +37,7 @@ def main(source: Path, folder: Path, names: list[str]) -> None:
         tell("started", name)
         faulthandler.dump_traceback_later(case.limit, exit=True, file=stack)
         try:
-            world.calls.clear()
-            world.bytes.clear()
+            world.reset_tally()
             case.function(world)
             comm.Barrier()  # not of world: a case that left one rank in its barrier must hang
         except BaseException:

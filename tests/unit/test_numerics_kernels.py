@@ -21,7 +21,10 @@ ELSEWHERE = {
     "dropout": "test_random", "cross_entropy_merge": "test_cross_entropy",
     "adamw": "test_optimizer", "sgd": "test_optimizer",
 }  # fmt: skip
-CONTROLS = {"set_threads", "threads", "set_isa", "isa", "empty", "memory_use", "trim_memory"}
+CONTROLS = {
+    "set_threads", "threads", "set_isa", "isa", "empty", "memory_use", "trim_memory", "address",
+    "run_seconds",
+}  # fmt: skip
 
 every_type = pytest.mark.parametrize("dtype", STORAGE, ids=str)
 every_row = pytest.mark.parametrize("name", ROWS)

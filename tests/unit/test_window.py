@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import Any
@@ -44,30 +45,30 @@ def test_a_late_reader_of_all_to_all_is_not_misled_by_the_next_collectives() -> 
     n = 32 * MB
     out_a, out_b = np.zeros(128, np.uint8), np.zeros(n + 64, np.uint8)
     x_a, x_b = bytes_of((64, 1), (n, 7)), bytes_of((64, 9), (64, 3))
-    a.start_all_to_all(x_a, [0, 64, 64 + n], out_a, [0, 64, 128])
+    a.start(a.all_to_all(x_a, [0, 64, 64 + n], out_a, [0, 64, 128]))
     first = threading.Thread(target=a.advance, args=(0,))  # copies 32 MB, looks, returns
     first.start()
-    b.start_all_to_all(x_b, [0, 64, 128], out_b, [0, n, n + 64])
+    b.start(b.all_to_all(x_b, [0, 64, 128], out_b, [0, n, n + 64]))
     b.advance(0)
     first.join()
     a_done = False
     while not b.advance(0):
         a_done = a_done or a.advance(0)
     sent, lengths = np.full(1000, 55, np.uint8), [64 * MB + 8, 8]
-    b.start_broadcast(sent, 1)
+    b.start(b.broadcast(sent, 1))
     assert b.advance(0)
     gathered = [np.zeros(sum(lengths), np.uint8) for _ in range(2)]
     pieces = [np.full(lengths[0], 6, np.uint8), np.full(lengths[1], 4, np.uint8)]
-    b.start_all_gather(pieces[1], lengths, gathered[1])
+    b.start(b.all_gather(pieces[1], lengths, gathered[1]))
     b.advance(0)
     a_done or finish([a])
     assert out_a.tobytes() == bytes_of((64, 1), (64, 9)).tobytes()
     assert out_b.tobytes() == bytes_of((n, 7), (64, 3)).tobytes()
     received = np.zeros(1000, np.uint8)
-    a.start_broadcast(received, 1)
+    a.start(a.broadcast(received, 1))
     finish([a])
     assert (received == 55).all()
-    a.start_all_gather(pieces[0], lengths, gathered[0])
+    a.start(a.all_gather(pieces[0], lengths, gathered[0]))
     finish([a, b])
     for found in gathered:
         assert found.tobytes() == bytes_of((lengths[0], 6), (lengths[1], 4)).tobytes()
@@ -83,26 +84,26 @@ def test_refused_calls_leave_a_window_as_it_was() -> None:
     good = spec([1, 1], [0, 1], [0, 3, 6])
     flat = np.zeros(12, np.uint8)
     for refused in (
-        lambda: a.start_reduce(x, spec([1, 1], [0, 1], []), None, out),
-        lambda: a.start_reduce(x, spec([1, 1], [0], [0, 3, 6]), None, out),
-        lambda: a.start_reduce(x, spec([1, 1], [0, 1], [3, 0, 6]), None, out),
-        lambda: a.start_reduce(x, good, np.arange(12, dtype=np.float32)[::2], out),
-        lambda: a.start_reduce(x, good, np.zeros(6, np.int8), out),
-        lambda: a.start_reduce(x, good, np.zeros(4, np.float32), out),
-        lambda: a.start_reduce(x, good, np.zeros(0, np.float32), out),
-        lambda: a.start_all_gather(flat[:4], [4, 4], np.zeros(9, np.uint8)),
-        lambda: a.start_all_gather(flat[:8:2], [4, 4], np.zeros(8, np.uint8)),
-        lambda: a.start_all_to_all(flat[:2], [0, 1, 2], flat, [0, 11, 12]),
-        lambda: a.start_all_to_all(flat, [0, 13, 12], flat.copy(), [0, 13, 12]),
-        lambda: a.start_broadcast(flat[::2], 0),
-        lambda: a.start_broadcast(flat, 2),
+        lambda: a.start(a.reduction(x, spec([1, 1], [0, 1], []), None, out)),
+        lambda: a.start(a.reduction(x, spec([1, 1], [0], [0, 3, 6]), None, out)),
+        lambda: a.start(a.reduction(x, spec([1, 1], [0, 1], [3, 0, 6]), None, out)),
+        lambda: a.start(a.reduction(x, good, np.arange(12, dtype=np.float32)[::2], out)),
+        lambda: a.start(a.reduction(x, good, np.zeros(6, np.int8), out)),
+        lambda: a.start(a.reduction(x, good, np.zeros(4, np.float32), out)),
+        lambda: a.start(a.reduction(x, good, np.zeros(0, np.float32), out)),
+        lambda: a.start(a.all_gather(flat[:4], [4, 4], np.zeros(9, np.uint8))),
+        lambda: a.start(a.all_gather(flat[:8:2], [4, 4], np.zeros(8, np.uint8))),
+        lambda: a.start(a.all_to_all(flat[:2], [0, 1, 2], flat, [0, 11, 12])),
+        lambda: a.start(a.all_to_all(flat, [0, 13, 12], flat.copy(), [0, 13, 12])),
+        lambda: a.start(a.broadcast(flat[::2], 0)),
+        lambda: a.start(a.broadcast(flat, 2)),
     ):
         with pytest.raises(ValueError, match="window: "):
             refused()
     y, total = 10 * x, np.empty(6, np.float32)
     bias = np.ones(3, np.float32)
-    a.start_reduce(x, good, bias, out)
-    b.start_reduce(y, good, bias, total)
+    a.start(a.reduction(x, good, bias, out))
+    b.start(b.reduction(y, good, bias, total))
     finish([a, b])
     assert out.tolist() == total.tolist() == (11 * x + 1).tolist()
 
@@ -133,24 +134,88 @@ def test_different_collectives_are_named(mine: str, theirs: str, message: str) -
         flat, out = np.zeros(8, np.uint8), np.zeros(8, np.uint8)
         arrays.append((flat, out))
         if call == "barrier":
-            window.start_barrier()
+            window.start(window.barrier())
         elif call == "receive":
-            window.start_broadcast(flat, 1)
+            window.start(window.broadcast(flat, 1))
         elif call == "gather":
-            window.start_all_gather(flat[:4], [4, 4], out)
+            window.start(window.all_gather(flat[:4], [4, 4], out))
         elif call == "all_to_all":
-            window.start_all_to_all(flat, [0, 4, 8], out, [0, 4, 8])
+            window.start(window.all_to_all(flat, [0, 4, 8], out, [0, 4, 8]))
         else:
             op, size = call.split()
             n, dtype = int(size), np.float32 if op == "sum" else np.int32
             x = np.zeros(n, dtype)
             arrays.append((x, y := np.zeros(n, dtype)))
             spec = _cpu.ReduceSpec([1, 1], [0, 1], [0, n // 2, n], 1, op, True)
-            window.start_reduce(x, spec, None, y)
+            window.start(window.reduction(x, spec, None, y))
 
     a, b = windows(2)
     start(a, mine)
     start(b, theirs)
-    b.advance(0)
-    with pytest.raises(RuntimeError, match=message):
-        finish([a])
+    errors = failing(a, b)
+    assert re.search(message, str(errors[0])), errors
+    same = "sum" in mine and theirs.split()[0] in ("sum", "max")
+    assert all(isinstance(error, ValueError if same else RuntimeError) for error in errors)
+    if mine != "receive":
+        go_on(a, b)
+
+
+def failing(*some: Any) -> list[Exception]:
+    """What each of them raises."""
+    errors: dict[Any, Exception] = {}
+    deadline = time.monotonic() + 10
+    while len(errors) < len(some):
+        assert time.monotonic() < deadline, f"only {errors}"
+        for window in some:
+            try:
+                assert window in errors or not window.advance(0)
+            except (RuntimeError, ValueError) as error:
+                errors[window] = error
+    return [errors[window] for window in some]
+
+
+def go_on(*some: Any) -> None:
+    """Collectives of one and of many rounds, in letters and in cells."""
+    for n in (6, 5000):
+        outs, x = [np.empty(n, np.float32) for _ in some], np.ones(n, np.float32)
+        good = spec([1] * len(some), [0, 1], [0, n // 2, n])
+        for window, out in zip(some, outs, strict=True):
+            window.start(window.reduction(x, good, None, out))
+        finish(list(some))
+        assert all((out == len(some)).all() for out in outs)
+
+
+@pytest.mark.parametrize("n", [4, 40_000])
+@pytest.mark.parametrize("call", ["reduce", "all_gather", "all_to_all", "broadcast", "barrier"])
+def test_a_rank_that_refuses_its_arguments_holds_up_nobody(call: str, n: int) -> None:
+    a, b = windows(2)
+    x, y = np.zeros(n, np.uint8), np.zeros(n, np.uint8)
+    one = np.zeros(n // 4, np.float32)
+    prepared = {
+        "reduce": lambda: a.reduction(one, spec([1, 1], [0, 1], [0, 1, n // 4]), None, one.copy()),
+        "all_gather": lambda: a.all_gather(x[: n // 2], [n // 2, n // 2], y),
+        "all_to_all": lambda: a.all_to_all(x, [0, n // 2, n], y, [0, n // 2, n]),
+        "broadcast": lambda: a.broadcast(x, 0),
+        "barrier": lambda: a.barrier(),
+    }[call]()
+    a.start(prepared)
+    b.start(b.refused())
+    if call == "broadcast" and n < 100:  # its root has said all it has to say
+        finish([a, b])
+    else:
+        (error,) = failing_beside(a, b)
+        assert isinstance(error, ValueError)
+        assert "rank 1 in a call it refuses" in str(error)
+    go_on(a, b)
+    for window in (a, b):
+        window.start(window.refused())
+    finish([a, b])
+    go_on(a, b)
+
+
+def failing_beside(window: Any, other: Any) -> list[Exception]:
+    """What window raises; the other comes to its end."""
+    other.advance(0)
+    errors = failing(window)
+    finish([other])
+    return errors

@@ -21,9 +21,9 @@ def test_only_communication_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def steps():
         finished(None)  # inside the outer one: counted with it
         yield lambda: next(polls)
-        return 7
+        yield lambda: True
 
-    started = Work("test", steps())
+    started = Work("test", steps(), 7)
     assert communication_seconds() - before == 1  # from its start to its first poll
     for _ in range(5):
         work.time.perf_counter()  # computing

@@ -4,15 +4,16 @@ contiguous forms, results in the caller's place."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from plait.backend import contiguous, empty
+from plait.backend import contiguous, empty, kernels
 from plait.comm.combine import (
     FLOAT32,
     FLOATS,
+    Bounds,
     Op,
     Reduction,
     even_bounds,
@@ -20,7 +21,7 @@ from plait.comm.combine import (
     order_keys,
 )
 from plait.comm.tree import Leaves
-from plait.comm.work import Array, finished
+from plait.comm.work import Array, Poll, Steps
 
 
 def checked_out(name: str, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
@@ -59,16 +60,12 @@ def checked_axis(name: str, axis: int, ndim: int) -> int:
 
 
 def address(x: Array) -> int:
-    return int(x.__array_interface__["data"][0])
+    return int(kernels.address(x))
 
 
 def is_node(out: Array, nodes: Array) -> bool:
     distance, rest = divmod(address(out) - address(nodes), max(out.nbytes, 1))
     return out.dtype == nodes.dtype and rest == 0 and 0 <= distance < len(nodes)
-
-
-def given(x: Array, blocking: bool) -> Any:
-    return x if blocking else finished(x)
 
 
 def reducible(name: str, x: Array, op: Op) -> tuple[bool, Array]:
@@ -101,9 +98,26 @@ def direct(out: Array, dtype: np.dtype[Any]) -> Array:
     return out if out.flags.c_contiguous and out.dtype == dtype else empty(out.shape, dtype)
 
 
-def deliver(target: Array, keyed: bool, out: Array) -> Array:
+def delivered(steps: Steps, target: Array, keyed: bool, out: Array) -> Steps:
+    """steps, and then what they leave in target in out."""
+    return steps if target is out and not keyed else _deliver(steps, target, keyed, out)
+
+
+def _deliver(steps: Steps, target: Array, keyed: bool, out: Array) -> Iterator[Poll]:
+    yield from steps
     if keyed:
         out[...] = from_order_keys(target, out.dtype)
     elif target is not out:
         out[...] = target
-    return out
+
+
+def side_by_side(
+    steps: Steps, flat: Array, lengths: Sequence[int], axis: int, bounds: Bounds, out: Array
+) -> Iterator[Poll]:
+    """steps, and then the arrays that they leave one after the other in flat beside each other."""
+    yield from steps
+    start = 0
+    for length, a, b in zip(lengths, bounds, bounds[1:]):
+        piece = (slice(None),) * axis + (slice(a, b),)
+        out[piece] = flat[start : start + length].reshape(out[piece].shape)
+        start += length

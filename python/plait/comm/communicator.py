@@ -10,31 +10,52 @@ import copy
 import math
 import pickle
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from plait.backend import contiguous, copied, empty
+from plait.backend import contiguous, copied, empty, kernels
 from plait.comm.arrays import (
     address,
     checked_axis,
     checked_nodes,
     checked_out,
-    deliver,
+    delivered,
     direct,
     flat_reduction,
-    given,
     is_node,
     reducible,
+    side_by_side,
 )
 from plait.comm.combine import FLOAT32, Bounds, Op, Reduction, checked_bounds
+from plait.comm.plan import PLANS, Plan
 from plait.comm.transport import Transport
 from plait.comm.tree import Leaves
-from plait.comm.work import Array, Steps, Work, progress
+from plait.comm.work import Array, Steps, Work, progress, run
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def collective(method: Method) -> Method:
+    """A collective that tells the other ranks where this one refuses its arguments."""
+
+    @wraps(method)
+    def checked(self: Communicator, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except kernels.Disagreement:
+            raise
+        except ValueError:
+            if self._plans is None and self.size > 1:
+                Work("refused", self._refused()).wait()
+            raise
+
+    return checked  # type: ignore[return-value]
 
 
 class Communicator(Transport):
@@ -45,20 +66,20 @@ class Communicator(Transport):
     alone until then. Arrays may have any type that numpy or ml_dtypes know; sums of floats are
     added in float32 (float64 in float64) in the order of the tree over `leaves`, rounded once.
 
-    calls, bytes: how often each collective was called here, and the bytes this rank handed in.
+    tally: of each collective, how often it was called here, and the bytes this rank handed in.
     nodes: a number for each rank's node.
     """
 
     transport: str
     rank: int
     size: int
+    _plans: list[Plan] | None = None  # takes what would be started
 
     def __init__(self, rank: int, size: int, leaves: Leaves | None = None):
         self.rank, self.size = rank, size
         self.leaves = leaves or Leaves.even(size, size)
         self.nodes = tuple(range(size))
-        self.calls: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
+        self.tally: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
 
     def with_leaves(self, leaves: Leaves) -> Communicator:
         """This communicator with other leaves for the sums of nodes."""
@@ -70,8 +91,13 @@ class Communicator(Transport):
         other.leaves = leaves
         return other
 
+    def reset_tally(self) -> None:
+        for counts in self.tally.values():  # plans keep theirs
+            counts[:] = 0, 0
+
     # --- reductions ---------------------------------------------------------------------------
 
+    @collective
     def all_reduce(
         self, x: Array, op: Op = "sum", *, out: Array | None = None, blocking: bool = True
     ) -> Any:
@@ -79,15 +105,16 @@ class Communicator(Transport):
 
         Floats cross in their storage type. NaN wins in max and min. out may be x.
         """
-        self._account("all_reduce", x.nbytes)
         keyed, values = reducible("all_reduce", x, op)
         if self.size == 1 and (out is None or out is x):
-            return given(x, blocking)
+            return self._given("all_reduce", x, x, blocking)
         out = checked_out("all_reduce", out, x.shape, x.dtype)
         leaves = Leaves.even(self.size, self.size)
         reduction = flat_reduction(values[None], leaves, op, None, self.size)
-        return self._start("all_reduce", self._all_reduce_steps(reduction, keyed, out), blocking)
+        steps = self._all_reduce_steps(reduction, keyed, out)
+        return self._start("all_reduce", x, steps, out, blocking)
 
+    @collective
     def all_reduce_nodes(
         self,
         nodes: Array,
@@ -103,15 +130,14 @@ class Communicator(Transport):
         (the last axis of shape) is added in float32; then one rounding to dtype. Returns shape.
         """
         nodes, bias = checked_nodes("all_reduce_nodes", self.leaves, self.rank, nodes, bias)
-        self._account("all_reduce_nodes", nodes.nbytes)
         if self.size == 1 and bias is None and np.dtype(dtype) == FLOAT32 and out is None:
-            return given(nodes[0], blocking)
+            return self._given("all_reduce_nodes", nodes, nodes[0], blocking)
         out = checked_out("all_reduce_nodes", out, nodes.shape[1:], np.dtype(dtype))
         reduction = flat_reduction(nodes, self.leaves, "sum", bias, self.size)
-        return self._start(
-            "all_reduce_nodes", self._all_reduce_steps(reduction, False, out), blocking
-        )
+        steps = self._all_reduce_steps(reduction, False, out)
+        return self._start("all_reduce_nodes", nodes, steps, out, blocking)
 
+    @collective
     def reduce_scatter(
         self,
         x: Array,
@@ -126,16 +152,16 @@ class Communicator(Transport):
 
         Rank r gets [bounds[r], bounds[r + 1]); bounds left out are r * n // size.
         """
-        self._account("reduce_scatter", x.nbytes)
         keyed, values = reducible("reduce_scatter", x, op)
         if self.size == 1 and out is None:
-            return given(x, blocking)
+            return self._given("reduce_scatter", x, x, blocking)
         leaves = Leaves.even(self.size, self.size)
         return self._scatter(
             "reduce_scatter", values[None], leaves, op, axis, bounds, None, x.dtype, keyed, out,
             blocking,
         )  # fmt: skip
 
+    @collective
     def reduce_scatter_nodes(
         self,
         nodes: Array,
@@ -149,9 +175,8 @@ class Communicator(Transport):
     ) -> Any:
         """The sum of all_reduce_nodes, cut along `axis` of shape as in reduce_scatter."""
         nodes, bias = checked_nodes("reduce_scatter_nodes", self.leaves, self.rank, nodes, bias)
-        self._account("reduce_scatter_nodes", nodes.nbytes)
         if self.size == 1 and bias is None and np.dtype(dtype) == FLOAT32 and out is None:
-            return given(nodes[0], blocking)
+            return self._given("reduce_scatter_nodes", nodes, nodes[0], blocking)
         return self._scatter(
             "reduce_scatter_nodes", nodes, self.leaves, "sum", axis, bounds, bias, np.dtype(dtype),
             False, out, blocking,
@@ -159,6 +184,7 @@ class Communicator(Transport):
 
     # --- moves --------------------------------------------------------------------------------
 
+    @collective
     def all_gather(
         self,
         x: Array,
@@ -173,7 +199,6 @@ class Communicator(Transport):
         Without bounds every rank has the same length. x may be this rank's slice of out.
         """
         axis = checked_axis("all_gather", axis, x.ndim)
-        self._account("all_gather", x.nbytes)
         length = x.shape[axis]
         if bounds is None:
             bounds = tuple(length * rank for rank in range(self.size + 1))
@@ -185,10 +210,12 @@ class Communicator(Transport):
             )
         shape = (*x.shape[:axis], found[-1], *x.shape[axis + 1 :])
         if self.size == 1 and (out is None or out is x):
-            return given(x, blocking)
+            return self._given("all_gather", x, x, blocking)
         out = checked_out("all_gather", out, shape, x.dtype)
-        return self._start("all_gather", self._all_gather_steps(x, axis, found, out), blocking)
+        steps = self._all_gather_steps(x, axis, found, out)
+        return self._start("all_gather", x, steps, out, blocking)
 
+    @collective
     def all_to_all(
         self,
         x: Array,
@@ -202,7 +229,6 @@ class Communicator(Transport):
         [receive_bounds[r], receive_bounds[r + 1]) of the result."""
         if x.ndim == 0:
             raise ValueError("all_to_all needs an array with rows, got a scalar")
-        self._account("all_to_all", x.nbytes)
         sends = checked_bounds(send_bounds, len(x), self.size)
         receives = checked_bounds(receive_bounds, receive_bounds[-1], self.size)
         own = [bounds[self.rank + 1] - bounds[self.rank] for bounds in (sends, receives)]
@@ -211,34 +237,34 @@ class Communicator(Transport):
                 f"all_to_all: rank {self.rank} sends {own[0]} rows to itself and receives {own[1]}"
             )
         out = checked_out("all_to_all", out, (receives[-1], *x.shape[1:]), x.dtype)
-        if np.may_share_memory(x, out):
-            x = copied(x)
-        return self._start("all_to_all", self._all_to_all_steps(x, sends, receives, out), blocking)
+        given = copied(x) if np.may_share_memory(x, out) else x
+        steps = self._all_to_all_steps(given, sends, receives, out)
+        return self._start("all_to_all", x, steps, out, blocking)
 
+    @collective
     def broadcast(self, x: Array, root: int = 0, *, blocking: bool = True) -> Any:
         """x of rank `root` on every rank, in place; returns x."""
         self._check_rank("broadcast", root)
         checked_out("broadcast", x, x.shape, x.dtype)
-        self._account("broadcast", x.nbytes)
         if self.size == 1:
-            return given(x, blocking)
-        return self._start("broadcast", self._broadcast_steps(x, root), blocking)
+            return self._given("broadcast", x, x, blocking)
+        return self._start("broadcast", x, self._broadcast_steps(x, root), x, blocking)
 
     def send(self, x: Array, dest: int, tag: int = 0, *, blocking: bool = True) -> Any:
         """Sends x to rank `dest`, which receives it with the same tag, shape and type."""
         self._check_rank("send", dest)
-        self._account("send", x.nbytes)
-        return self._start("send", self._send(contiguous(x).reshape(-1), dest, tag), blocking)
+        steps = self._send(contiguous(x).reshape(-1), dest, tag)
+        return self._start("send", x, steps, None, blocking)
 
     def recv(self, out: Array, source: int, tag: int = 0, *, blocking: bool = True) -> Any:
         """Receives into out what rank `source` sent with this tag; returns out."""
         self._check_rank("recv", source)
         checked_out("recv", out, out.shape, out.dtype)
-        return self._start("recv", self._recv_steps(out, source, tag), blocking)
+        return self._start("recv", None, self._recv_steps(out, source, tag), out, blocking)
 
     def barrier(self) -> None:
         """Returns once every rank has called it."""
-        self._start("barrier", self._barrier(), True)
+        self._start("barrier", None, self._barrier(), None, True)
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
         """A small Python object of rank `root`, on every rank."""
@@ -267,6 +293,25 @@ class Communicator(Transport):
         gathered = self.all_gather(data, bounds=bounds)
         return [pickle.loads(gathered[a:b].tobytes()) for a, b in pairwise(bounds)]
 
+    # --- for hot paths --------------------------------------------------------------------------
+
+    def plan(self, collective: str, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        """The collective of this name with these arguments, checked and laid out once: every call
+        of what it returns runs it on what the arrays hold then, and gives its result.
+
+        Without `out` the result is the plan's own, and the next call overwrites it. All ranks must
+        call their plans in the same order, as they would the collectives; the arrays must stay.
+        """
+        if collective not in PLANS:
+            raise ValueError(f"plan: {collective!r} is none of {', '.join(PLANS)}")
+        if "blocking" in kwargs:
+            raise ValueError("plan: a plan's call returns when its result is there: no blocking=")
+        other = copy.copy(self)
+        other._plans = []
+        getattr(other, collective)(*args, **kwargs)
+        (found,) = other._plans
+        return found if found.prepared else partial(getattr(self, collective), *args, **kwargs)
+
     # --- the communicator itself --------------------------------------------------------------
 
     @abstractmethod
@@ -277,6 +322,15 @@ class Communicator(Transport):
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> Array:
         """An uninitialised array where this transport needs no copy of it."""
         return empty(shape if isinstance(shape, int) else tuple(shape), dtype)
+
+    def views(self, *arrays: Array) -> list[list[Array]] | None:
+        """For each array, every rank's, to be read and written where they lie: if all of them came
+        from `empty` and these ranks share a node; else None, on all ranks.
+
+        The arrays of one place in the list have one type on all ranks, and may differ in shape but
+        for the first axis. A barrier must follow the last use.
+        """
+        return None
 
     def progress(self) -> None:
         """Advances every Work of this process without waiting."""
@@ -292,17 +346,26 @@ class Communicator(Transport):
 
     # --- from the public collectives to the hooks ----------------------------------------------
 
-    def _start(self, name: str, steps: Steps, blocking: bool) -> Any:
-        work = Work(name, steps)
-        return work.wait() if blocking else work
+    def _start(self, name: str, x: Array | None, steps: Steps, result: Any, blocking: bool) -> Any:
+        if self._plans is not None:
+            self._plans.append(Plan(self, name, x, steps, result))
+            return None
+        if x is not None:
+            tally = self.tally[name]
+            tally[0] += 1
+            tally[1] += x.nbytes
+        return run(name, steps, result) if blocking else Work(name, steps, result)
+
+    def _given(self, name: str, x: Array, result: Array, blocking: bool) -> Any:
+        return self._start(name, x, (), result, blocking)
 
     def _all_reduce_steps(self, reduction: Reduction, keyed: bool, out: Array) -> Steps:
         _, _, n, inner = reduction.nodes.shape
         target = direct(out, reduction.nodes.dtype if keyed else out.dtype)
         if np.may_share_memory(target, reduction.nodes) and not is_node(target, reduction.nodes):
             target = empty(target.shape, target.dtype)
-        yield from self._all_reduce(reduction, target.reshape(n, inner))
-        return deliver(target, keyed, out)
+        steps = self._all_reduce(reduction, target.reshape(n, inner))
+        return delivered(steps, target, keyed, out)
 
     def _scatter(
         self,
@@ -334,14 +397,11 @@ class Communicator(Transport):
         own = (*shape[:axis], length, *shape[axis + 1 :])
         out = checked_out(name, out, own, dtype)
 
-        def steps() -> Steps:
-            target = direct(out, nodes.dtype if keyed else out.dtype)
-            if np.may_share_memory(target, nodes):
-                target = empty(target.shape, target.dtype)
-            yield from self._reduce_scatter(reduction, target.reshape(outer, length, inner))
-            return deliver(target, keyed, out)
-
-        return self._start(name, steps(), blocking)
+        target = direct(out, nodes.dtype if keyed else out.dtype)
+        if np.may_share_memory(target, nodes):
+            target = empty(target.shape, target.dtype)
+        steps = self._reduce_scatter(reduction, target.reshape(outer, length, inner))
+        return self._start(name, nodes, delivered(steps, target, keyed, out), out, blocking)
 
     def _all_gather_steps(self, x: Array, axis: int, bounds: Bounds, out: Array) -> Steps:
         outer, inner = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
@@ -351,41 +411,29 @@ class Communicator(Transport):
         own = flat[sum(lengths[: self.rank]) :][: x.size]
         if np.may_share_memory(x, flat) and address(x) != address(own):
             x = copied(x)
-        yield from self._all_gather(x, lengths, flat)
-        if target is not out:
-            start = 0
-            for length, a, b in zip(lengths, bounds, bounds[1:]):
-                piece = (slice(None),) * axis + (slice(a, b),)
-                out[piece] = flat[start : start + length].reshape(out[piece].shape)
-                start += length
-        return out
+        steps = self._all_gather(x, lengths, flat)
+        return steps if target is out else side_by_side(steps, flat, lengths, axis, bounds, out)
 
     def _all_to_all_steps(self, x: Array, sends: Bounds, receives: Bounds, out: Array) -> Steps:
         row = math.prod(x.shape[1:])
         target = direct(out, out.dtype)
-        yield from self._all_to_all(
+        steps = self._all_to_all(
             contiguous(x).reshape(-1),
             tuple(row * b for b in sends),
             target.reshape(-1),
             tuple(row * b for b in receives),
         )
-        return deliver(target, False, out)
+        return delivered(steps, target, False, out)
 
     def _broadcast_steps(self, x: Array, root: int) -> Steps:
         target = contiguous(x)
-        yield from self._broadcast(target.reshape(-1), root)
-        return deliver(target, False, x)
+        return delivered(self._broadcast(target.reshape(-1), root), target, False, x)
 
     def _recv_steps(self, out: Array, source: int, tag: int) -> Steps:
         target = direct(out, out.dtype)
-        yield from self._recv(target.reshape(-1), source, tag)
-        return deliver(target, False, out)
+        return delivered(self._recv(target.reshape(-1), source, tag), target, False, out)
 
     # --- checks -------------------------------------------------------------------------------
-
-    def _account(self, name: str, nbytes: int) -> None:
-        self.calls[name] += 1
-        self.bytes[name] += nbytes
 
     def _check_rank(self, name: str, rank: int) -> None:
         if not 0 <= rank < self.size:

@@ -140,8 +140,9 @@ class Hierarchical(Communicator):
 
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
         if reduction.nodes.dtype.kind in "iu" or not adds(reduction, out):
-            return self._mpi._reduce_scatter(reduction, out)
-        return self._reduce(reduction, out, self._first_turns.take())
+            yield from self._mpi._reduce_scatter(reduction, out)
+        else:
+            yield from self._reduce(reduction, out, self._first_turns.take())
 
     def _reduce(self, reduction: Reduction, out: Array, turn: int) -> Steps:
         """out = this rank's slice of the sum."""
@@ -191,7 +192,8 @@ class Hierarchical(Communicator):
 
     def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
         across, second = self._across_turns.take(), self._second_turns.take()
-        return self._gather(x, lengths, self._arriving(lengths, x.dtype), out, across, second)
+        arriving = self._arriving(lengths, x.dtype)
+        yield from self._gather(x, lengths, arriving, out, across, second)
 
     def _arriving(self, lengths: Sequence[int], dtype: np.dtype[Any]) -> _Arriving:
         """Where what this rank collects for its node comes in; expected from now on."""

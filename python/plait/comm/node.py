@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -18,7 +19,7 @@ from plait.comm.combine import BFLOAT16, FLOAT32, Bounds, Reduction
 from plait.comm.communicator import Communicator
 from plait.comm.mpi import Mpi
 from plait.comm.topology import Topology
-from plait.comm.work import Array, Steps, Turns, spin_us
+from plait.comm.work import Array, Poll, Quick, Steps, Turns, quick_us, spin_us
 
 STAGING = 1 << 20  # bytes of one staging buffer of a communicator; each rank has two
 _SUSPICIOUS = 1.0  # seconds of waiting between looks at whether a peer still lives
@@ -50,6 +51,24 @@ class Node(Communicator):
         memory: Array = self._memory.arena.empty(math.prod(whole) * kind.itemsize)
         return memory.view(kind).reshape(whole)
 
+    def views(self, *arrays: Array) -> list[list[Array]] | None:
+        arena = self._memory.arena
+        own = [(arena.find(_bytes(x.reshape(-1))), x.nbytes) for x in arrays]
+        every: Array = self.all_gather(np.array([own], np.int64))
+        if every[..., 0].min(initial=0) < 0:
+            return None
+        return [
+            [
+                x if rank == self.rank else self._view(rank, told[rank], x)
+                for rank in range(self.size)
+            ]
+            for x, told in zip(arrays, every.swapaxes(0, 1), strict=True)
+        ]
+
+    def _view(self, rank: int, where: Array, like: Array) -> Array:
+        memory: Array = self._memory.mappings[self._places[rank]].view(*where.tolist())
+        return memory.view(like.dtype).reshape(-1, *like.shape[1:])
+
     def abort(self, code: int) -> None:
         self._window.abort()
         self._mpi.abort(code)
@@ -64,36 +83,47 @@ class Node(Communicator):
 
     def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
         if not adds(reduction, out):
-            return self._mpi._all_reduce(reduction, out)
+            return self._outside(self._mpi._all_reduce(reduction, out), reduction, out, True)
         return self._reduce(reduction, out, True)
 
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
         if not adds(reduction, out):
-            return self._mpi._reduce_scatter(reduction, out)
+            return self._outside(self._mpi._reduce_scatter(reduction, out), reduction, out, False)
         return self._reduce(reduction, out, False)
+
+    def _outside(
+        self, steps: Steps, reduction: Reduction, out: Array, gather: bool
+    ) -> Iterator[Poll]:
+        """steps over MPI, once all ranks mean the same."""
+        nodes = reduction.nodes
+        kinds = str(nodes.dtype), str(out.dtype)
+        nbytes = math.prod(nodes.shape[1:]) * nodes.dtype.itemsize
+        yield from _Run(self, self._window.outside(reduction.op, *kinds, gather, nbytes))
+        yield from steps
 
     def _reduce(self, reduction: Reduction, out: Array, gather: bool) -> Steps:
         counts, merges = reduction.plan()
         _, outer, _, inner = reduction.nodes.shape
         columns = [inner * b for b in reduction.bounds]
         spec = kernels.ReduceSpec(counts, merges, columns, outer, reduction.op, gather)
-        return self._run(
-            lambda: self._window.start_reduce(reduction.nodes, spec, reduction.bias, out)
+        return _Run(
+            self,
+            self._window.reduction(reduction.nodes, spec, reduction.bias, out),
+            reduction.nodes,
         )
 
     def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
         size = x.dtype.itemsize
-        counts, source, target = [size * n for n in lengths], _bytes(x), _bytes(out)
-        return self._run(lambda: self._window.start_all_gather(source, counts, target))
+        counts = [size * n for n in lengths]
+        return _Run(self, self._window.all_gather(_bytes(x), counts, _bytes(out)), x)
 
     def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:
-        size, source, target = x.dtype.itemsize, _bytes(x), _bytes(out)
+        size = x.dtype.itemsize
         send, receive = [size * b for b in sends], [size * b for b in receives]
-        return self._run(lambda: self._window.start_all_to_all(source, send, target, receive))
+        return _Run(self, self._window.all_to_all(_bytes(x), send, _bytes(out), receive), x)
 
     def _broadcast(self, x: Array, root: int) -> Steps:
-        whole = _bytes(x)
-        return self._run(lambda: self._window.start_broadcast(whole, root))
+        return _Run(self, self._window.broadcast(_bytes(x), root), x)
 
     def _send(self, x: Array, dest: int, tag: int) -> Steps:
         return self._mpi._send(x, dest, tag)
@@ -102,17 +132,10 @@ class Node(Communicator):
         return self._mpi._recv(out, source, tag)
 
     def _barrier(self) -> Steps:
-        return self._run(self._window.start_barrier)
+        return _Run(self, self._window.barrier())
 
-    # --- the window ---------------------------------------------------------------------------
-
-    def _run(self, start: Callable[[], None]) -> Steps:
-        turn = self._turns.take()
-        yield lambda: self._turns.now == turn
-        start()
-        self._next_look = time.perf_counter() + _SUSPICIOUS
-        yield self._advance
-        self._turns.now += 1
+    def _refused(self) -> Steps:
+        return _Run(self, self._window.refused())
 
     def _advance(self) -> bool:
         if self._window.advance(spin_us()):
@@ -123,6 +146,36 @@ class Node(Communicator):
             if self._memory.gone(self._places[late]):
                 raise RuntimeError(f"the process of rank {late} of this communicator has ended")
         return False
+
+
+class _Run(Quick):
+    """One call of a node's window."""
+
+    __slots__ = ("_call", "_node", "quick", "reads")
+
+    def __init__(self, node: Node, call: Any, x: Array | None = None):
+        self._node, self._call = node, call
+        call.spin_us = quick_us()
+        self.quick = call.run
+        self.reads = x
+
+    def __iter__(self) -> Iterator[Poll]:
+        turns = self._node._turns
+        turn = turns.take()
+        yield lambda: turns.now == turn
+        self._node._window.start(self._call)
+        yield from self._finish()
+
+    def rest(self) -> Iterator[Poll]:
+        self._node._turns.take()
+        return self._finish()
+
+    def _finish(self) -> Iterator[Poll]:
+        self._node._next_look = time.perf_counter() + _SUSPICIOUS
+        try:
+            yield self._node._advance
+        finally:  # ranks that disagree about one collective can do the next
+            self._node._turns.now += 1
 
 
 def adds(reduction: Reduction, out: Array) -> bool:

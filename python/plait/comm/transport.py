@@ -10,7 +10,8 @@ from plait.comm.work import Array, Steps
 
 
 class Transport(ABC):
-    """The hooks of a communicator of more than one rank. Each yields polls until it is done."""
+    """The hooks of a communicator of more than one rank. Each gives polls until it is done,
+    and does nothing before the first is asked for."""
 
     @abstractmethod
     def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
@@ -40,3 +41,8 @@ class Transport(ABC):
 
     @abstractmethod
     def _barrier(self) -> Steps: ...
+
+    def _refused(self) -> Steps:
+        """Tells the others that this rank refuses the arguments of a collective, where that can be
+        told: no rank waits for it then."""
+        return ()

@@ -65,6 +65,7 @@ class Leaves:
     bounds: tuple[int, ...]
 
     @staticmethod
+    @cache
     def even(count: int, size: int) -> "Leaves":
         if count < size:
             raise ValueError(f"{count} leaves cannot be shared by {size} ranks")

@@ -10,14 +10,37 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from numpy.typing import NDArray
 
+from plait.backend import kernels
+
 Array = NDArray[Any]
 Poll = Callable[[], bool]
-Steps = Generator[Poll, None, Any]
+Steps = Iterable[Poll]
+
+
+class Quick(ABC):
+    """Steps of one call into a transport, which can be made without a Work where nothing else is
+    under way. They can be taken as often as wanted.
+
+    reads: the array whose elements they take, if any. quick() does all of it, waiting for some
+    microseconds, and is False if something is left.
+    """
+
+    __slots__ = ()
+    reads: Array | None
+    quick: Callable[[], bool]
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Poll]: ...
+
+    @abstractmethod
+    def rest(self) -> Steps:
+        """What quick() has left."""
 
 
 class Turns:
@@ -55,11 +78,12 @@ _clock = _Clock()
 def communication_seconds() -> float:
     """What this process has spent so far on starting collectives, moving them along and waiting for
     them, instead of computing."""
-    return _clock.seconds
+    return _clock.seconds + float(kernels.run_seconds())
 
 
-# Progress belongs to the process, as it does inside MPI: started Works in order of their start.
-_active: list[Work] = []
+# Progress belongs to the process, as it does inside MPI: started Works in order of their start. It
+# stays the same list.
+active: list[Work] = []
 
 
 class Work:
@@ -67,16 +91,16 @@ class Work:
 
     __slots__ = ("_error", "_poll", "_result", "_steps", "name")
 
-    def __init__(self, name: str, steps: Steps):
+    def __init__(self, name: str, steps: Steps, result: Any = None):
         self.name = name
-        self._steps: Steps | None = steps
+        self._steps: Iterator[Poll] | None = iter(steps)
         self._poll: Poll | None = None
-        self._result: Any = None
+        self._result = result
         self._error: BaseException | None = None
         with _clock:
             self._advance()
         if self._steps is not None:
-            _active.append(self)
+            active.append(self)
 
     def test(self) -> bool:
         """True if the result is there; advances what is under way."""
@@ -98,43 +122,51 @@ class Work:
         try:
             while self._poll is None or self._poll():
                 self._poll = next(steps)
-        except StopIteration as stop:
-            self._finish(stop.value, None)
+        except StopIteration:
+            self._steps = self._poll = None
         except BaseException as error:
-            self._finish(None, error)
+            self._steps = self._poll = None
+            self._error = error
+            if isinstance(steps, Generator):
+                steps.close()  # a poll failed: its generator has not heard of it
             raise
-
-    def _finish(self, result: Any, error: BaseException | None) -> None:
-        self._steps = self._poll = None
-        self._result, self._error = result, error
 
 
 def finished(result: Any) -> Work:
     """A Work that is done already."""
+    return Work("finished", (), result)
 
-    def steps() -> Steps:
-        return result
-        yield  # never reached: it makes this a generator
 
-    return Work("finished", steps())
+def run(name: str, steps: Steps, result: Any) -> Any:
+    """The result, once the steps are done."""
+    if active or not isinstance(steps, Quick):
+        return Work(name, steps, result).wait()
+    if not steps.quick():
+        finish(name, steps)
+    return result
+
+
+def finish(name: str, steps: Quick) -> None:
+    """Waits for the rest of quick steps."""
+    Work(name, steps.rest()).wait()
 
 
 def pending() -> list[str]:
     """Names of the collectives under way, the oldest first (for reports of a hang)."""
-    return [work.name for work in _active]
+    return [work.name for work in active]
 
 
 def progress() -> None:
     """Advances every Work of this process as far as it goes without waiting."""
-    if not _active:
+    if not active:
         return
     try:
         with _clock:
-            for work in tuple(_active):
+            for work in tuple(active):
                 if work._steps is not None:
                     work._advance()
     finally:
-        _active[:] = [work for work in _active if work._steps is not None]
+        active[:] = [work for work in active if work._steps is not None]
 
 
 # More ranks than cores on this node: waits then sleep, so that whoever computes gets the core.
@@ -156,6 +188,11 @@ def spin_us() -> int:
     return _spin_us
 
 
+def quick_us() -> int:
+    """Microseconds that a rank may spin when nothing else is under way."""
+    return 0 if _crowded else _SPIN_US
+
+
 def _wait(work: Work) -> None:
     """Polls, giving the core away in between.
 
@@ -167,7 +204,7 @@ def _wait(work: Work) -> None:
     global _spin_us
     start, sleeps = 0.0, _crowded
     while True:
-        _spin_us = 0 if sleeps or len(_active) > 1 else _SPIN_US
+        _spin_us = 0 if sleeps or len(active) > 1 else _SPIN_US
         try:
             progress()
         finally:
