@@ -1,4 +1,4 @@
-// Who may do what when: letters, flags, rounds. A block holds, line by line, one for the error, the flags that the
+// Who may do what when: flags and rounds (window_letters.cpp has what comes before them). A block holds, line by line, one for the error, the flags that the
 // peers write, two letters of each peer, then two staging buffers of a cell per rank.
 #include "peer/window.hpp"
 
@@ -117,12 +117,6 @@ void Window::end() {
   now_.reset();
 }
 
-bool Window::heard_of(int rank, int64_t number) {
-  if (letter(room_.rank, rank, number).number.load(std::memory_order_acquire) == number) return true;
-  late_ = rank;
-  return false;
-}
-
 bool Window::reached(Flag kind, int64_t round, int rank) {
   if (flag(room_.rank, 1 + kind * room_.size + rank).load(std::memory_order_acquire) >= epoch_ + round) return true;
   late_ = rank;
@@ -139,60 +133,6 @@ void Window::tell(Flag kind, int64_t round) {
   for (int rank = 0; rank < room_.size; rank++)
     if (rank != room_.rank)
       flag(rank, 1 + kind * room_.size + room_.rank).store(epoch_ + round, std::memory_order_release);
-}
-
-// A letter takes the place of the one before the last: whoever has said its last word has done with that.
-bool Window::announce() {
-  const Call& c = *now_;
-  for (int rank = 0; rank < room_.size; rank++)
-    if (rank != room_.rank && !heard_of(rank, number_ - 1)) return false;
-  if (!c.inlined && (c.kind != Call::Kind::broadcast || c.root == room_.rank)) {
-    const int64_t sources = c.kind == Call::Kind::reduce ? c.spec.nodes[size_t(room_.rank)] * own_.size
-                            : c.kind == Call::Kind::all_gather ? c.to[size_t(room_.rank) + 1] - c.to[size_t(room_.rank)]
-                                                               : own_.size;
-    if (c.kind != Call::Kind::all_to_all) own_.source = arena_->find(c.source, sources);
-    if (c.gathers()) own_.out = arena_->find(c.out, c.width() * size_of(c.out_dtype));
-  }
-  for (int step = 1; step < room_.size; step++) {  // every rank begins with another
-    const int rank = (room_.rank + step) % room_.size;
-    Letter& to = letter(rank, room_.rank, number_);
-    to.said = own_;
-    if (c.inlined) write_piece(reinterpret_cast<char*>(&to + 1), rank, 0);
-    to.number.store(number_, std::memory_order_release);
-  }
-  return announced_ = true;
-}
-
-// Before anything of a peer is read. The root of a broadcast in letters hears nobody, the others only it; who refuses its
-// arguments hears that the others go on or do not.
-bool Window::hear() {
-  const Call& c = *now_;
-  if (heard_) return false;
-  const bool broadcast = c.kind == Call::Kind::broadcast, refused = c.kind == Call::Kind::refused;
-  bool differ = false;
-  for (int rank = 0; rank < room_.size; rank++) {
-    if (rank == room_.rank || (broadcast && c.inlined && rank != c.root)) continue;
-    if (!heard_of(rank, number_)) return false;
-    const Said& theirs = said(rank);
-    if (!refused) check_said(rank);
-    differ = differ || (refused && theirs.kind() != own_.kind() && !hears_nobody(theirs));
-  }
-  if (differ) skip();
-  heard_ = true;
-  if (c.inlined) {
-    if (c.kind == Call::Kind::reduce) reduce_slice(0);
-    for (int rank = 0; rank < room_.size && c.kind != Call::Kind::reduce; rank++) move_piece(rank, 0);
-    return true;
-  }
-  if (broadcast) return true;
-  direct_ = own_.source >= 0 && (!c.gathers() || own_.out >= 0) && (c.kind != Call::Kind::reduce || c.spec.outer == 1);
-  for (int rank = 0; rank < room_.size; rank++) {
-    if (rank == room_.rank) continue;
-    rounds_ = std::max(rounds_, said(rank).rounds);
-    direct_ = direct_ && said(rank).source >= 0 && (!c.gathers() || said(rank).out >= 0);
-  }
-  if (direct_) rounds_ = windows_ = staged_ = 1, window_ = c.longest;
-  return true;
 }
 
 // A rank whose array lies in its arena tells of every round, too: a result may come back into its cell.
@@ -251,29 +191,6 @@ bool Window::done() {
 }
 
 // --- errors --------------------------------------------------------------------------------------
-
-// A broadcast in letters, which its root makes without a look at the others.
-bool Window::hears_nobody(const Said& said) const {
-  return said.kind() == int(Call::Kind::broadcast) && said.size <= room_.inside;
-}
-
-// Ranks that disagree have staged one round at most, which nobody takes, and go on together after it.
-void Window::skip() {
-  tell(TAKEN, 0);
-  epoch_++;
-}
-
-void Window::check_said(int rank) {
-  const Said mine = own_, theirs = said(rank);
-  if (theirs.call == mine.call && theirs.size == mine.size) return;
-  if (!hears_nobody(theirs)) skip();
-  now_.reset();
-  const std::string what = "rank " + std::to_string(room_.rank) + " is in " + mine.text() + ", rank " +
-                           std::to_string(rank) + " in " + theirs.text();
-  if (theirs.kind() == mine.kind() || theirs.kind() == int(Call::Kind::refused))
-    throw Disagreement("all ranks must give the same op, type and size: " + what);
-  throw std::runtime_error("all ranks must call the same collectives in the same order: " + what);
-}
 
 void Window::abort() {
   for (int rank = 0; rank < room_.size && !blocks_.empty(); rank++)

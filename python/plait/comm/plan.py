@@ -8,7 +8,7 @@ from plait.comm.arrays import address
 from plait.comm.work import Array, Quick, Steps, Work, active, finish
 
 if TYPE_CHECKING:
-    from plait.comm.communicator import Communicator
+    from plait.comm.ranks import Ranks
 
 PLANS = (
     "all_reduce", "all_reduce_nodes", "reduce_scatter", "reduce_scatter_nodes", "all_gather",
@@ -25,9 +25,7 @@ class Plan:
 
     __slots__ = ("_name", "_nbytes", "_quick", "_result", "_steps", "_tally", "prepared")
 
-    def __init__(
-        self, comm: Communicator, name: str, x: Array | None, steps: Steps, result: Any
-    ) -> None:
+    def __init__(self, comm: Ranks, name: str, x: Array | None, steps: Steps, result: Any) -> None:
         self._name, self._steps, self._result = name, steps, result
         self._tally = comm.tally[name]
         self._nbytes = 0 if x is None else x.nbytes
