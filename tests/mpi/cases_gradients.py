@@ -98,6 +98,19 @@ def mlp_gradients(world: Communicator) -> None:
 
 
 @case((1, 2, 3, 4, 6, 8), limit=120.0)
+def vit_gradients(world: Communicator) -> None:
+    """15 positions and 12 pixels a patch, cut over up to 8 tensor ranks."""
+    specs = models.vit(
+        input_shape=(6, 10, 3), classes=10, layers=6, hidden_dim=32, heads=8, patch=2, dropout=0.1
+    )
+    batch, layouts = image_batch(BATCH, (6, 10, 3), 10), list(factorisations(world.size))
+    variants = [dict(v, precision=p) for v, p in zip(VARIANTS, ("float32", "bfloat16") * 3)]
+    for variant in variants:
+        common = {"precision": variant["precision"]}
+        compare_layouts(world, specs, batch, [variant], layouts, GRAINS, **common)
+
+
+@case((1, 2, 3, 4, 6, 8), limit=120.0)
 def resnet_gradients(world: Communicator) -> None:
     """Batch norm makes the microbatch count: where it is given, only layouts that cut a batch into
     the same ones. The totals of running statistics are compared like gradients."""
