@@ -6,8 +6,8 @@ python benchmarks/step.py [--models 30M,124M] [--ranks 1,2] [--rounds 7] [--torc
 
 PyTorch is run as `PYTHON` has it (another environment's; without --torch plait runs alone), each
 way with the C library's memory as it comes and tuned to keep what was freed. Prints seconds a
-step, tokens/s, how many times as fast plait is (median of the rounds, and range), the first step
-since the start, and peak memory.
+step, tokens/s, how many times as fast plait is (median of the rounds, and range), the same of the
+seconds that rank 0 had a core, the first step since the start, and peak memory.
 """
 
 from __future__ import annotations
@@ -83,12 +83,16 @@ def compare(model: str, ranks: int, a: argparse.Namespace) -> dict[str, Any]:
     print(f"{name}, data {ranks}, {tokens} tokens a step, one thread a rank")
     found = {}
 
-    def report(name: str, side: Side, against: list[float]) -> None:
-        seconds = statistics.median(side.seconds)
-        found[name] = {"seconds": side.seconds, "plait": against, "first": side.first, **side.about}
+    def report(name: str, side: Side, start: int) -> None:
+        seconds, against, cpu = statistics.median(side.seconds), plait.seconds[start:], plait.cpu
+        found[name] = {
+            "seconds": side.seconds, "plait": against, "cpu": side.cpu, "plait_cpu": cpu[start:],
+            "first": side.first, **side.about,
+        }  # fmt: skip
         print(
             f"  {name:48} {seconds:7.3f} s {tokens / seconds:8.0f} tokens/s  plait is "
-            f"{ratio_text(against, side.seconds):20} first step after {side.first:5.1f} s, "
+            f"{ratio_text(against, side.seconds):20} in CPU seconds "
+            f"{ratio_text(cpu[start:], side.cpu):20} first step after {side.first:5.1f} s, "
             f"{side.about['memory']} MB",
             flush=True,
         )
@@ -103,11 +107,11 @@ def compare(model: str, ranks: int, a: argparse.Namespace) -> dict[str, Any]:
                 rounds({"plait": plait, "peer": side}, a.rounds)  # two at a time: memory
                 side.close()
                 name = f"torch {precision}, {form}{tuned}{''.join(', ' + c for c in compiled)}"
-                report(name, side, plait.seconds[start:])
+                report(name, side, start)
     if not a.torch:
         rounds({"plait": plait}, a.rounds)
     plait.close()
-    report("plait", plait, plait.seconds)
+    report("plait", plait, 0)
     return found
 
 
