@@ -6,4 +6,18 @@ GPT = {
     "30M": {"layers": 6, "hidden_dim": 384, "heads": 6, "sequence_length": 256},
     "124M": {"layers": 12, "hidden_dim": 768, "heads": 12, "sequence_length": 512},
 }
-BATCH = {"tiny": 8, "30M": 8, "124M": 2}  # samples a replica
+VIT = {
+    "vit": {
+        "input_shape": (32, 32, 3), "classes": 10, "patch": 4, "layers": 6, "hidden_dim": 192,
+        "heads": 3,
+    }
+}  # fmt: skip
+BATCH = {"tiny": 8, "30M": 8, "124M": 2, "vit": 64}  # samples a replica
+
+
+def positions(model: str) -> int:
+    """Of a sample."""
+    if model in GPT:
+        return GPT[model]["sequence_length"]
+    height, width, _ = VIT[model]["input_shape"]
+    return height // VIT[model]["patch"] * (width // VIT[model]["patch"])

@@ -1,9 +1,10 @@
-"""A training step of the same GPT in PyTorch, for benchmarks/step.py to take turns with.
+"""A training step of the same model in PyTorch, for benchmarks/step.py to take turns with.
 
-python torch_step.py MODEL RANKS PRECISION LOSS [compile]: precision "autocast", or "masters"
-(bfloat16 weights with float32 masters, kept beside them); loss "whole", or "chunks" (head and loss
-256 rows at a time, computed again in backward). The head is tied in all of them; several ranks are
-DistributedDataParallel over gloo.
+python torch_step.py MODEL RANKS PRECISION FORM [compile]: precision "autocast", or "masters"
+(bfloat16 weights with float32 masters, kept beside them). FORM of a GPT, whose head is tied: "whole
+loss", or "chunks loss" (head and loss 256 rows at a time, computed again in backward); of a ViT
+what it classifies by: the "mean" over positions as plait's, or a "class token". Several ranks
+are DistributedDataParallel over gloo.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sizes import BATCH, GPT, VOCABULARY
+from sizes import BATCH, GPT, VIT, VOCABULARY, positions
 from turns import serve
 
 
-def build(torch: Any, sizes: dict[str, int], chunks: bool) -> Any:
+def block(torch: Any, width: int, heads: int, causal: bool) -> Any:
     nn, F = torch.nn, torch.nn.functional
-    width, heads = sizes["hidden_dim"], sizes["heads"]
 
     class Block(nn.Module):
         def __init__(self):
@@ -38,25 +38,64 @@ def build(torch: Any, sizes: dict[str, int], chunks: bool) -> Any:
                 t.view(b, s, heads, -1).transpose(1, 2)
                 for t in self.qkv(self.norm1(x)).split(width, 2)
             )
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
             x = x + self.out(y.transpose(1, 2).reshape(b, s, c))
             return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+    return Block()
+
+
+def initialize(torch: Any, model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            torch.nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, torch.nn.Linear) and module.bias is not None:
+            torch.nn.init.zeros_(module.bias)
+
+
+def build_vit(torch: Any, sizes: dict[str, Any], positions: int, token: bool) -> Any:
+    nn, F = torch.nn, torch.nn.functional
+    width, patch, channels = sizes["hidden_dim"], sizes["patch"], sizes["input_shape"][2]
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches = nn.Conv2d(channels, width, patch, patch)
+            self.token = nn.Parameter(torch.zeros(1, 1, width)) if token else None
+            self.positions = nn.Parameter(torch.randn(1, positions + token, width) * 0.02)
+            self.blocks = nn.ModuleList(
+                block(torch, width, sizes["heads"], False) for _ in range(sizes["layers"])
+            )
+            self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, sizes["classes"])
+            initialize(torch, self)
+
+        def forward(self, inputs, targets):
+            x = self.patches(inputs.to(self.patches.weight.dtype)).flatten(2).transpose(1, 2)
+            if token:
+                x = torch.cat([self.token.expand(len(x), -1, -1).to(x.dtype), x], 1)
+            x = x + self.positions
+            for each in self.blocks:
+                x = each(x)
+            x = self.norm(x)
+            return F.cross_entropy(self.head(x[:, 0] if token else x.mean(1)).float(), targets)
+
+    return Model()
+
+
+def build_gpt(torch: Any, sizes: dict[str, int], chunks: bool) -> Any:
+    nn, F = torch.nn, torch.nn.functional
+    width, heads = sizes["hidden_dim"], sizes["heads"]
 
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
             self.tokens = nn.Embedding(VOCABULARY, width)
             self.positions = nn.Embedding(sizes["sequence_length"], width)
-            self.blocks = nn.ModuleList(Block() for _ in range(sizes["layers"]))
+            self.blocks = nn.ModuleList(
+                block(torch, width, heads, True) for _ in range(sizes["layers"])
+            )
             self.norm = nn.LayerNorm(width)
-            self.apply(self._init)
-
-        @staticmethod
-        def _init(module):
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+            initialize(torch, self)
 
         def _loss(self, x, targets):
             logits = F.linear(x, self.tokens.weight)
@@ -64,8 +103,8 @@ def build(torch: Any, sizes: dict[str, int], chunks: bool) -> Any:
 
         def forward(self, inputs, targets):
             x = self.tokens(inputs) + self.positions.weight[: inputs.shape[1]]
-            for block in self.blocks:
-                x = block(x)
+            for each in self.blocks:
+                x = each(x)
             x, targets = self.norm(x).flatten(0, 1), targets.flatten()
             if not chunks:
                 return self._loss(x, targets) / len(targets)
@@ -79,14 +118,16 @@ def build(torch: Any, sizes: dict[str, int], chunks: bool) -> Any:
 
 
 def work(
-    rank: int, model: str, ranks: int, precision: str, loss: str, compiled: bool, port: int
+    rank: int, model: str, ranks: int, precision: str, form: str, compiled: bool, port: int
 ) -> None:
     import torch
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    sizes = GPT[model]
-    net = build(torch, sizes, loss == "chunks")
+    if model in VIT:
+        net = build_vit(torch, VIT[model], positions(model), form == "class token")
+    else:
+        net = build_gpt(torch, GPT[model], form == "chunks loss")
     masters = None
     if precision == "masters":
         net = net.bfloat16()
@@ -100,9 +141,14 @@ def work(
     if compiled:
         call = torch.compile(call)
     generator = torch.Generator().manual_seed(rank)
-    length = sizes["sequence_length"]
-    tokens = torch.randint(0, VOCABULARY, (BATCH[model], length + 1), generator=generator)
-    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    batch = BATCH[model]
+    if model in VIT:
+        height, width, channels = VIT[model]["input_shape"]
+        inputs = torch.randn((batch, channels, height, width), generator=generator)
+        targets = torch.randint(0, VIT[model]["classes"], (batch,), generator=generator)
+    else:
+        tokens = torch.randint(0, VOCABULARY, (batch, positions(model) + 1), generator=generator)
+        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def step() -> None:
         net.zero_grad(set_to_none=True)
@@ -125,8 +171,8 @@ def work(
 
 
 def main() -> None:
-    model, ranks, precision, loss, *rest = sys.argv[1:]
-    arguments = (model, int(ranks), precision, loss, "compile" in rest)
+    model, ranks, precision, form, *rest = sys.argv[1:]
+    arguments = (model, int(ranks), precision, form, "compile" in rest)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

@@ -103,7 +103,9 @@ void rope(const ConstArray& x, float base, int64_t first_position, bool inverse,
 
 // --- attention ----------------------------------------------------------------------------------
 // q, out (B, Sq, H, D), k, v (B, Sk, G, D), all strided; H a multiple of G; log_sum (B, H, Sq) float32. Softmax over keys of
-// scale * q.k, causal lets query i see keys up to i + Sk - Sq. No Sq x Sk matrix is stored.
+// scale * q.k, causal lets query i see keys up to i + Sk - Sq. No Sq x Sk matrix is stored. In bfloat16 all products are
+// matmul's of two bfloat16 matrices, in pairs or with AMX in blocks: for them, and only there, exp(score - peak) in forward,
+// and in backward the probabilities and the gradients of scores (times scale) are rounded to bfloat16.
 void attention_forward(const ConstArray& q, const ConstArray& k, const ConstArray& v, bool causal, float scale,
                        const Array& out, const Array& log_sum);
 void attention_backward(const ConstArray& grad, const ConstArray& q, const ConstArray& k, const ConstArray& v,

@@ -3,13 +3,12 @@
 // from query 0 and key 0 (attention_block.hpp). Orders of addition: a score is one chain over the
 // head size; a row's sum is one chain per key block, joined block after block; out, grad_q are
 // chains over keys, grad_k, grad_v over queries (grouped heads one after another), all ascending.
-// Masked keys add exact zeros or are skipped, which leaves the same bits; only what is not finite, in
-// v or in backward in k, may reach up to 15 queries before it. Each thread keeps some blocks as float32, in backward also grad_k and
-// grad_v of one head: 8 bytes x keys x head size.
-#include <algorithm>
+// Masked keys add exact zeros or are skipped, which leaves the same bits; only what is not finite,
+// in v or in backward in k, may reach up to 15 queries before it (31 in bfloat16). Each thread keeps
+// some blocks, in backward also grad_k and grad_v of one head: 8 bytes x keys x head size.
+#include <type_traits>
 
-#include "core/ops.hpp"
-#include "cpu/attention_block.hpp"
+#include "cpu/attention_pairs.hpp"
 #include "cpu/expect.hpp"
 #include "cpu/math.hpp"
 #include "cpu/scratch.hpp"
@@ -21,34 +20,6 @@ namespace {
 using namespace attention;
 
 constexpr int64_t WORTH_A_THREAD = 1 << 18;  // products of query, key and head size
-
-struct Sizes {
-  int64_t samples, queries, keys, heads, groups, size;
-  bool causal;
-
-  // The keys that a block of queries may see: as if the block were full, so that other rows change
-  // nothing.
-  int64_t visible(int64_t first_query) const {
-    if (!causal) return keys;
-    return std::clamp<int64_t>(first_query + QUERIES + keys - queries, 0, keys);
-  }
-};
-
-// Queries and keys of a pair of blocks that meet. Where the causal mask cuts the pair, sixteen
-// queries at a time meet the keys that the last of them sees; else all queries meet all keys.
-struct Pairing {
-  int64_t last;  // query 0 sees keys up to this one, counted in their blocks
-  int64_t keys;
-  int64_t queries;  // at a time; a multiple of 16
-
-  Pairing(const Sizes& n, int64_t first_query, int64_t query_count, int64_t first_key,
-          int64_t key_count)
-      : last(n.causal ? first_query + n.keys - n.queries - first_key : key_count), keys(key_count) {
-    queries = last < keys - 1 ? 16 : padded(query_count);
-  }
-  int64_t seen(int64_t query) const { return std::clamp<int64_t>(last + query + queries, 0, keys); }
-  float last_of(int64_t query) const { return float(last + query); }
-};
 
 Sizes sizes_of(const char* call, const ConstArray& q, const ConstArray& k, const ConstArray& v,
                const ConstArray& out, const ConstArray& log_sum, bool causal) {
@@ -70,25 +41,16 @@ Sizes sizes_of(const char* call, const ConstArray& q, const ConstArray& k, const
   return n;
 }
 
-// The rows of one head: element (row, i) at data[row * stride + i].
-template <class T>
-struct Head {
-  T* data;
-  int64_t stride;
-  T* row(int64_t r) const { return data + r * stride; }
+// On float32; attention_pairs.cpp has those on bfloat16.
+struct Chains {
+  void forward_block(const Sizes& n, Head<const float> q, Head<const float> k, Head<const float> v,
+                     float scale, int64_t first_query, Head<float> out, float* log_sum) const;
+  void backward_group(const Sizes& n, const Backward& x, int64_t sample, int64_t group) const;
 };
-template <class T>
-Head<const T> head_of(const ConstArray& x, int64_t sample, int64_t head) {
-  return {x.as<T>() + sample * x.strides[0] + head * x.strides[2], x.strides[1]};
-}
-template <class T>
-Head<T> head_of(const Array& x, int64_t sample, int64_t head) {
-  return {x.as<T>() + sample * x.strides[0] + head * x.strides[2], x.strides[1]};
-}
 
-template <class T>
-void forward_block(const Sizes& n, Head<const T> q, Head<const T> k, Head<const T> v, float scale,
-                   int64_t first_query, Head<T> out, float* log_sum) {
+void Chains::forward_block(const Sizes& n, Head<const float> q, Head<const float> k,
+                           Head<const float> v, float scale, int64_t first_query, Head<float> out,
+                           float* log_sum) const {
   thread_local Scratch scratch;
   const int64_t width = padded(n.size), count = std::min(QUERIES, n.queries - first_query);
   float* q_turned = scratch.get<float>((2 * n.size + KEYS + 3) * QUERIES + 2 * KEYS * width);
@@ -102,7 +64,7 @@ void forward_block(const Sizes& n, Head<const T> q, Head<const T> k, Head<const 
   std::fill_n(sum, QUERIES, 0.0f);
   const int64_t visible = n.visible(first_query);
   for (int64_t j = 0; j < visible; j += KEYS) {
-    const Pairing pair(n, first_query, count, j, std::min(KEYS, visible - j));
+    const Pairing pair(n, first_query, count, j, std::min(KEYS, visible - j), 16);
     copy_rows(k.row(j), k.stride, pair.keys, n.size, k_rows);
     copy_rows(v.row(j), v.stride, pair.keys, n.size, v_rows);
     for (int64_t i = 0; i < count; i += pair.queries) {
@@ -111,7 +73,7 @@ void forward_block(const Sizes& n, Head<const T> q, Head<const T> k, Head<const 
       multiply({k_rows, width, 1, q_turned + i, QUERIES, scores + i, QUERIES, seen, pair.queries,
                 n.size, nullptr, false});
       softmax_step(scores + i, seen, pair.queries, scale, pair.last_of(i), peak + i, sum + i,
-                   factor + i);
+                   factor + i, scores + i);
       multiply({v_rows, 1, width, scores + i, QUERIES, o + i, QUERIES, n.size, pair.queries, seen,
                 factor + i, true});
     }
@@ -121,12 +83,8 @@ void forward_block(const Sizes& n, Head<const T> q, Head<const T> k, Head<const 
   store_turned(o, count, n.size, out.row(first_query), out.stride);
 }
 
-// All heads that share one head of keys and values.
-template <class T>
-void backward_group(const Sizes& n, const ConstArray& grad, const ConstArray& q,
-                    const ConstArray& k, const ConstArray& v, const ConstArray& out,
-                    const ConstArray& log_sum, float scale, int64_t sample, int64_t group,
-                    const Array& grad_q, const Array& grad_k, const Array& grad_v) {
+void Chains::backward_group(const Sizes& n, const Backward& x, int64_t sample,
+                            int64_t group) const {
   thread_local Scratch sums_scratch, scratch;
   const int64_t width = padded(n.size), block = QUERIES * width;
   float* dk = sums_scratch.get<float>(2 * n.keys * width);  // (keys, width), all of the sequence
@@ -139,11 +97,13 @@ void backward_group(const Sizes& n, const ConstArray& grad, const ConstArray& q,
   float *scores = v_rows + block, *grads = scores + KEYS * QUERIES;  // (64 keys, 64 queries)
   float *logs = grads + KEYS * QUERIES, *delta = logs + QUERIES;
 
-  const auto k_head = head_of<T>(k, sample, group), v_head = head_of<T>(v, sample, group);
+  const auto k_head = head_of<float>(x.k, sample, group),
+             v_head = head_of<float>(x.v, sample, group);
   const int64_t heads = n.heads / n.groups;
   for (int64_t h = group * heads; h < (group + 1) * heads; h++) {
-    const auto q_head = head_of<T>(q, sample, h), grad_head = head_of<T>(grad, sample, h);
-    const auto out_head = head_of<T>(out, sample, h);
+    const auto q_head = head_of<float>(x.q, sample, h),
+               grad_head = head_of<float>(x.grad, sample, h);
+    const auto out_head = head_of<float>(x.out, sample, h);
     for (int64_t i = 0; i < n.queries; i += QUERIES) {
       const int64_t queries = std::min(QUERIES, n.queries - i);
       turn_rows(q_head.row(i), q_head.stride, queries, n.size, q_turned);
@@ -152,13 +112,13 @@ void backward_group(const Sizes& n, const ConstArray& grad, const ConstArray& q,
       copy_rows(grad_head.row(i), grad_head.stride, queries, n.size, grad_rows);
       std::fill_n(logs, QUERIES, math::INF);  // lanes past the last query: probability 0
       std::fill_n(delta, QUERIES, 0.0f);
-      std::copy_n(log_sum.as<float>() + (sample * n.heads + h) * n.queries + i, queries, logs);
+      std::copy_n(x.log_sum.as<float>() + (sample * n.heads + h) * n.queries + i, queries, logs);
       dot_rows(grad_head.row(i), grad_head.stride, out_head.row(i), out_head.stride, queries,
                n.size, delta);
       std::fill_n(dq, n.size * QUERIES, 0.0f);
       const int64_t visible = n.visible(i);
       for (int64_t j = 0; j < visible; j += KEYS) {
-        const Pairing pair(n, i, queries, j, std::min(KEYS, visible - j));
+        const Pairing pair(n, i, queries, j, std::min(KEYS, visible - j), 16);
         copy_rows(k_head.row(j), k_head.stride, pair.keys, n.size, k_rows);
         copy_rows(v_head.row(j), v_head.stride, pair.keys, n.size, v_rows);
         float *dk_rows = dk + j * width, *dv_rows = dv + j * width;
@@ -171,7 +131,8 @@ void backward_group(const Sizes& n, const ConstArray& grad, const ConstArray& q,
                     nullptr, false});
           multiply({v_rows, width, 1, grad_turned + q0, QUERIES, ds, QUERIES, seen, lanes, n.size,
                     nullptr, false});
-          softmax_backward(p, ds, seen, lanes, scale, pair.last_of(q0), logs + q0, delta + q0);
+          softmax_backward(p, ds, seen, lanes, x.scale, pair.last_of(q0), logs + q0, delta + q0, p,
+                           ds);
           multiply({p, QUERIES, 1, grad_rows + q0 * width, width, dv_rows, width, seen, width,
                     depth, nullptr, true});
           multiply({ds, QUERIES, 1, q_rows + q0 * width, width, dk_rows, width, seen, width, depth,
@@ -180,15 +141,18 @@ void backward_group(const Sizes& n, const ConstArray& grad, const ConstArray& q,
                     true});
         }
       }
-      const auto dq_head = head_of<T>(grad_q, sample, h);
+      const auto dq_head = head_of<float>(x.grad_q, sample, h);
       store_turned(dq, queries, n.size, dq_head.row(i), dq_head.stride);
     }
   }
-  const auto dk_head = head_of<T>(grad_k, sample, group),
-             dv_head = head_of<T>(grad_v, sample, group);
-  store_rows(dk, n.keys, n.size, dk_head.data, dk_head.stride);
-  store_rows(dv, n.keys, n.size, dv_head.data, dv_head.stride);
+  const auto dk_head = head_of<float>(x.grad_k, sample, group),
+             dv_head = head_of<float>(x.grad_v, sample, group);
+  store_rows(dk, width, n.keys, n.size, dk_head.data, dk_head.stride);
+  store_rows(dv, width, n.keys, n.size, dv_head.data, dv_head.stride);
 }
+
+template <class T>
+using Products = std::conditional_t<std::is_same_v<T, float>, Chains, Tiles>;
 
 }  // namespace
 
@@ -201,13 +165,15 @@ void attention_forward(const ConstArray& q, const ConstArray& k, const ConstArra
   PLAIT_FLOATS(q.dtype, call, [&](auto zero) {
     using T = decltype(zero);
     parallel_for(n.samples * n.heads * blocks, grain, [&](int64_t begin, int64_t end) {
+      const Products<T> products;
       for (int64_t item = begin; item < end; item++) {
         const int64_t first = item % blocks * QUERIES, row = item / blocks;
         const int64_t sample = row / n.heads, head = row % n.heads,
                       group = head / (n.heads / n.groups);
-        forward_block<T>(n, head_of<T>(q, sample, head), head_of<T>(k, sample, group),
-                         head_of<T>(v, sample, group), scale, first, head_of<T>(out, sample, head),
-                         log_sum.as<float>() + row * n.queries + first);
+        products.forward_block(n, head_of<T>(q, sample, head), head_of<T>(k, sample, group),
+                               head_of<T>(v, sample, group), scale, first,
+                               head_of<T>(out, sample, head),
+                               log_sum.as<float>() + row * n.queries + first);
       }
     });
   });
@@ -224,12 +190,12 @@ void attention_backward(const ConstArray& grad, const ConstArray& q, const Const
   expect_shape(call, "grad", grad, {n.samples, n.queries, n.heads, n.size});
   expect_shape(call, "grad_k", grad_k, {n.samples, n.keys, n.groups, n.size});
   const int64_t grain = 1 + WORTH_A_THREAD / (n.queries * n.keys * n.size + 1);
+  const Backward x{grad, q, k, v, out, log_sum, scale, grad_q, grad_k, grad_v};
   PLAIT_FLOATS(q.dtype, call, [&](auto zero) {
-    using T = decltype(zero);
     parallel_for(n.samples * n.groups, grain, [&](int64_t begin, int64_t end) {
+      const Products<decltype(zero)> products;
       for (int64_t item = begin; item < end; item++)
-        backward_group<T>(n, grad, q, k, v, out, log_sum, scale, item / n.groups, item % n.groups,
-                          grad_q, grad_k, grad_v);
+        products.backward_group(n, x, item / n.groups, item % n.groups);
     });
   });
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cpu/math.hpp"
+#include "cpu/transpose.hpp"
 #include "cpu/vec.hpp"
 
 namespace plait::attention {
@@ -69,9 +70,9 @@ PLAIT_VECTOR_KERNEL(multiply_kernel, multiply_body)
 // --- softmax
 // -----------------------------------------------------------------------------------------
 
-template <class V>
+template <class V, class T>
 PLAIT_INLINE void softmax_step_body(float* scores, int64_t keys, int64_t queries, float scale,
-                                    float last, float* peak, float* sum, float* factor) {
+                                    float last, float* peak, float* sum, float* factor, T* out) {
   for (int64_t q = 0; q < queries; q += WIDTH<V>) {
     const V before = load<V>(peak + q), seen = lane_numbers<V>() + (last + float(q));
     V top = before;
@@ -85,10 +86,10 @@ PLAIT_INLINE void softmax_step_body(float* scores, int64_t keys, int64_t queries
     const V base = top == -math::INF ? all<V>(0.0f) : top;
     V total = all<V>(0.0f);
     for (int64_t k = 0; k < keys; k++) {
-      float* at = scores + k * QUERIES + q;
-      const V p = math::exp(load<V>(at) - base);
+      const int64_t at = k * QUERIES + q;
+      const V p = math::exp(load<V>(scores + at) - base);
       total += p;
-      store(at, p);
+      store(out + at, p);
     }
     const V f = math::exp(before - base);
     store(factor + q, f);
@@ -98,10 +99,11 @@ PLAIT_INLINE void softmax_step_body(float* scores, int64_t keys, int64_t queries
 }
 PLAIT_VECTOR_KERNEL(softmax_step_kernel, softmax_step_body)
 
-template <class V>
-PLAIT_INLINE void softmax_backward_body(float* scores, float* grads, int64_t keys, int64_t queries,
-                                        float scale, float last, const float* log_sum,
-                                        const float* delta) {
+template <class V, class T>
+PLAIT_INLINE void softmax_backward_body(const float* scores, const float* grads, int64_t keys,
+                                        int64_t queries, float scale, float last,
+                                        const float* log_sum, const float* delta, T* out,
+                                        T* grads_out) {
   for (int64_t q = 0; q < queries; q += WIDTH<V>) {
     const V logs = load<V>(log_sum + q), deltas = load<V>(delta + q);
     const V seen = lane_numbers<V>() + (last + float(q));
@@ -109,12 +111,21 @@ PLAIT_INLINE void softmax_backward_body(float* scores, float* grads, int64_t key
       const int64_t at = k * QUERIES + q;
       const V e = math::exp(load<V>(scores + at) * scale - logs);
       const V p = seen < float(k) ? all<V>(0.0f) : e;
-      store(scores + at, p);
-      store(grads + at, p * (load<V>(grads + at) - deltas) * scale);
+      const V ds = p * (load<V>(grads + at) - deltas) * scale;
+      store(out + at, p);
+      store(grads_out + at, ds);
     }
   }
 }
 PLAIT_VECTOR_KERNEL(softmax_backward_kernel, softmax_backward_body)
+
+template <class V>
+PLAIT_INLINE void scale_body(float* x, int64_t rows, int64_t queries, const float* factor) {
+  for (int64_t r = 0; r < rows; r++, x += QUERIES)
+    for (int64_t q = 0; q < queries; q += WIDTH<V>)
+      store(x + q, load<V>(x + q) * load<V>(factor + q));
+}
+PLAIT_VECTOR_KERNEL(scale_kernel, scale_body)
 
 template <class V>
 PLAIT_INLINE void softmax_end_body(float* out, int64_t size, const float* peak, const float* sum,
@@ -132,8 +143,9 @@ PLAIT_VECTOR_KERNEL(softmax_end_kernel, softmax_end_body)
 // --- moving rows
 // ---------------------------------------------------------------------------------------
 
-template <class V, class T>
-PLAIT_INLINE void copy_body(const T* x, int64_t stride, int64_t rows, int64_t size, float* out) {
+template <class V>
+PLAIT_INLINE void copy_body(const float* x, int64_t stride, int64_t rows, int64_t size,
+                            float* out) {
   for (int64_t r = 0; r < rows; r++, x += stride, out += padded(size)) {
     int64_t i = 0;
     for (; i + WIDTH<V> <= size; i += WIDTH<V>) store(out + i, load<V>(x + i));
@@ -144,8 +156,9 @@ PLAIT_INLINE void copy_body(const T* x, int64_t stride, int64_t rows, int64_t si
 PLAIT_VECTOR_KERNEL(copy_kernel, copy_body)
 
 // A row's vector at a time: rows may lie so far apart that they share few places of the cache.
-template <class V, class T>
-PLAIT_INLINE void turn_body(const T* x, int64_t stride, int64_t rows, int64_t size, float* out) {
+template <class V>
+PLAIT_INLINE void turn_body(const float* x, int64_t stride, int64_t rows, int64_t size,
+                            float* out) {
   if (rows < QUERIES) std::fill_n(out, size * QUERIES, 0.0f);
   for (int64_t i = 0; i < size; i += WIDTH<V>) {
     const int64_t count = std::min(WIDTH<V>, size - i);
@@ -159,17 +172,39 @@ PLAIT_INLINE void turn_body(const T* x, int64_t stride, int64_t rows, int64_t si
 PLAIT_VECTOR_KERNEL(turn_kernel, turn_body)
 
 template <class V, class T>
-PLAIT_INLINE void store_body(const float* x, int64_t rows, int64_t size, T* out, int64_t stride) {
-  for (int64_t r = 0; r < rows; r++, x += padded(size), out += stride)
+PLAIT_INLINE void store_body(const float* x, int64_t x_row, int64_t rows, int64_t size, T* out,
+                             int64_t stride) {
+  for (int64_t r = 0; r < rows; r++, x += x_row, out += stride)
     for (int64_t i = 0; i < size; i += WIDTH<V>) store(out + i, load<V>(x + i) + 0.0f, size - i);
 }
 PLAIT_VECTOR_KERNEL(store_kernel, store_body)
 
+// Eight floats, rounded as store() does.
+PLAIT_INLINE void store_words(float* to, Word8 x) {
+  store(to, Floats8(x) + 0.0f);
+}
+PLAIT_INLINE void store_words(bfloat16* to, Word8 x) {
+  const Floats8 f = Floats8(x) + 0.0f;
+  const Word8 u = Word8(f), rounded = u + 0x7fffu + ((u >> 16) & 1u), nan = u | 0x400000u;
+  const Short8 s = __builtin_convertvector((f == f ? rounded : nan) >> 16, Short8);
+  std::memcpy(to, &s, sizeof(s));
+}
+
 template <class V, class T>
 PLAIT_INLINE void store_turned_body(const float* x, int64_t rows, int64_t size, T* out,
                                     int64_t stride) {
+  const int64_t whole = rows / 8 * 8, wide = size / 8 * 8;
+  for (int64_t r = 0; r < whole; r += 8)
+    for (int64_t i = 0; i < wide; i += 8) {  // eight by eight
+      Word8 words[8];
+#pragma GCC unroll 8
+      for (int l = 0; l < 8; l++) std::memcpy(&words[l], x + (i + l) * QUERIES + r, 32);
+      transpose(words);
+#pragma GCC unroll 8
+      for (int l = 0; l < 8; l++) store_words(out + (r + l) * stride + i, words[l]);
+    }
   for (int64_t r = 0; r < rows; r++)
-    for (int64_t i = 0; i < size; i++)
+    for (int64_t i = r < whole ? wide : 0; i < size; i++)
       out[r * stride + i] = from_float<T>(x[i * QUERIES + r] + 0.0f);
 }
 PLAIT_VECTOR_KERNEL(store_turned_kernel, store_turned_body)
@@ -197,31 +232,38 @@ void multiply(const Product& p) {
   multiply_kernel(&p);
 }
 
+template <class T>
 void softmax_step(float* scores, int64_t keys, int64_t queries, float scale, float last,
-                  float* peak, float* sum, float* factor) {
-  softmax_step_kernel(scores, keys, queries, scale, last, peak, sum, factor);
+                  float* peak, float* sum, float* factor, T* out) {
+  softmax_step_kernel(scores, keys, queries, scale, last, peak, sum, factor, out);
 }
 
-void softmax_backward(float* scores, float* grads, int64_t keys, int64_t queries, float scale,
-                      float last, const float* log_sum, const float* delta) {
-  softmax_backward_kernel(scores, grads, keys, queries, scale, last, log_sum, delta);
+template <class T>
+void softmax_backward(const float* scores, const float* grads, int64_t keys, int64_t queries,
+                      float scale, float last, const float* log_sum, const float* delta, T* out,
+                      T* grads_out) {
+  softmax_backward_kernel(scores, grads, keys, queries, scale, last, log_sum, delta, out,
+                          grads_out);
+}
+
+void scale_columns(float* x, int64_t rows, int64_t queries, const float* factor) {
+  scale_kernel(x, rows, queries, factor);
 }
 
 void softmax_end(float* out, int64_t size, const float* peak, const float* sum, float* log_sum) {
   softmax_end_kernel(out, size, peak, sum, log_sum);
 }
 
-template <class T>
-void copy_rows(const T* x, int64_t stride, int64_t rows, int64_t size, float* out) {
+void copy_rows(const float* x, int64_t stride, int64_t rows, int64_t size, float* out) {
   copy_kernel(x, stride, rows, size, out);
 }
-template <class T>
-void turn_rows(const T* x, int64_t stride, int64_t rows, int64_t size, float* out) {
+void turn_rows(const float* x, int64_t stride, int64_t rows, int64_t size, float* out) {
   turn_kernel(x, stride, rows, size, out);
 }
 template <class T>
-void store_rows(const float* x, int64_t rows, int64_t size, T* out, int64_t stride) {
-  store_kernel(x, rows, size, out, stride);
+void store_rows(const float* x, int64_t x_row, int64_t rows, int64_t size, T* out,
+                int64_t stride) {
+  store_kernel(x, x_row, rows, size, out, stride);
 }
 template <class T>
 void store_turned(const float* x, int64_t rows, int64_t size, T* out, int64_t stride) {
@@ -233,11 +275,12 @@ void dot_rows(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_
   dot_kernel(a, a_stride, b, b_stride, rows, size, out);
 }
 
-#define PLAIT_ROWS(T)                                                      \
-  template void copy_rows(const T*, int64_t, int64_t, int64_t, float*);    \
-  template void turn_rows(const T*, int64_t, int64_t, int64_t, float*);    \
-  template void store_rows(const float*, int64_t, int64_t, T*, int64_t);   \
-  template void store_turned(const float*, int64_t, int64_t, T*, int64_t); \
+#define PLAIT_ROWS(T)                                                                      \
+  template void softmax_step(float*, int64_t, int64_t, float, float, float*, float*, float*, T*); \
+  template void softmax_backward(const float*, const float*, int64_t, int64_t, float, float,      \
+                                 const float*, const float*, T*, T*);                             \
+  template void store_rows(const float*, int64_t, int64_t, int64_t, T*, int64_t);                 \
+  template void store_turned(const float*, int64_t, int64_t, T*, int64_t);                        \
   template void dot_rows(const T*, int64_t, const T*, int64_t, int64_t, int64_t, float*);
 PLAIT_ROWS(float)
 PLAIT_ROWS(bfloat16)

@@ -37,51 +37,61 @@ PLAIT_INLINE void store_pair(Word8 pair, int64_t panel, float* out) {
 }
 
 // 8 or 16 k of a panel, from rows of 8 words: a float, or two neighbouring bfloat16.
-template <Packing FORM, int WIDTH>
+template <Packing FORM, int WIDTH, bool WHOLE>
 PLAIT_INLINE void turn(const float* x, int64_t wide_stride, int valid, int64_t panel, float* out) {
   Word8 r[8] = {};
 #pragma GCC unroll 8
   for (int w = 0; w < WIDTH; w++)
-    if (w < valid) std::memcpy(&r[w], x + w * wide_stride, 32);
+    if (WHOLE || w < valid) std::memcpy(&r[w], x + w * wide_stride, 32);
   transpose(r);
 #pragma GCC unroll 8
   for (int k = 0; k < 8; k++) store<WIDTH>(r[k], out + k * panel);
 }
-template <Packing FORM, int WIDTH>
+template <Packing FORM, int WIDTH, bool WHOLE>
 PLAIT_INLINE void turn(const bfloat16* x, int64_t wide_stride, int valid, int64_t panel,
                        float* out) {
   Word8 r[8] = {};
 #pragma GCC unroll 8
   for (int w = 0; w < WIDTH; w++)
-    if (w < valid) std::memcpy(&r[w], x + w * wide_stride, 32);
+    if (WHOLE || w < valid) std::memcpy(&r[w], x + w * wide_stride, 32);
   transpose(r);
 #pragma GCC unroll 8
   for (int k = 0; k < 8; k++)
     store_pair<FORM, WIDTH>(r[k], panel, out + place<FORM>(2 * k) * panel);
 }
 
-// Rows of k that lie along w: a pair at a time.
+// WIDTH places of a panel, from rows of k that lie along w: a pair at a time.
 template <Packing FORM, int WIDTH>
 PLAIT_INLINE void along(const float* x, int64_t depth_stride, int64_t depth, int64_t panel,
                         float* out) {
   for (int64_t k = 0; k < depth; k++)
     std::memcpy(out + k * panel, x + k * depth_stride, WIDTH * sizeof(float));
 }
+// Without `both` k is the last one of an odd number.
+template <Packing FORM, int PLACES>
+PLAIT_INLINE void along_group(const bfloat16* x, int64_t depth_stride, bool both, int64_t panel,
+                              float* out) {
+  const Word8 low = words<PLACES>(x);
+  if (both)
+    store_pair<FORM, PLACES>(low | words<PLACES>(x + depth_stride) << 16, panel, out);
+  else if (FORM == Packing::floats)
+    store<PLACES>(low << 16, out);
+  else
+    store_pair<FORM, PLACES>(low, panel, out);
+}
 template <Packing FORM, int WIDTH>
 PLAIT_INLINE void along(const bfloat16* x, int64_t depth_stride, int64_t depth, int64_t panel,
                         float* out) {
-  int64_t k = 0;
-  for (; k + 2 <= depth; k += 2) {
-    const Word8 low = words<WIDTH>(x + k * depth_stride),
-                high = words<WIDTH>(x + (k + 1) * depth_stride);
-    store_pair<FORM, WIDTH>(low | high << 16, panel, out + place<FORM>(k) * panel);
+  constexpr int REST = WIDTH % 8, WHOLE = WIDTH - REST;
+  for (int64_t k = 0; k < depth; k += 2) {
+    const bfloat16* from = x + k * depth_stride;
+    float* to = out + place<FORM>(k) * panel;
+#pragma GCC unroll 4
+    for (int w = 0; w < WHOLE; w += 8)
+      along_group<FORM, 8>(from + w, depth_stride, k + 1 < depth, panel, to + w);
+    if constexpr (REST != 0)
+      along_group<FORM, REST>(from + WHOLE, depth_stride, k + 1 < depth, panel, to + WHOLE);
   }
-  if (k == depth) return;
-  const Word8 last = words<WIDTH>(x + k * depth_stride);
-  if (FORM == Packing::floats)
-    store<WIDTH>(last << 16, out + k * panel);
-  else
-    store_pair<FORM, WIDTH>(last, panel, out + place<FORM>(k) * panel);
 }
 
 // Any strides, `width` places of which `valid` are in x.
@@ -117,10 +127,16 @@ template <Packing FORM, int WIDTH, class T>
 PLAIT_INLINE void pack_group(const T* x, int64_t wide_stride, int64_t depth_stride, int valid,
                              int64_t depth, int64_t panel, float* out) {
   constexpr int64_t AT_ONCE = 32 / sizeof(T);
-  if (depth_stride == 1 && valid > 0) {
+  if (valid == 0) {
+    const int64_t lines = packed_size(FORM, depth);
+    for (int64_t k = 0; k < lines; k++) store<WIDTH>(Word8{}, out + k * panel);
+  } else if (depth_stride == 1) {
     int64_t k = 0;
+    if (valid == WIDTH)
+      for (; k + AT_ONCE <= depth; k += AT_ONCE)
+        turn<FORM, WIDTH, true>(x + k, wide_stride, valid, panel, out + place<FORM>(k) * panel);
     for (; k + AT_ONCE <= depth; k += AT_ONCE)
-      turn<FORM, WIDTH>(x + k, wide_stride, valid, panel, out + place<FORM>(k) * panel);
+      turn<FORM, WIDTH, false>(x + k, wide_stride, valid, panel, out + place<FORM>(k) * panel);
     plain<FORM>(x + k, wide_stride, 1, valid, depth - k, WIDTH, panel,
                  out + place<FORM>(k) * panel);
   } else if (wide_stride == 1 && valid == WIDTH) {
@@ -142,6 +158,10 @@ PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, int64_t depth_strid
       const int width = int(wide - w < PANEL ? wide - w : PANEL);
       const T* from = x + w * wide_stride + first * depth_stride;
       float* to = out + w / PANEL * panel_stride + place<FORM>(first) * PANEL;
+      if (wide_stride == 1 && width == PANEL && depth_stride != 1) {
+        along<FORM, PANEL>(from, depth_stride, here, PANEL, to);
+        continue;
+      }
       for (int g = 0; g + 8 <= PANEL; g += 8) {
         const int valid = width - g < 0 ? 0 : width - g < 8 ? width - g : 8;
         pack_group<FORM, 8>(from + g * wide_stride, wide_stride, depth_stride, valid, here, PANEL,

@@ -10,6 +10,7 @@ namespace plait {
 
 typedef uint32_t Word8 __attribute__((vector_size(32)));
 typedef uint16_t Short8 __attribute__((vector_size(16)));
+typedef uint64_t Long2 __attribute__((vector_size(16)));
 
 #if defined(__clang__)
 #define PLAIT_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -45,7 +46,15 @@ PLAIT_INLINE void transpose(Word8 (&r)[8]) {
 template <int WIDTH>
 PLAIT_INLINE Word8 words(const bfloat16* x) {
   Short8 s = {};
-  std::memcpy(&s, x, WIDTH * sizeof(bfloat16));
+  if (WIDTH == 6) {  // in two registers: on the way through memory the second load would wait
+    uint64_t low;
+    uint32_t high;
+    std::memcpy(&low, x, sizeof(low));
+    std::memcpy(&high, x + 4, sizeof(high));
+    s = Short8(Long2{low, high});
+  } else {
+    std::memcpy(&s, x, WIDTH * sizeof(bfloat16));
+  }
   return __builtin_convertvector(s, Word8);
 }
 

@@ -19,7 +19,7 @@ from plait.comm import Communicator
 def factors(ranks: int) -> Factors:
     return {
         "layout": factorisations(ranks),
-        "model": ("gpt", "resnet", "mlp"),
+        "model": ("gpt", "resnet", "vit", "mlp"),
         "precision": ("float32", "bfloat16"),
         "microbatch": (None, 3, 5, 13),  # of 13 samples: 3 and 5 leave a rest
         "schedule": ("one_f_one_b", "gpipe"),
@@ -37,7 +37,7 @@ def excluded(one: Setting, other: Setting) -> bool:
     numerics, and only sequences can be cut along the sequence."""
     if one == ("model", "resnet") and other[0] == "microbatch":
         return other[1] is not None
-    return one[0] == "model" and one[1] != "gpt" and other == ("sequence_parallel", True)
+    return one in (("model", "resnet"), ("model", "mlp")) and other == ("sequence_parallel", True)
 
 
 def split(row: dict[str, Any]) -> tuple[Training, How]:
@@ -50,7 +50,7 @@ def split(row: dict[str, Any]) -> tuple[Training, How]:
 @case(1)
 def two_threads_share_the_work(world: Communicator) -> None:
     """Of every model, so that threads are not 2 in name only: the second wakes up many times."""
-    for model in ("gpt", "resnet"):  # an MLP this small has no work for two
+    for model in ("gpt", "resnet", "vit"):  # an MLP this small has no work for two
         before = sleeps()
         kernels.set_threads(2)
         (second,) = sleeps().keys() - before.keys()

@@ -97,6 +97,17 @@ def mlp_gradients(world: Communicator) -> None:
     compare_layouts(world, specs, image_batch(BATCH, (5, 7), 10), variants, layouts, GRAINS)
 
 
+@case((2, 3, 4), limit=120.0)
+def vit_gradients(world: Communicator) -> None:
+    """15 positions and 12 pixels a patch, cut into 8 tensor leaves."""
+    specs = models.vit(
+        input_shape=(6, 10, 3), classes=10, layers=2, hidden_dim=32, heads=8, patch=2, dropout=0.1
+    )
+    batch, layouts = image_batch(BATCH, (6, 10, 3), 10), list(factorisations(world.size))
+    for variant, precision in zip(VARIANTS[1:], ("bfloat16", "float32", "float32", "bfloat16")):
+        compare_layouts(world, specs, batch, [variant], layouts, GRAINS, precision=precision)
+
+
 @case((1, 2, 3, 4, 6, 8), limit=120.0)
 def resnet_gradients(world: Communicator) -> None:
     """Batch norm makes the microbatch count: where it is given, only layouts that cut a batch into

@@ -52,7 +52,7 @@ def orders(training: Training, layout: tuple[int, int, int]) -> list[How]:
 def hows(training: Training, layout: tuple[int, int, int]) -> Iterator[How]:
     data, tensor, _ = layout
     zero = (0, 1) if data > 1 else (0,)
-    parallel = (False, True) if training.model == "gpt" and tensor > 1 else (False,)
+    parallel = (False, True) if training.model in ("gpt", "vit") and tensor > 1 else (False,)
     for how in orders(training, layout):
         for recompute, level, cut in product(("none", "layer"), zero, parallel):
             yield replace(how, recompute=recompute, zero=level, sequence_parallel=cut)
@@ -83,6 +83,11 @@ def every_gpt(world: Communicator) -> None:
 @case(RANKS, limit=900.0, long=True)
 def every_mlp(world: Communicator) -> None:
     run_product(world, "mlp")
+
+
+@case(RANKS, limit=1800.0, long=True)
+def every_vit(world: Communicator) -> None:
+    run_product(world, "vit")
 
 
 @case(RANKS, limit=600.0, long=True)

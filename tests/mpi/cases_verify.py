@@ -41,6 +41,13 @@ data = {kind = "synthetic", input_shape = [8, 5, 1], classes = 7, samples = 64}
 train = {steps = 20, batch = 8, precision = "float32"}
 """
 
+VIT = """
+name = "verified"
+model = {kind = "vit", layers = 2, hidden_dim = 24, heads = 4, patch = 2, dropout = 0.1}
+data = {kind = "synthetic", input_shape = [6, 10, 1], classes = 7, samples = 64}
+train = {steps = 20, batch = 8, microbatch = 3}
+"""
+
 
 def configs(text: str, layouts: list[str], *changes: str) -> list[Config]:
     with TemporaryDirectory() as folder:
@@ -68,6 +75,9 @@ def layouts_are_found_equal(world: Communicator) -> None:
     assert same, text
     same, text = told(configs(RESNET, ["1x1x1", "2x1x1", "1x2x2", "3x1x1"]))
     assert same, text
+    for changes in (["train.sequence_parallel=true"], ["train.recompute=layer", "layout.zero=1"]):
+        same, text = told(configs(VIT, ["1x1x1", "2x1x1", "1x2x2", "1x1x3"], *changes))
+        assert same, text
     same, text = told(
         configs(RESNET, ["1x1x1", "1x1x2"])[:1] + configs(RESNET, ["2x1x1"], "seed=1")
     )

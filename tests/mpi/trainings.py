@@ -18,6 +18,10 @@ from plait.nn import LayerSpec
 SAMPLES, GRAINS = 31, (8, 8)
 GPT = {"hidden_dim": 72, "heads": 8, "vocabulary": 101, "sequence_length": 19, "dropout": 0.1}
 RESNET: dict[str, Any] = {"input_shape": (17, 15, 3), "classes": 10, "width": 20}
+VIT: dict[str, Any] = {
+    "input_shape": (6, 10, 3), "classes": 10, "hidden_dim": 72, "heads": 8, "patch": 2,
+    "dropout": 0.1,
+}  # fmt: skip
 MLP: dict[str, Any] = {"input_shape": (5, 7, 3), "classes": 10, "hidden_dim": 190}
 
 
@@ -39,6 +43,8 @@ class Training:
             return models.gpt(layers=6 if deep else 2, **{**GPT, **dict(self.sizes)})
         if self.model == "resnet":
             return models.resnet(blocks=(2, 2, 2) if deep else (1, 1), **RESNET)
+        if self.model == "vit":
+            return models.vit(layers=6 if deep else 2, **VIT)
         return models.mlp(layers=7 if deep else 3, **MLP)
 
     @property
@@ -57,7 +63,7 @@ def _samples(model: str, sizes: tuple[tuple[str, int], ...]) -> Dataset:
         targets[:2] = -1
         found = data.arrays(tokens[:, :-1], targets)
     else:
-        known = RESNET if model == "resnet" else MLP
+        known = {"resnet": RESNET, "vit": VIT, "mlp": MLP}[model]
         x = random.standard_normal((SAMPLES, *known["input_shape"])).astype(np.float32)
         found = data.arrays(x, np.arange(SAMPLES) % known["classes"])
     found.prepare()

@@ -79,11 +79,12 @@ Outputs elementwise(int op, const Tensor& a, const Tensor& b, const Tensor& c, c
   return {out};
 }
 
-Outputs attention(DType dtype, const Shape& s, bool causal, int64_t gap) {
+// scale: of values and of the gradient.
+Outputs attention(DType dtype, const Shape& s, bool causal, int64_t gap, float scale = 1) {
   const int64_t batch = s[0], queries = s[1], keys = s[2], heads = s[3], groups = s[4], size = s[5];
   const Shape q_shape{batch, queries, heads, size}, k_shape{batch, keys, groups, size};
   const Tensor q = normal(dtype, q_shape, 1, 2, gap), k = normal(dtype, k_shape, 2, 2, gap),
-               v = normal(dtype, k_shape, 3, 1, gap), grad = normal(dtype, q_shape, 4, 1, gap);
+               v = normal(dtype, k_shape, 3, scale, gap), grad = normal(dtype, q_shape, 4, scale, gap);
   Tensor out = empty(dtype, q_shape), log_sum = empty(F32, {batch, heads, queries}),
          grad_q = empty(dtype, q_shape), grad_k = empty(dtype, k_shape),
          grad_v = empty(dtype, k_shape);
@@ -182,6 +183,10 @@ void add_attention(Cases& cases) {
         add_parts(cases, {{"attention_forward", {0, 1}}, {"attention_backward", {2, 3, 4}}}, dtype,
                   s, causal ? " causal" : "",
                   [=] { return attention(dtype, s, causal, s[5] % 4); });
+  const Shape s{1, 67, 67, 1, 1, 40};
+  for (DType dtype : {F32, BF16})
+    add_parts(cases, {{"attention_forward", {0, 1}}, {"attention_backward", {2, 3, 4}}}, dtype, s,
+              " denormal", [=] { return attention(dtype, s, true, 0, 0x1p-124f); });
 }
 
 void add_vocabulary(Cases& cases) {

@@ -26,6 +26,7 @@ MODELS = [
     ((GPT.format(48, 6), TOKENS), 6),
     ((GPT.format(40, 5), TOKENS), 5),
     ((LLAMA.format(3), TOKENS), 3),
+    (("model={kind='vit', layers=1, hidden_dim=24, heads=3}", IMAGES), 3),
     (("model={kind='resnet', blocks=[1], width=8}", IMAGES), 0),
 ]
 FILE = '[model]\nkind = "mlp"\nhidden_dim = 8\n[train]\nsteps = 1\nbatch = 4\n'

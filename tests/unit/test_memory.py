@@ -104,14 +104,18 @@ GPT = {"layers": 2, "hidden_dim": 128, "heads": 4, "vocabulary": 1000, "sequence
 IMAGES: dict[str, Any] = {"input_shape": (16, 16, 3), "classes": 10}
 
 
-@pytest.mark.parametrize("model", ["gpt", "llama", "resnet", "mlp"])
+@pytest.mark.parametrize("model", ["gpt", "llama", "resnet", "vit", "mlp"])
 def test_later_steps_take_nothing_from_the_system(model):
     if model in ("gpt", "llama"):
         layers = getattr(models, model)(**GPT)
         shape: dict[str, Any] = {"vocabulary": 1000, "sequence_length": 64}
     else:
-        more = {"blocks": (1, 1), "width": 16} if model == "resnet" else {"hidden_dim": 512}
-        layers, shape = getattr(models, model)(**IMAGES, **more), IMAGES
+        more: dict[str, dict[str, Any]] = {
+            "resnet": {"blocks": (1, 1), "width": 16},
+            "vit": {"layers": 2, "hidden_dim": 128, "heads": 4},
+            "mlp": {"hidden_dim": 512},
+        }
+        layers, shape = getattr(models, model)(**IMAGES, **more[model]), IMAGES
     dataset = data.synthetic(samples=256, **shape)
     with Trainer(
         layers, dataset, mesh=Mesh(comm=Alone()), optimizer=optim.AdamW(), batch=64

@@ -1,25 +1,30 @@
 """Rule 9 of docs/numerics.md: what is fused gives the bits of its parts, computed one by one by
 other kernels. Rule 10: attention's parts and their order, written out."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from kernel_cases import SCALE, attend, like
-from kernel_checks import FLOAT32, STORAGE, bits, random
+from kernel_checks import EMULATED, FLOAT32, STORAGE, bits, random
 
 from plait import _cpu
 from plait.comm import Leaves
 from plait.comm.tree import merges
+from plait.train.numerics import PATHS
 
 Array = np.ndarray
 every_type = pytest.mark.parametrize("dtype", STORAGE, ids=str)
 
 
-def product(a: Array, b: Array, start: Array | None = None) -> Array:
-    """a b in float32, each element one chain from zero, or on from start."""
-    a, b = (np.ascontiguousarray(x, FLOAT32) for x in (a, b))
+def product(
+    a: Array, b: Array, start: Array | None = None, dtype: np.dtype[Any] = FLOAT32
+) -> Array:
+    """a b of matrices that are rounded to dtype first; float32, each element one chain from zero,
+    or on from start."""
+    a, b = (np.ascontiguousarray(x, dtype) for x in (a, b))
     out = np.full((len(a), b.shape[1]), np.nan, FLOAT32) if start is None else start
     _cpu.matmul(a, b, False, False, [0, len(b)], start is not None, 0, None, out)
     return out
@@ -158,12 +163,22 @@ def lanes(x: Array) -> Array:
 BLOCK = 64
 
 
+@pytest.fixture(params=[PATHS[0], EMULATED])
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One instruction path of each family."""
+    best = _cpu.isa()
+    _cpu.set_isa(request.param)
+    yield request.param
+    _cpu.set_isa(best)
+
+
 @every_type
-@pytest.mark.parametrize("size", [20, 64])
-@pytest.mark.parametrize("length", [50, 150])
-def test_rule_10_attention_written_out(length: int, size: int, dtype: np.dtype) -> None:
-    """Two heads of queries on one of keys, causal; blocks of 64 keys and queries; nothing between
-    the products is rounded to storage."""
+@pytest.mark.parametrize("size", [20, 33, 64])
+@pytest.mark.parametrize("length", [50, 151])
+def test_rule_10_attention_written_out(length: int, size: int, dtype: np.dtype, path: str) -> None:
+    """Two heads of queries on one of keys, causal; blocks of 64 keys and queries. Between the
+    products only probabilities and the scores' gradients are rounded to storage, each once, for
+    their products alone. In bfloat16 the products are those of matrices."""
     heads: list[Array] = [random((1, length, h, size), dtype, seed=h) for h in (2, 1)]
     q, k, v = heads[0], heads[1], random((1, length, 1, size), dtype, seed=3)
     grad = random(q.shape, dtype, seed=4)
@@ -176,15 +191,15 @@ def test_rule_10_attention_written_out(length: int, size: int, dtype: np.dtype) 
     dk, dv = np.zeros((2, length, size), FLOAT32)
     for h in range(2):
         queries, keys, values, d_out, o = (x[h if len(x) == 2 else 0] for x in wide)
-        found, logs = forward(queries, keys, values, hidden)
+        found, logs = forward(queries, keys, values, hidden, dtype)
         assert same(out[0, :, h], found + np.float32(0))
         assert bits(log_sum[0, h]) == bits(logs)
-        p = exp(product(queries, keys.T) * np.float32(SCALE), logs[:, None])
+        p = exp(product(queries, keys.T, dtype=dtype) * np.float32(SCALE), logs[:, None])
         p[hidden] = 0
         delta = lanes(d_out * o)
-        ds = p * (product(d_out, values.T) - delta[:, None]) * np.float32(SCALE)
-        dv, dk = product(p.T, d_out, dv), product(ds.T, queries, dk)
-        assert same(grads[0][0, :, h], product(ds, keys) + np.float32(0))
+        ds = p * (product(d_out, values.T, dtype=dtype) - delta[:, None]) * np.float32(SCALE)
+        dv, dk = product(p.T, d_out, dv, dtype), product(ds.T, queries, dk, dtype)
+        assert same(grads[0][0, :, h], product(ds, keys, dtype=dtype) + np.float32(0))
     assert same(grads[1][0, :, 0], dk + np.float32(0))
     assert same(grads[2][0, :, 0], dv + np.float32(0))
 
@@ -196,7 +211,9 @@ def same(stored: Array, exact: Array) -> bool:
     return bits(stored) == bits(rounded)
 
 
-def forward(q: Array, k: Array, v: Array, hidden: Array) -> tuple[Array, Array]:
+def forward(
+    q: Array, k: Array, v: Array, hidden: Array, dtype: np.dtype[Any]
+) -> tuple[Array, Array]:
     """The online softmax: after each block of keys, what was added before shrinks by e^(old peak -
     new peak)."""
     rows = len(q)
@@ -204,7 +221,7 @@ def forward(q: Array, k: Array, v: Array, hidden: Array) -> tuple[Array, Array]:
     out = np.zeros((rows, v.shape[1]), FLOAT32)
     for start in range(0, len(k), BLOCK):
         block = slice(start, start + BLOCK)
-        scores: Any = product(q, k[block].T) * np.float32(SCALE)
+        scores: Any = product(q, k[block].T, dtype=dtype) * np.float32(SCALE)
         scores[hidden[:, block]] = -np.inf
         new = np.maximum(peak, scores.max(1))
         p = exp(scores, new[:, None])
@@ -216,6 +233,6 @@ def forward(q: Array, k: Array, v: Array, hidden: Array) -> tuple[Array, Array]:
         total = np.stack(
             [product([[a, t]], [[1], [f]])[0, 0] for a, t, f in zip(added, total, shrink)]
         )
-        out = product(p, v[block], out * shrink[:, None])
+        out = product(p, v[block], out * shrink[:, None], dtype)
         peak = new
     return out * (np.float32(1) / total)[:, None], peak + log(total)

@@ -72,9 +72,10 @@ def test_rule_4_beta_1_continues_the_chain(name: str, dtype: np.dtype) -> None:
         assert not same(tuple(a + b for a, b in pairs), whole)
 
 
-@every_row
+@pytest.mark.parametrize("name", [name for name in ROWS if not name.startswith("attention")])
 def test_rule_9_an_op_rounds_once(name: str) -> None:
-    """In bfloat16 it is the float32 op of the same values, rounded where it stores."""
+    """In bfloat16 it is the float32 op of the same values, rounded where it stores. Attention also
+    rounds what it multiplies: test_numerics_fusion."""
     case = ROWS[name](BFLOAT16)
     assert same(rounded(case), case.run())
 

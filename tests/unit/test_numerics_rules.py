@@ -48,7 +48,15 @@ def residual() -> Problem:
     return specs, image_batch(BATCH, (6, 5, 1), 7)
 
 
-every_problem = pytest.mark.parametrize("problem", [transformer, grouped, perceptron, residual])
+def patches() -> Problem:
+    shape = (6, 10, 1)  # 15 positions
+    specs = models.vit(input_shape=shape, classes=7, layers=1, hidden_dim=24, heads=2, patch=2)
+    return specs, image_batch(BATCH, shape, 7)
+
+
+every_problem = pytest.mark.parametrize(
+    "problem", [transformer, grouped, perceptron, residual, patches]
+)
 
 
 def trained(problem: Problem, grains: dict[str, int] = GRAINS, **changes: Any) -> str:

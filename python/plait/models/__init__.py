@@ -4,5 +4,6 @@ from plait.models.gpt import gpt
 from plait.models.llama import llama
 from plait.models.mlp import mlp
 from plait.models.resnet import resnet
+from plait.models.vit import vit
 
-__all__ = ["gpt", "llama", "mlp", "resnet"]
+__all__ = ["gpt", "llama", "mlp", "resnet", "vit"]

@@ -30,10 +30,13 @@ class MLP(nn.Layer):
 
 class Block(nn.Layer):
     def __init__(
-        self, build: Build, size: int, heads: int, hidden: int, dropout: float, std_out: float
-    ):
+        self, build: Build, size: int, heads: int, hidden: int, dropout: float, std_out: float, *,
+        causal: bool = True,
+    ):  # fmt: skip
         self.norm1 = nn.LayerNorm(build.at("norm1"), size)
-        self.attention = nn.SelfAttention(build.at("attention"), size, heads, std_out=std_out)
+        self.attention = nn.SelfAttention(
+            build.at("attention"), size, heads, causal=causal, std_out=std_out
+        )
         self.dropout1 = nn.Dropout(build, dropout, 2 * build.index + 1)
         self.norm2 = nn.LayerNorm(build.at("norm2"), size)
         self.mlp = MLP(build.at("mlp"), size, hidden, std_out)

@@ -96,6 +96,7 @@ class LayerSpec:
     of another layer, which cost memory on another stage only. flops: multiply-adds times 2.
     activation: elements kept for backward; output: elements passed on.
     tensor_units: what the tensor grains must divide, such as heads (0: anything).
+    sequence: the length of the sequences that it makes of inputs that are none, such as images.
     mixes_samples: an output depends on the other samples of its microbatch, as with batch norm.
     """
 
@@ -107,6 +108,7 @@ class LayerSpec:
     activation: int = 0
     output: int = 0
     tensor_units: int = 0
+    sequence: int = 0
     mixes_samples: bool = False
 
 

@@ -9,13 +9,14 @@ from plait.ops.embedding import PositionEmbedding, VocabEmbedding
 from plait.ops.linear import ColumnLinear, RowLinear
 from plait.ops.norm import LayerNorm, RMSNorm
 from plait.ops.parameter import Init, Parameter
+from plait.ops.patches import MeanPositions, Patches
 from plait.ops.pool import MaxPool, MeanPool
 from plait.ops.position import Position, Segment, Share
 from plait.ops.sums import fan_in
 
 __all__ = [
     "GELU", "Add", "Attention", "BatchNorm", "ColumnConv", "ColumnLinear", "CrossEntropy",
-    "Dropout", "GatherChannels", "Init", "LayerNorm", "MaxPool", "MeanPool", "Parameter",
-    "Position", "PositionEmbedding", "RMSNorm", "ReLU", "RowConv", "RowLinear", "Segment", "Share",
-    "SwiGLU", "VocabEmbedding", "dropout", "fan_in",
+    "Dropout", "GatherChannels", "Init", "LayerNorm", "MaxPool", "MeanPool", "MeanPositions",
+    "Parameter", "Patches", "Position", "PositionEmbedding", "RMSNorm", "ReLU", "RowConv",
+    "RowLinear", "Segment", "Share", "SwiGLU", "VocabEmbedding", "dropout", "fan_in",
 ]  # fmt: skip

@@ -1,8 +1,9 @@
 """Matrix products split over the tensor axis: by outputs (column parallel) or by inputs (row
 parallel).
 
-x is (B, S, K). A column-parallel weight is (local N, K), a row-parallel one (local K, N): sharding
-is along axis 0 in both, so each tensor leaf is one contiguous block of rows.
+x is (B, S, K), or (B, K) of samples that are no sequence. A column-parallel weight is (local N, K),
+a row-parallel one (local K, N): sharding is along axis 0 in both, so each tensor leaf is one
+contiguous block of rows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from plait.backend import Array, empty, kernels
 from plait.comm import Communicator
 from plait.ops.parameter import Parameter
 from plait.ops.sums import (
+    cut_sequence,
     gather_sequence,
     position_chunks,
     replicated_chains,
@@ -78,7 +80,7 @@ class ColumnLinear(Function):
         if not ctx.needs_input_grad[0]:
             return None
         return sum_over_leaves(
-            comm, list(weight.leaf_rows), shape, x.dtype, part, sequence=position.sequence
+            comm, list(weight.leaf_rows), shape, x.dtype, part, sequence=cut_sequence(position, x)
         )
 
 
@@ -105,7 +107,7 @@ class RowLinear(Function):
         ).wait()  # fmt: skip
 
     @staticmethod
-    def backward(ctx: Context, grad: Array) -> Array:
+    def backward(ctx: Context, grad: Array) -> Array | None:
         x, weight, bias, comm = ctx.saved
         position = ctx.position
         local = grad
@@ -120,6 +122,8 @@ class RowLinear(Function):
                     kernels.sum_rows(local[where], not segment.begins, total)
 
         ctx.later(parameters)
+        if not ctx.needs_input_grad[0]:
+            return None
         grad_x = empty((*grad.shape[:-1], k), x.dtype)
         kernels.matmul(flat(grad), weight.array, False, True, [0, n], False, 0, None, flat(grad_x))
         return grad_x

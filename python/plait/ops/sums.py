@@ -84,11 +84,18 @@ def sequence_bounds(comm: Communicator, length: int) -> list[int]:
     return [leaf * length // comm.leaves.count for leaf in comm.leaves.bounds]
 
 
+def cut_sequence(position: Position, x: Array) -> int | None:
+    """The length of the sequence that x (B, local positions, C) is cut along; None if it is whole,
+    or (B, C)."""
+    return position.sequence if x.ndim > 2 else None
+
+
 def gather_sequence(comm: Communicator, position: Position, x: Array) -> Array:
     """(B, local positions, C) -> (B, S, C) if sequences are cut over tensor ranks, else x."""
-    if position.sequence is None:
+    length = cut_sequence(position, x)
+    if length is None:
         return x
-    bounds = sequence_bounds(comm, position.sequence)
+    bounds = sequence_bounds(comm, length)
     gathered: Array = comm.all_gather(x, axis=1, bounds=bounds)
     return gathered
 

@@ -18,7 +18,10 @@ from plait.train import sections
 from plait.train.config import Config, ConfigError
 from plait.train.trainer import Trainer
 
-STANDARD = {"gpt": models.gpt, "llama": models.llama, "mlp": models.mlp, "resnet": models.resnet}
+STANDARD = {
+    "gpt": models.gpt, "llama": models.llama, "mlp": models.mlp, "resnet": models.resnet,
+    "vit": models.vit,
+}  # fmt: skip
 
 
 def build_dataset(config: Config) -> Dataset:

@@ -147,5 +147,5 @@ def _heads(config: "Config") -> list[tuple[str, int]]:
     return [("the model", getattr(model, "kv_heads", None) or model.heads)] if model else []
 
 
-def _with_heads(model: sections.Model) -> sections.GPT | sections.Llama | None:
-    return model if isinstance(model, sections.GPT | sections.Llama) else None
+def _with_heads(model: sections.Model) -> sections.GPT | sections.Llama | sections.ViT | None:
+    return model if isinstance(model, sections.GPT | sections.Llama | sections.ViT) else None

@@ -221,13 +221,18 @@ class Engine:
 
     # --- one step ---
 
+    def sequence(self, inputs: Array) -> int | None:
+        """The length of the sequences that activations are cut along; None if they are not."""
+        if not self.settings.sequence_parallel:
+            return None
+        return next((spec.sequence for spec in self.specs if spec.sequence), inputs.shape[1])
+
     def step(self, step: int, learning_rate: float, inputs: Array, targets: Array) -> StepResult:
         """Trains on this replica's samples of step `step`; targets < 0 are masked.
 
         UserError if no target of the whole batch is unmasked."""
         settings = self.settings
-        sequence = inputs.shape[1] if settings.sequence_parallel else None
-        positions = self.share.microbatches(step, settings.seed, sequence)
+        positions = self.share.microbatches(step, settings.seed, self.sequence(inputs))
         starts = [p.first_sample - self.share.start for p in positions]
         parts = [slice(a, a + p.count) for a, p in zip(starts, positions, strict=True)]
         unmasked = np.array([np.count_nonzero(targets >= 0)], np.int64)

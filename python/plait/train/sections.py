@@ -47,6 +47,17 @@ class ResNet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViT:
+    kind: Literal["vit"] = "vit"
+    layers: int = option("blocks", low=1)
+    hidden_dim: int = option("width between the blocks", low=1)
+    heads: int = option("attention heads; they divide hidden_dim", low=1)
+    patch: int = option("side of a patch in pixels; it divides the images' sides", 4, low=1)
+    mlp_dim: int | None = option("width inside the MLP", low=1, unset="4 x hidden_dim")
+    dropout: float = option("share of elements dropped in training", 0.0, low=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MLP:
     kind: Literal["mlp"] = "mlp"
     layers: int = option("pairs of linear layers", 2, low=1)
@@ -62,7 +73,7 @@ class Custom:
     arguments: dict[str, Any]
 
 
-Model = GPT | Llama | ResNet | MLP | Custom
+Model = GPT | Llama | ResNet | ViT | MLP | Custom
 
 # --- [data]: one table a kind ---
 

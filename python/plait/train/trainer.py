@@ -278,7 +278,7 @@ class Trainer:
         for first in range(start, stop, size):
             indices = np.arange(first, min(first + size, stop), dtype=np.int64)
             inputs, targets = dataset.batch(indices)
-            sequence = inputs.shape[1] if self.settings.sequence_parallel else None
+            sequence = self.engine.sequence(inputs)
             position = Position(
                 self.next_step, first, len(indices), False, self.settings.seed, (), sequence
             )
