@@ -84,6 +84,40 @@ PLAIT_INLINE void along(const bfloat16* x, int64_t depth_stride, int64_t depth, 
     store_pair<FORM, WIDTH>(last, panel, out + place<FORM>(k) * panel);
 }
 
+// The same where fewer than WIDTH, at most 7, places are in x.
+template <Packing FORM, int WIDTH>
+PLAIT_INLINE void along_part(const bfloat16* x, int64_t depth_stride, int valid, int64_t depth,
+                             int64_t panel, float* out) {
+  for (int64_t k = 0; k < depth; k += 2) {
+    bfloat16 rows[2][8] = {};
+    for (int i = 0; i < 2 && k + i < depth; i++) {
+      const bfloat16* from = x + (k + i) * depth_stride;
+      bfloat16* to = rows[i];
+      if (valid & 4) std::memcpy(to, from, 8), from += 4, to += 4;
+      if (valid & 2) std::memcpy(to, from, 4), from += 2, to += 2;
+      if (valid & 1) *to = *from;
+    }
+    const Word8 low = words<8>(rows[0]), high = words<8>(rows[1]);
+    if (FORM == Packing::floats && k + 1 == depth)
+      store<WIDTH>(low << 16, out + k * panel);
+    else
+      store_pair<FORM, WIDTH>(low | high << 16, panel, out + place<FORM>(k) * panel);
+  }
+}
+template <Packing FORM, int WIDTH>
+PLAIT_INLINE void along_part(const float* x, int64_t depth_stride, int valid, int64_t depth,
+                             int64_t panel, float* out) {
+  for (int64_t k = 0; k < depth; k++) {
+    float row[8] = {};
+    const float* from = x + k * depth_stride;
+    float* to = row;
+    if (valid & 4) std::memcpy(to, from, 16), from += 4, to += 4;
+    if (valid & 2) std::memcpy(to, from, 8), from += 2, to += 2;
+    if (valid & 1) *to = *from;
+    std::memcpy(out + k * panel, row, WIDTH * sizeof(float));
+  }
+}
+
 // Any strides, `width` places of which `valid` are in x.
 template <Packing FORM>
 PLAIT_INLINE void plain(const float* x, int64_t wide_stride, int64_t depth_stride, int valid,
@@ -125,6 +159,8 @@ PLAIT_INLINE void pack_group(const T* x, int64_t wide_stride, int64_t depth_stri
                  out + place<FORM>(k) * panel);
   } else if (wide_stride == 1 && valid == WIDTH) {
     along<FORM, WIDTH>(x, depth_stride, depth, panel, out);
+  } else if (wide_stride == 1) {
+    along_part<FORM, WIDTH>(x, depth_stride, valid, depth, panel, out);
   } else {
     plain<FORM>(x, wide_stride, depth_stride, valid, depth, WIDTH, panel, out);
   }

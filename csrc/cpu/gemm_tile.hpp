@@ -7,7 +7,8 @@
 
 namespace plait {
 
-constexpr int MAX_TILE = 32 * 32;  // elements of the largest tile
+constexpr int MAX_ROWS = 32;             // of a tile
+constexpr int MAX_TILE = MAX_ROWS * 32;  // elements of the largest tile
 
 // What the 4 bytes of a panel's element hold. A term is one float32. Of bfloat16 operands a pair is
 // (k, k + 1), which adds the term of k + 1, then that of k; denormal terms and sums count as zero.
@@ -32,10 +33,11 @@ struct Lower {
   int64_t stride;
 };
 
-// t(i, j) = init(i, j) or 0; then the chain over a[d][i] * b[d][j] for ascending d; then `merges`
+// t(i, j) = init(i, j) or 0; then the chain over a(i, d) * b[d][j] for ascending d; then `merges`
 // times lower + t; stored in out.
 struct Tile {
-  const float* a;  // (depth, tile rows) packed
+  const float* a;         // packed: (i, d) at i * a_row + d * a_step; blocks have an order of their own
+  int64_t a_row, a_step;
   const float* b;  // (depth, tile columns) packed
   int64_t depth;   // elements packed
   const float* init;  // or null
@@ -49,7 +51,8 @@ struct Tile {
 struct TileKernel {
   Packing packing;
   int rows, columns;
-  void (*run)(const Tile& tile, int rows);  // the first `rows` rows, all columns
+  // the first `rows` rows; of the columns at least the first `columns`
+  void (*run)(const Tile& tile, int rows, int columns);
   int64_t pass = 1024;                      // elements packed along k at once
   int64_t group = 64 * 1024;                // elements of a that tiles work through: a part of L2
   void (*begin)() = nullptr;                // in a thread, before it runs tiles,

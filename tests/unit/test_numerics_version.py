@@ -41,21 +41,22 @@ MODELS = {
 }
 # Begin of the digest after three steps. Where they change, other bits come of the same run: if that
 # is meant, NUMERICS_VERSION goes up, and these become what they are then.
-VERSION = 2
+VERSION = 3
 DIGESTS = {
     ("gpt", "float32"): "ba3eed35cf08d6a5",
     ("gpt", "bfloat16"): "05595cc63bd4fa67",
     ("llama", "float32"): "fa1ccafdadce17f6",
     ("llama", "bfloat16"): "aa7593b9c073cf63",
     ("resnet", "float32"): "743ee63599da0990",
-    ("resnet", "bfloat16"): "f85f3802a7525264",
+    ("resnet", "bfloat16"): "3b9f829ddc9c6cad",
 }
 
 
-# What AMX adds in blocks; the ResNet has no more than one, whose sums come out alike.
+# What AMX adds in blocks.
 AMX_DIGESTS = {
-    ("gpt", "bfloat16"): "48dd08bbd573b25c",
-    ("llama", "bfloat16"): "6c4ec9cc336f5702",
+    ("gpt", "bfloat16"): "e025e87b9bc6049e",
+    ("llama", "bfloat16"): "a63385e542e0b040",
+    ("resnet", "bfloat16"): "4c6ae29b4dd90fc3",
 }
 
 

@@ -1,0 +1,178 @@
+// Packs the runs of a pass. What is unfolded is first put together in a block that a near cache
+// holds, so that every packing knows matrices with strides only.
+#include "cpu/gemm_operand.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace plait {
+namespace {
+
+thread_local Scratch block_memory;
+
+constexpr int64_t BLOCK = 16 * 1024;  // elements put together at once
+constexpr int64_t STEP = 32;          // a multiple of all units along k
+
+template <class T>
+struct Strided {
+  const T* data;
+  int64_t wide_stride, depth_stride;
+};
+
+struct Piece {
+  int64_t at, length;
+};
+
+// Columns [first, first + count) as pieces of adjacent channels.
+std::vector<Piece> pieces_of(const Unfolded& u, int64_t first, int64_t count) {
+  std::vector<Piece> found;
+  const int64_t taps = int64_t(u.taps.size()), end = first + count;
+  for (size_t leaf = 0; leaf + 1 < u.leaves.size(); leaf++) {
+    const int64_t channels = u.leaves[leaf + 1] - u.leaves[leaf];
+    for (int64_t t = 0; t < taps; t++) {
+      const int64_t begin = taps * u.leaves[leaf] + t * channels;
+      const int64_t from = std::max(first, begin), to = std::min(end, begin + channels);
+      if (from < to)
+        found.push_back({u.taps[size_t(t)] + (u.leaves[leaf] + from - begin) * u.channel_stride,
+                         to - from});
+    }
+  }
+  return found;
+}
+
+// Rows of `pieces`, row_stride apart in out, the last unit of each filled up with zeros.
+template <class T>
+PLAIT_INLINE void copy_rows(const T* x, const int64_t* rows, int64_t count, const Piece* pieces,
+                            int64_t n, int64_t row_stride, int64_t filled, T* out) {
+  constexpr int64_t LINE = 64 / sizeof(T);
+  for (int64_t r = 0; r < count; r++, out += row_stride) {
+    T* to = out;
+    for (int64_t p = 0; p < n; p++) {
+      const T* from = x + rows[r] + pieces[p].at;
+      const int64_t length = pieces[p].length;
+      int64_t i = 0;
+      for (; i + LINE <= length; i += LINE) std::memcpy(to + i, from + i, 64);
+      for (; i < length; i++) to[i] = from[i];
+      to += length;
+    }
+    for (int64_t i = to - out; i < filled; i++) out[i] = T{};
+  }
+}
+PLAIT_KERNEL(put_rows, copy_rows)
+
+// Rows [row, row + rows) and columns [column, column + columns) of u, one of them adjacent.
+template <class T>
+const T* put_together(const Unfolded& u, const T* x, int64_t row, int64_t rows, int64_t column,
+                      int64_t columns) {
+  T* out = block_memory.get<T>(rows * columns);
+  const std::vector<Piece> pieces = pieces_of(u, column, columns);
+  std::vector<int64_t> places(static_cast<size_t>(rows));
+  Row(u.rows, row).fill(rows, places.data());
+  if (u.channel_stride == 1) {
+    put_rows(x, static_cast<const int64_t*>(places.data()), rows, pieces.data(),
+             int64_t(pieces.size()), columns, columns, out);
+    return out;
+  }
+  const Piece whole{places.empty() ? 0 : places[0], rows};  // rows that are adjacent in a column
+  std::vector<int64_t> starts;
+  for (const Piece& piece : pieces)
+    for (int64_t c = 0; c < piece.length; c++)
+      starts.push_back(piece.at + c * u.channel_stride);
+  put_rows(x, static_cast<const int64_t*>(starts.data()), columns, &whole, int64_t(1), rows,
+           rows, out);
+  return out;
+}
+
+void pack_block(const Strided<float>& x, int64_t wide, int64_t depth, int64_t panel_stride,
+                int panel, bool, Packing packing, float* out) {
+  pack_panels(x.data, x.wide_stride, x.depth_stride, wide, depth, panel, panel_stride, packing, out);
+}
+void pack_block(const Strided<bfloat16>& x, int64_t wide, int64_t depth, int64_t panel_stride,
+                int panel, bool columns, Packing packing, float* out) {
+  if (packing == Packing::blocks && !columns)
+    pack_rows(x.data, x.wide_stride, x.depth_stride, wide, depth, panel_stride, out);
+  else
+    pack_panels(x.data, x.wide_stride, x.depth_stride, wide, depth, panel, panel_stride, packing,
+                out);
+}
+
+template <class T>
+void pack_run(const Operand& x, const T* data, bool columns, int64_t k, int64_t depth, int64_t first,
+              int64_t wide, int64_t panel_stride, const TileKernel& kernel, float* out) {
+  const int panel = columns ? kernel.columns : kernel.rows;
+  if (!x.unfolded) {
+    const int64_t wide_stride = columns ? x.column_stride : x.row_stride;
+    const int64_t depth_stride = columns ? x.row_stride : x.column_stride;
+    const Strided<T> part{data + first * wide_stride + k * depth_stride, wide_stride, depth_stride};
+    return pack_block(part, wide, depth, panel_stride, panel, columns, kernel.packing, out);
+  }
+  const Unfolded& u = *x.unfolded;
+  const bool rows_wide = columns == x.transposed, row_major = u.channel_stride == 1;
+  const bool wide_adjacent = rows_wide != row_major;
+  const int64_t wide_step =
+      wide_adjacent ? wide : std::max<int64_t>(1, BLOCK / (depth + 1) / panel) * panel;
+  const int64_t depth_step =
+      wide_adjacent ? std::max<int64_t>(1, BLOCK / (wide + 1) / STEP) * STEP : depth;
+  for (int64_t w = 0; w < wide; w += wide_step)
+    for (int64_t d = 0; d < depth; d += depth_step) {
+      const int64_t w_here = std::min(wide_step, wide - w), d_here = std::min(depth_step, depth - d);
+      const T* block = rows_wide ? put_together(u, data, first + w, w_here, k + d, d_here)
+                                 : put_together(u, data, k + d, d_here, first + w, w_here);
+      const Strided<T> part{block, wide_adjacent ? 1 : d_here, wide_adjacent ? w_here : 1};
+      pack_block(part, w_here, d_here, panel_stride, panel, columns, kernel.packing,
+                 out + w / panel * panel_stride + packed_size(kernel.packing, d) * panel);
+    }
+}
+
+// Rows whose k are adjacent can stay as they are.
+bool copied(const Operand& x, Packing packing) {
+  const bool adjacent =
+      x.unfolded ? !x.transposed && x.unfolded->channel_stride == 1 : x.column_stride == 1;
+  return adjacent && (x.dtype == DType::float32 ? packing == Packing::floats
+                                                : packing == Packing::pairs);
+}
+
+template <class T>
+void copy_run(const Operand& x, const T* data, const Run& run, int64_t first, int64_t wide,
+              int64_t row_floats, float* out) {
+  constexpr int64_t PER_FLOAT = 4 / sizeof(T);
+  std::vector<Piece> pieces{{run.k, run.length}};
+  const Rows dense{1, first + wide, 0, 0, x.row_stride};
+  if (x.unfolded) pieces = pieces_of(*x.unfolded, run.k, run.length);
+  std::vector<int64_t> places(static_cast<size_t>(wide));
+  Row(x.unfolded ? x.unfolded->rows : dense, first).fill(wide, places.data());
+  put_rows(data, static_cast<const int64_t*>(places.data()), wide,
+           static_cast<const Piece*>(pieces.data()), int64_t(pieces.size()), row_floats * PER_FLOAT,
+           (run.length + PER_FLOAT - 1) / PER_FLOAT * PER_FLOAT, reinterpret_cast<T*>(out));
+}
+
+}  // namespace
+
+Packed pack(const Operand& x, bool columns, const Pass& pass, int64_t first, int64_t wide,
+            const TileKernel& kernel, Scratch& scratch) {
+  const int64_t side = columns ? kernel.columns : kernel.rows, panels = (wide + side - 1) / side;
+  Packed p{nullptr, pass.depth * side, 1, side};
+  const bool rows = !columns && copied(x, kernel.packing);
+  if (rows) {  // an odd number of cache lines: rows must not meet in a few sets
+    p.row = ((pass.depth + 15) / 16 | 1) * 16;
+    p.step = 1, p.panel = side * p.row;
+  }
+  float* out = scratch.get<float>(panels * p.panel);
+  p.data = out;
+  for (const Run& run : pass.runs) {
+    auto from = [&](const auto* data) {
+      if (rows)
+        copy_run(x, data, run, first, wide, p.row, out + run.at);
+      else
+        pack_run(x, data, columns, run.k, run.length, first, wide, p.panel, kernel,
+                 out + run.at * side);
+    };
+    if (x.dtype == DType::float32)
+      from(static_cast<const float*>(x.data));
+    else
+      from(static_cast<const bfloat16*>(x.data));
+  }
+  return p;
+}
+
+}  // namespace plait
