@@ -6,4 +6,5 @@ GPT = {
     "30M": {"layers": 6, "hidden_dim": 384, "heads": 6, "sequence_length": 256},
     "124M": {"layers": 12, "hidden_dim": 768, "heads": 12, "sequence_length": 512},
 }
-BATCH = {"tiny": 8, "30M": 8, "124M": 2}  # samples a replica
+RESNET = {"resnet18": {"input_shape": (32, 32, 3), "classes": 10}}
+BATCH = {"tiny": 8, "30M": 8, "124M": 2, "resnet18": 64}  # samples a replica

@@ -1,12 +1,13 @@
-"""A training step of GPT 30M and 124M, one core a rank: plait and PyTorch in turn.
+"""A training step of GPT 30M and 124M, or of ResNet-18 (resnet18), one core a rank: plait and
+PyTorch in turn.
 
 python benchmarks/step.py [--models 30M,124M] [--ranks 1,2] [--rounds 7] [--torch PYTHON]
                           [--compile] [--json FILE]
 
 PyTorch is run as `PYTHON` has it (another environment's; without --torch plait runs alone), each
 way with the C library's memory as it comes and tuned to keep what was freed. Prints seconds a
-step, tokens/s, how many times as fast plait is (median of the rounds, and range), the first step
-since the start, and peak memory.
+step, tokens or images/s, how many times as fast plait is (median of the rounds, and range), both
+again in rank 0's CPU time, the first step since the start, and peak memory.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sizes import BATCH, GPT, VOCABULARY
+from sizes import BATCH, GPT, RESNET, VOCABULARY
 from turns import Side, ratio_text, rounds, serve
 
 TUNED = {
@@ -27,12 +28,26 @@ TUNED = {
 }
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 WAYS = [("autocast", "whole"), ("masters", "whole"), ("masters", "chunks")]
+RESNET_WAYS = [("autocast", "whole"), ("masters", "whole")]
 
 
-def worker(model: str, ranks: int, grains: str) -> None:
+def problem(model: str, batch: int) -> Any:
+    """The layers, and a batch of inputs and targets."""
     import numpy as np
 
     from plait import models
+
+    random = np.random.default_rng(0)
+    if model in RESNET:
+        sizes = RESNET[model]
+        inputs = random.standard_normal((batch, *sizes["input_shape"]), np.float32)
+        return models.resnet(**sizes), inputs, random.integers(0, sizes["classes"], batch, np.int32)
+    tokens = random.integers(0, VOCABULARY, (batch, GPT[model]["sequence_length"] + 1), np.int32)
+    specs = models.gpt(vocabulary=VOCABULARY, **GPT[model])
+    return specs, tokens[:, :-1].copy(), tokens[:, 1:].copy()
+
+
+def worker(model: str, ranks: int, grains: str) -> None:
     from plait.backend import kernels
     from plait.mesh import Mesh
     from plait.optim import AdamW
@@ -41,14 +56,13 @@ def worker(model: str, ranks: int, grains: str) -> None:
     from plait.train.grains import auto_grains
 
     kernels.set_threads(1)
-    batch, length = BATCH[model] * ranks, GPT[model]["sequence_length"]
-    specs = models.gpt(vocabulary=VOCABULARY, **GPT[model])
+    batch = BATCH[model] * ranks
+    specs, inputs, targets = problem(model, batch)
     data, tensor = (ranks, 1) if grains == "layout" else auto_grains(specs, batch)
     mesh = Mesh(ranks, grains={"data": data, "tensor": tensor})
     engine = Engine(specs, mesh, AdamW(weight_decay=0.1), Settings(batch, BATCH[model]))
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (batch, length + 1), np.int32)
-    mine = tokens[engine.share.start : engine.share.stop]
-    inputs, targets = mine[:, :-1].copy(), mine[:, 1:].copy()
+    mine = slice(engine.share.start, engine.share.stop)
+    inputs, targets = inputs[mine], targets[mine]
     number = iter(range(1 << 30))
 
     def step() -> None:
@@ -63,22 +77,28 @@ def compare(model: str, ranks: int, a: argparse.Namespace) -> dict[str, Any]:
 
     own = [sys.executable, "-m", "mpi4py", __file__, "--worker", model, str(ranks), a.grains]
     plait = Side([str(mpiexec()), "-n", str(ranks), *own], ranks, ONE_THREAD)
-    tokens = BATCH[model] * GPT[model]["sequence_length"] * ranks
-    print(f"GPT {model}, data {ranks}, {tokens} tokens a step, one thread a rank")
+    units = "images" if model in RESNET else "tokens"
+    tokens = BATCH[model] * ranks * (1 if model in RESNET else GPT[model]["sequence_length"])
+    print(f"{model}, data {ranks}, {tokens} {units} a step, one thread a rank")
     found = {}
 
-    def report(name: str, side: Side, against: list[float]) -> None:
-        seconds = statistics.median(side.seconds)
-        found[name] = {"seconds": side.seconds, "plait": against, "first": side.first, **side.about}
+    def report(name: str, side: Side, start: int) -> None:
+        seconds, cpu = statistics.median(side.seconds), statistics.median(side.cpu)
+        against, against_cpu = plait.seconds[start:], plait.cpu[start:]
+        found[name] = {
+            "seconds": side.seconds, "plait": against, "cpu": side.cpu, "plait_cpu": against_cpu,
+            "first": side.first, **side.about,
+        }  # fmt: skip
         print(
-            f"  {name:48} {seconds:7.3f} s {tokens / seconds:8.0f} tokens/s  plait is "
-            f"{ratio_text(against, side.seconds):20} first step after {side.first:5.1f} s, "
+            f"  {name:48} {seconds:7.3f} s {tokens / seconds:8.1f} {units}/s  plait is "
+            f"{ratio_text(against, side.seconds):20} CPU {cpu:6.3f} s, "
+            f"{ratio_text(against_cpu, side.cpu):20} first step after {side.first:5.1f} s, "
             f"{side.about['memory']} MB",
             flush=True,
         )
 
     peer = str(Path(__file__).with_name("peers") / "torch_step.py")
-    for precision, loss in WAYS if a.torch else []:
+    for precision, loss in (RESNET_WAYS if model in RESNET else WAYS) if a.torch else []:
         for tuned, more in (("", {}), (", tuned malloc", TUNED)):
             for compiled in ((), ("compile",)) if a.compile else ((),):
                 command = [a.torch, peer, model, str(ranks), precision, loss, *compiled]
@@ -87,11 +107,11 @@ def compare(model: str, ranks: int, a: argparse.Namespace) -> dict[str, Any]:
                 rounds({"plait": plait, "peer": side}, a.rounds)  # two at a time: memory
                 side.close()
                 name = f"torch {precision}, {loss} loss{tuned}{''.join(', ' + c for c in compiled)}"
-                report(name, side, plait.seconds[start:])
+                report(name, side, start)
     if not a.torch:
         rounds({"plait": plait}, a.rounds)
     plait.close()
-    report("plait", plait, plait.seconds)
+    report("plait", plait, 0)
     return found
 
 

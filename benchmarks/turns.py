@@ -1,7 +1,7 @@
 """Two programs that take turns on one machine, so that a busy machine is busy for both.
 
 Each process of a program waits in its own FIFO until it is told how many steps to take: nobody
-spins while the other side works. Rank 0 answers with the seconds of each step.
+spins while the other side works. Rank 0 answers with the seconds of each step, and its CPU time.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ def serve(rank: int, step: Callable[[], None], about: Callable[[], dict[str, Any
     folder = Path(os.environ[FOLDER])
     with (folder / f"go.{rank}").open() as go:
         while count := int(go.readline()):
-            seconds = []
+            seconds, cpu = [], []
             for _ in range(count):
-                begin = time.perf_counter()
+                begin, cpu_begin = time.perf_counter(), time.process_time()
                 step()
                 seconds.append(time.perf_counter() - begin)
+                cpu.append(time.process_time() - cpu_begin)
             if rank == 0:
                 with (folder / "answer").open("w") as answer:
-                    answer.write(json.dumps({"seconds": seconds, **about()}) + "\n")
+                    answer.write(json.dumps({"seconds": seconds, "cpu": cpu, **about()}) + "\n")
 
 
 class Side:
@@ -51,6 +52,7 @@ class Side:
         self.go = [os.open(self.folder / f"go.{rank}", os.O_RDWR) for rank in range(ranks)]
         self.about: dict[str, Any] = {}
         self.seconds: list[float] = []
+        self.cpu: list[float] = []
         self.first = self.run(1, keep=False) and time.perf_counter() - self.began
 
     def run(self, steps: int, keep: bool = True) -> list[float]:
@@ -58,8 +60,10 @@ class Side:
             os.write(file, f"{steps}\n".encode())
         self.about = json.loads(self._answer())
         seconds: list[float] = self.about.pop("seconds")
+        cpu: list[float] = self.about.pop("cpu")
         if keep:
             self.seconds += seconds
+            self.cpu += cpu
         return seconds
 
     def _answer(self) -> str:

@@ -1,9 +1,9 @@
-"""A training step of the same GPT in PyTorch, for benchmarks/step.py to take turns with.
+"""A training step of the same model in PyTorch, for benchmarks/step.py to take turns with.
 
 python torch_step.py MODEL RANKS PRECISION LOSS [compile]: precision "autocast", or "masters"
 (bfloat16 weights with float32 masters, kept beside them); loss "whole", or "chunks" (head and loss
-256 rows at a time, computed again in backward). The head is tied in all of them; several ranks are
-DistributedDataParallel over gloo.
+256 rows at a time, computed again in backward). The head of a GPT is tied in all of them; images
+are channels_last. Several ranks are DistributedDataParallel over gloo.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sizes import BATCH, GPT, VOCABULARY
+from sizes import BATCH, GPT, RESNET, VOCABULARY
+from torch_resnet import build_resnet
 from turns import serve
 
 
@@ -85,8 +86,10 @@ def work(
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    sizes = GPT[model]
-    net = build(torch, sizes, loss == "chunks")
+    if model in RESNET:
+        net = build_resnet(torch, RESNET[model]).to(memory_format=torch.channels_last)
+    else:
+        net = build(torch, GPT[model], loss == "chunks")
     masters = None
     if precision == "masters":
         net = net.bfloat16()
@@ -100,9 +103,16 @@ def work(
     if compiled:
         call = torch.compile(call)
     generator = torch.Generator().manual_seed(rank)
-    length = sizes["sequence_length"]
-    tokens = torch.randint(0, VOCABULARY, (BATCH[model], length + 1), generator=generator)
-    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    batch = BATCH[model]
+    if model in RESNET:
+        height, width, channels = RESNET[model]["input_shape"]
+        inputs = torch.randn((batch, channels, height, width), generator=generator)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        targets = torch.randint(0, RESNET[model]["classes"], (batch,), generator=generator)
+    else:
+        length = GPT[model]["sequence_length"]
+        tokens = torch.randint(0, VOCABULARY, (batch, length + 1), generator=generator)
+        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def step() -> None:
         net.zero_grad(set_to_none=True)

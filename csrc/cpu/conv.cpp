@@ -1,9 +1,10 @@
-// Convolution forward and its gradient of x: both gather pixels of a source image into a destination
-// image.
+// Convolution forward and its gradient of x: both gather pixels of a source image into a
+// destination image.
 //
 // Pixels of the destination that meet the same taps of the kernel make the rows of one product of
 // matrices: its inner dimension is (kernel row, kernel column, channel) of the taps that lie inside
-// the source, so padding adds no terms, and an infinite weight spoils only what has a pixel under it.
+// the source, so padding adds no terms, and an infinite weight spoils only what has a pixel under
+// it.
 #include <algorithm>
 
 #include "core/ops.hpp"
@@ -65,7 +66,8 @@ struct Gather {
   int64_t batch, source_height, source_width, source_channels, pitch;  // elements between pixels
   int64_t height, width, channels;                                     // destination
   int64_t kernel_height, kernel_width;
-  int64_t of_channel, of_tap, of_source;  // weight strides: destination channel, tap, source channel
+  int64_t of_channel, of_tap,
+      of_source;  // weight strides: destination channel, tap, source channel
   std::vector<Places> rows, columns;
   std::vector<int64_t> leaves;
 };
@@ -74,10 +76,10 @@ struct Gather {
 void multiply(const Gather& g, const Places& r, const Places& c, const ConstArray& source,
               const ConstArray& weight, const Array& out) {
   const int64_t row = g.source_width * g.pitch, out_row = g.width * g.channels;
-  Unfolded pixels{{r.count, c.count, g.source_height * row, r.move * row, c.move * g.pitch},
-                  {}, g.leaves, 1};
-  Unfolded kernel{{1, std::max<int64_t>(g.channels, 1), 0, 0, g.of_channel}, {}, g.leaves,
-                  g.of_source};
+  Unfolded pixels{
+      {r.count, c.count, g.source_height * row, r.move * row, c.move * g.pitch}, {}, g.leaves, 1};
+  Unfolded kernel{
+      {1, std::max<int64_t>(g.channels, 1), 0, 0, g.of_channel}, {}, g.leaves, g.of_source};
   for (int64_t y = 0; y < r.taps; y++)
     for (int64_t x = 0; x < c.taps; x++) {
       pixels.taps.push_back((r.base + r.slide * y) * row + (c.base + c.slide * x) * g.pitch);
@@ -105,9 +107,10 @@ void run(const char* call, const Gather& g, const ConstArray& source, const Cons
          const Array& out) {
   check_leaves(call, g.leaves, g.source_channels);
   PLAIT_CHECK(out.contiguous(), call, "the output must be contiguous");
-  PLAIT_CHECK(source.dtype == weight.dtype && (out.dtype == source.dtype || out.dtype == DType::float32),
-              call, "types are ", name_of(source.dtype), " and ", name_of(weight.dtype), ", output ",
-              name_of(out.dtype), "; the output may be float32 or of the inputs' common type");
+  PLAIT_CHECK(
+      source.dtype == weight.dtype && (out.dtype == source.dtype || out.dtype == DType::float32),
+      call, "types are ", name_of(source.dtype), " and ", name_of(weight.dtype), ", output ",
+      name_of(out.dtype), "; the output may be float32 or of the inputs' common type");
   for (const Places& r : g.rows)
     for (const Places& c : g.columns) multiply(g, r, c, source, weight, out);
 }
@@ -126,8 +129,9 @@ void conv2d_forward(const ConstArray& x, const ConstArray& weight, bool input_fi
       x, weight, out);
 }
 
-void conv2d_backward(const ConstArray& grad, const ConstArray& weight, bool input_first, int64_t stride,
-                     int64_t padding, const std::vector<int64_t>& leaves, const Array& grad_x) {
+void conv2d_backward(const ConstArray& grad, const ConstArray& weight, bool input_first,
+                     int64_t stride, int64_t padding, const std::vector<int64_t>& leaves,
+                     const Array& grad_x) {
   const char* call = "conv2d_backward";
   const ConvShape s = conv_shape(call, grad_x, weight, input_first, stride, padding, grad);
   run(call,

@@ -1,5 +1,5 @@
-// Convolution's gradient of the weight: for each tap a product of two matrices over the outputs that
-// have a pixel under it, sample by sample. Padding adds no terms.
+// Convolution's gradient of the weight: for each tap a product of two matrices over the outputs
+// that have a pixel under it, sample by sample. Padding adds no terms.
 #include <algorithm>
 
 #include "core/ops.hpp"
@@ -25,8 +25,8 @@ Inside inside(int64_t out, int64_t k, int64_t stride, int64_t padding, int64_t l
 
 }  // namespace
 
-void conv2d_backward_weight(const ConstArray& grad, const ConstArray& x, bool input_first, int64_t stride,
-                            int64_t padding, const std::vector<int64_t>& leaves,
+void conv2d_backward_weight(const ConstArray& grad, const ConstArray& x, bool input_first,
+                            int64_t stride, int64_t padding, const std::vector<int64_t>& leaves,
                             const std::vector<int>& merges, int64_t slot, bool accumulate,
                             const Array& grad_weight) {
   const char* call = "conv2d_backward_weight";
@@ -37,7 +37,8 @@ void conv2d_backward_weight(const ConstArray& grad, const ConstArray& x, bool in
   std::copy_n(grad_weight.shape + 1, 4, one.shape);
   std::copy_n(grad_weight.strides + 1, 4, one.strides);
   const ConvShape s = conv_shape(call, x, one, input_first, stride, padding, grad);
-  PLAIT_CHECK(grad.dtype == x.dtype, call, "types differ: ", name_of(grad.dtype), " and ", name_of(x.dtype));
+  PLAIT_CHECK(grad.dtype == x.dtype, call, "types differ: ", name_of(grad.dtype), " and ",
+              name_of(x.dtype));
   check_leaves(call, leaves, s.batch);
   check_merges(call, leaves, merges, slot, accumulate, grad_weight.shape[0]);
   const int64_t x_pitch = pixel_pitch(call, x), grad_pitch = pixel_pitch(call, grad);
@@ -52,19 +53,27 @@ void conv2d_backward_weight(const ConstArray& grad, const ConstArray& x, bool in
       const int64_t count = h.count * w.count;
       const int64_t rows = std::max<int64_t>(h.count, 1), columns = std::max<int64_t>(w.count, 1);
       unfolded.push_back({{rows, columns, s.out_height * grad_row, grad_row, grad_pitch},
-                          {h.begin * grad_row + w.begin * grad_pitch}, {0, s.outputs}, 1});
+                          {h.begin * grad_row + w.begin * grad_pitch},
+                          {0, s.outputs},
+                          1});
       unfolded.push_back({{rows, columns, s.height * x_row, stride * x_row, stride * x_pitch},
                           {(h.begin * stride - padding + kh) * x_row +
                            (w.begin * stride - padding + kw) * x_pitch},
-                          {0, s.inputs}, 1});
+                          {0, s.inputs},
+                          1});
       Operand a{grad.data, grad.dtype, 0, 0, &unfolded.end()[-2]};
       Operand b{x.data, x.dtype, 0, 0, &unfolded.back()};
       if (input_first) std::swap(a, b);
       a.transposed = true;
       const int64_t first = input_first ? s.inputs : s.outputs, last = s.of_tap;
-      Gemm g{first, last, s.batch * count, a, b,
+      Gemm g{first,
+             last,
+             s.batch * count,
+             a,
+             b,
              const_cast<float*>(grad_weight.as<float>()) + (kh * s.kernel_width + kw) * last,
-             DType::float32, s.kernel_height * s.kernel_width * last};
+             DType::float32,
+             s.kernel_height * s.kernel_width * last};
       g.accumulate = accumulate;
       for (int64_t bound : leaves) g.leaves.push_back(bound * count);
       g.merges = merges;

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t PACKED_A = 1024 * 1024;  // of a packed at once: a part of L3
 constexpr int64_t BLOCK_COLUMNS = 1024;    // of out; b is packed this wide
-constexpr int64_t BLOCK_ROWS = 1024;       // all slots together; between passes they wait in scratch
+constexpr int64_t BLOCK_ROWS = 1024;  // all slots together; between passes they wait in scratch
 constexpr int64_t LEAST_ROWS = 256;
 constexpr double WORTH_A_THREAD = 1 << 20;  // multiply-adds
 
@@ -128,7 +128,6 @@ void run_chunks(const Gemm& g, const TileKernel& kernel, const Pass& pass, const
   }
 }
 
-
 // Where tiles wait between passes; in a single pass all share the slots of one tile.
 struct Slots {
   float* data;
@@ -141,7 +140,8 @@ void run_block(const Gemm& g, const TileKernel& kernel, const Pass& pass, const 
   const int64_t tile_size = int64_t(kernel.rows) * kernel.columns;
   const int64_t tiles_across = (r.columns + kernel.columns - 1) / kernel.columns;
   const int64_t rows_at_once =
-      std::max<int64_t>(1, kernel.group / (std::max<int64_t>(pass.depth, 1) * kernel.rows)) * kernel.rows;
+      std::max<int64_t>(1, kernel.group / (std::max<int64_t>(pass.depth, 1) * kernel.rows)) *
+      kernel.rows;
   for (int64_t first = 0; first < r.rows; first += rows_at_once) {
     const int64_t rows_here = std::min(rows_at_once, r.rows - first);
     const float* group = a.data + first / kernel.rows * a.panel;
@@ -179,7 +179,9 @@ struct Running {
 // Even blocks of a region.
 struct Blocks {
   Blocks(const Region& r, const TileKernel& k, int64_t rows)
-      : region(r), kernel(k), down((r.rows + rows - 1) / rows),
+      : region(r),
+        kernel(k),
+        down((r.rows + rows - 1) / rows),
         across((r.columns + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS) {}
   Region at(int64_t y, int64_t x) const {
     const Region& r = region;
@@ -228,8 +230,9 @@ void run_passes(const std::vector<Gemm>& several, const std::vector<Plan>& plans
 // One operand is packed once, the other for each block across it.
 void run_single(const Gemm& g, const Plan& plan, const TileKernel& kernel, const Region& r) {
   const Pass& pass = plan.passes[0];
-  const Blocks blocks(
-      r, kernel, std::max<int64_t>(PACKED_A / std::max<int64_t>(pass.depth, 1), kernel.rows));
+  const int64_t most = r.columns > BLOCK_COLUMNS ? PACKED_A : kernel.group / 4;  // b is packed once
+  const Blocks blocks(r, kernel,
+                      std::max<int64_t>(most / std::max<int64_t>(pass.depth, 1), kernel.rows));
   const Slots slots{slot_memory.get<float>(int64_t(kernel.rows) * kernel.columns * plan.slots), 1};
   const int64_t down = blocks.down, across = blocks.across;
   if (r.rows + down * r.columns < across * r.rows + r.columns) {
@@ -295,7 +298,9 @@ const TileKernel& kernel_of(const std::vector<Gemm>& several) {
 
 struct Work {
   explicit Work(const std::vector<Gemm>& several) : kernel(kernel_of(several)) {
-    for (const Gemm& g : several) plans.push_back(make_plan(g, kernel));
+    // Side by side what they share waits in L2 meanwhile, between shorter passes.
+    const int64_t longest = several.size() > 1 ? kernel.pass / 2 : kernel.pass;
+    for (const Gemm& g : several) plans.push_back(make_plan(g, kernel, longest));
   }
   const TileKernel& kernel;
   std::vector<Plan> plans;
@@ -310,7 +315,9 @@ void gemm(const Gemm& g) {
   run_region(one, work.plans, work.kernel, {0, 0, g.rows, g.columns});
 }
 
-void gemm_parallel(const Gemm& g) { gemm_parallel(std::vector<Gemm>{g}); }
+void gemm_parallel(const Gemm& g) {
+  gemm_parallel(std::vector<Gemm>{g});
+}
 
 void gemm_parallel(const std::vector<Gemm>& several) {
   const Gemm& g = several[0];

@@ -15,7 +15,8 @@ struct Rows {
 
 // A matrix whose rows are put together from pieces of memory, the taps: its columns are (leaf, tap,
 // channel of the leaf), and that of a row's tap t and channel c is the element taps[t] + c *
-// channel_stride from where the row begins. `leaves` cuts the channels.
+// channel_stride from where the row begins. `leaves` cuts the channels. Channels are adjacent, or
+// rows are; multiplied along its rows it has one tap and one leaf.
 struct Unfolded {
   Rows rows;
   std::vector<int64_t> taps, leaves;

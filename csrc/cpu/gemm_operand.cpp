@@ -1,8 +1,8 @@
-// Packs the runs of a pass. What is unfolded is first put together in a block that a near cache
-// holds, so that every packing knows matrices with strides only.
+// Packs the runs of a pass.
 #include "cpu/gemm_operand.hpp"
 
 #include <algorithm>
+#include <cassert>
 #include <cstring>
 
 namespace plait {
@@ -11,13 +11,6 @@ namespace {
 thread_local Scratch block_memory;
 
 constexpr int64_t BLOCK = 16 * 1024;  // elements put together at once
-constexpr int64_t STEP = 32;          // a multiple of all units along k
-
-template <class T>
-struct Strided {
-  const T* data;
-  int64_t wide_stride, depth_stride;
-};
 
 struct Piece {
   int64_t at, length;
@@ -33,8 +26,8 @@ std::vector<Piece> pieces_of(const Unfolded& u, int64_t first, int64_t count) {
       const int64_t begin = taps * u.leaves[leaf] + t * channels;
       const int64_t from = std::max(first, begin), to = std::min(end, begin + channels);
       if (from < to)
-        found.push_back({u.taps[size_t(t)] + (u.leaves[leaf] + from - begin) * u.channel_stride,
-                         to - from});
+        found.push_back(
+            {u.taps[size_t(t)] + (u.leaves[leaf] + from - begin) * u.channel_stride, to - from});
     }
   }
   return found;
@@ -60,76 +53,108 @@ PLAIT_INLINE void copy_rows(const T* x, const int64_t* rows, int64_t count, cons
 }
 PLAIT_KERNEL(put_rows, copy_rows)
 
-// Rows [row, row + rows) and columns [column, column + columns) of u, one of them adjacent.
+// x(w, k) at data[w * wide_stride + k * depth_stride], or, if places, at data[places[k] + w].
 template <class T>
-const T* put_together(const Unfolded& u, const T* x, int64_t row, int64_t rows, int64_t column,
-                      int64_t columns) {
-  T* out = block_memory.get<T>(rows * columns);
-  const std::vector<Piece> pieces = pieces_of(u, column, columns);
-  std::vector<int64_t> places(static_cast<size_t>(rows));
-  Row(u.rows, row).fill(rows, places.data());
-  if (u.channel_stride == 1) {
-    put_rows(x, static_cast<const int64_t*>(places.data()), rows, pieces.data(),
-             int64_t(pieces.size()), columns, columns, out);
-    return out;
-  }
-  const Piece whole{places.empty() ? 0 : places[0], rows};  // rows that are adjacent in a column
-  std::vector<int64_t> starts;
-  for (const Piece& piece : pieces)
-    for (int64_t c = 0; c < piece.length; c++)
-      starts.push_back(piece.at + c * u.channel_stride);
-  put_rows(x, static_cast<const int64_t*>(starts.data()), columns, &whole, int64_t(1), rows,
-           rows, out);
-  return out;
-}
+struct Strided {
+  const T* data;
+  const int64_t* places;
+  int64_t wide_stride, depth_stride;
+};
 
 void pack_block(const Strided<float>& x, int64_t wide, int64_t depth, int64_t panel_stride,
                 int panel, bool, Packing packing, float* out) {
-  pack_panels(x.data, x.wide_stride, x.depth_stride, wide, depth, panel, panel_stride, packing, out);
+  if (x.places)
+    pack_panels(x.data, x.places, wide, depth, panel, panel_stride, packing, out);
+  else
+    pack_panels(x.data, x.wide_stride, x.depth_stride, wide, depth, panel, panel_stride, packing,
+                out);
 }
 void pack_block(const Strided<bfloat16>& x, int64_t wide, int64_t depth, int64_t panel_stride,
                 int panel, bool columns, Packing packing, float* out) {
-  if (packing == Packing::blocks && !columns)
+  const bool rows = packing == Packing::blocks && !columns;
+  if (x.places && rows)
+    pack_rows(x.data, x.places, wide, depth, panel_stride, out);
+  else if (x.places)
+    pack_panels(x.data, x.places, wide, depth, panel, panel_stride, packing, out);
+  else if (rows)
     pack_rows(x.data, x.wide_stride, x.depth_stride, wide, depth, panel_stride, out);
   else
     pack_panels(x.data, x.wide_stride, x.depth_stride, wide, depth, panel, panel_stride, packing,
                 out);
 }
 
+std::vector<int64_t> places_of(const Rows& rows, int64_t first, int64_t count) {
+  std::vector<int64_t> places(static_cast<size_t>(count));
+  Row(rows, first).fill(count, places.data());
+  return places;
+}
+
+// Where what is adjacent lies along `wide`: the rows of u, or if its rows are wide its columns.
 template <class T>
-void pack_run(const Operand& x, const T* data, bool columns, int64_t k, int64_t depth, int64_t first,
-              int64_t wide, int64_t panel_stride, const TileKernel& kernel, float* out) {
+void pack_listed(const Unfolded& u, const T* data, bool rows_wide, bool columns, int64_t k,
+                 int64_t depth, int64_t first, int64_t wide, int64_t panel_stride,
+                 const TileKernel& kernel, float* out) {
   const int panel = columns ? kernel.columns : kernel.rows;
+  std::vector<int64_t> places;
+  if (rows_wide) {
+    data += Row(u.rows, first).next();
+    for (const Piece& piece : pieces_of(u, k, depth))
+      for (int64_t c = 0; c < piece.length; c++) places.push_back(piece.at + c * u.channel_stride);
+  } else {
+    places = places_of(u.rows, k, depth);
+    const std::vector<Piece> pieces = pieces_of(u, first, wide);
+    assert(pieces.size() == 1);  // of one tap
+    data += pieces[0].at;
+  }
+  pack_block({data, places.data(), 0, 0}, wide, depth, panel_stride, panel, columns, kernel.packing,
+             out);
+}
+
+// Where they lie along k: put together in a block that a near cache holds, then packed.
+template <class T>
+void pack_put(const Unfolded& u, const T* data, bool columns, int64_t k, int64_t depth,
+              int64_t first, int64_t wide, int64_t panel_stride, const TileKernel& kernel,
+              float* out) {
+  const int panel = columns ? kernel.columns : kernel.rows;
+  const std::vector<Piece> pieces = pieces_of(u, k, depth);
+  const std::vector<int64_t> places = places_of(u.rows, first, wide);
+  const int64_t step = std::max<int64_t>(1, BLOCK / (depth + 1) / panel) * panel;
+  for (int64_t w = 0; w < wide; w += step, out += step / panel * panel_stride) {
+    const int64_t here = std::min(step, wide - w);
+    T* block = block_memory.get<T>(here * depth);
+    put_rows(data, places.data() + w, here, pieces.data(), int64_t(pieces.size()), depth, depth,
+             block);
+    pack_block({block, nullptr, depth, 1}, here, depth, panel_stride, panel, columns,
+               kernel.packing, out);
+  }
+}
+
+template <class T>
+void pack_run(const Operand& x, const T* data, bool columns, int64_t k, int64_t depth,
+              int64_t first, int64_t wide, int64_t panel_stride, const TileKernel& kernel,
+              float* out) {
   if (!x.unfolded) {
+    const int panel = columns ? kernel.columns : kernel.rows;
     const int64_t wide_stride = columns ? x.column_stride : x.row_stride;
     const int64_t depth_stride = columns ? x.row_stride : x.column_stride;
-    const Strided<T> part{data + first * wide_stride + k * depth_stride, wide_stride, depth_stride};
+    const Strided<T> part{data + first * wide_stride + k * depth_stride, nullptr, wide_stride,
+                          depth_stride};
     return pack_block(part, wide, depth, panel_stride, panel, columns, kernel.packing, out);
   }
   const Unfolded& u = *x.unfolded;
-  const bool rows_wide = columns == x.transposed, row_major = u.channel_stride == 1;
-  const bool wide_adjacent = rows_wide != row_major;
-  const int64_t wide_step =
-      wide_adjacent ? wide : std::max<int64_t>(1, BLOCK / (depth + 1) / panel) * panel;
-  const int64_t depth_step =
-      wide_adjacent ? std::max<int64_t>(1, BLOCK / (wide + 1) / STEP) * STEP : depth;
-  for (int64_t w = 0; w < wide; w += wide_step)
-    for (int64_t d = 0; d < depth; d += depth_step) {
-      const int64_t w_here = std::min(wide_step, wide - w), d_here = std::min(depth_step, depth - d);
-      const T* block = rows_wide ? put_together(u, data, first + w, w_here, k + d, d_here)
-                                 : put_together(u, data, k + d, d_here, first + w, w_here);
-      const Strided<T> part{block, wide_adjacent ? 1 : d_here, wide_adjacent ? w_here : 1};
-      pack_block(part, w_here, d_here, panel_stride, panel, columns, kernel.packing,
-                 out + w / panel * panel_stride + packed_size(kernel.packing, d) * panel);
-    }
+  const bool rows_wide = columns == x.transposed;
+  if (rows_wide && u.channel_stride == 1)
+    pack_put(u, data, columns, k, depth, first, wide, panel_stride, kernel, out);
+  else
+    pack_listed(u, data, rows_wide, columns, k, depth, first, wide, panel_stride, kernel, out);
 }
 
 // Rows whose k are adjacent can stay as they are.
 bool copied(const Operand& x, Packing packing) {
   const bool adjacent =
       x.unfolded ? !x.transposed && x.unfolded->channel_stride == 1 : x.column_stride == 1;
-  return adjacent && (x.dtype == DType::float32 ? packing == Packing::floats
-                                                : packing == Packing::pairs);
+  return adjacent &&
+         (x.dtype == DType::float32 ? packing == Packing::floats : packing == Packing::pairs);
 }
 
 template <class T>
@@ -139,10 +164,9 @@ void copy_run(const Operand& x, const T* data, const Run& run, int64_t first, in
   std::vector<Piece> pieces{{run.k, run.length}};
   const Rows dense{1, first + wide, 0, 0, x.row_stride};
   if (x.unfolded) pieces = pieces_of(*x.unfolded, run.k, run.length);
-  std::vector<int64_t> places(static_cast<size_t>(wide));
-  Row(x.unfolded ? x.unfolded->rows : dense, first).fill(wide, places.data());
-  put_rows(data, static_cast<const int64_t*>(places.data()), wide,
-           static_cast<const Piece*>(pieces.data()), int64_t(pieces.size()), row_floats * PER_FLOAT,
+  const std::vector<int64_t> places = places_of(x.unfolded ? x.unfolded->rows : dense, first, wide);
+  put_rows(data, places.data(), wide, static_cast<const Piece*>(pieces.data()),
+           int64_t(pieces.size()), row_floats * PER_FLOAT,
            (run.length + PER_FLOAT - 1) / PER_FLOAT * PER_FLOAT, reinterpret_cast<T*>(out));
 }
 

@@ -1,6 +1,6 @@
 // Packs operands of a matrix multiplication into panels that a register tile reads front to back,
-// as float32 or in pairs of bfloat16. Eight by eight elements at a time, in compiler vectors: one text for every
-// instruction path.
+// as float32 or in pairs of bfloat16. Eight by eight elements at a time, in compiler vectors: one
+// text for every instruction path.
 #include <algorithm>
 #include <type_traits>
 
@@ -60,24 +60,21 @@ PLAIT_INLINE void turn(const bfloat16* x, int64_t wide_stride, int valid, int64_
     store_pair<FORM, WIDTH>(r[k], panel, out + place<FORM>(2 * k) * panel);
 }
 
-// Rows of k that lie along w: a pair at a time.
-template <Packing FORM, int WIDTH>
-PLAIT_INLINE void along(const float* x, int64_t depth_stride, int64_t depth, int64_t panel,
-                        float* out) {
+// Rows of k that lie along w, row k at at(k): a pair at a time.
+template <Packing FORM, int WIDTH, class At>
+PLAIT_INLINE void along(const float* x, At at, int64_t depth, int64_t panel, float* out) {
   for (int64_t k = 0; k < depth; k++)
-    std::memcpy(out + k * panel, x + k * depth_stride, WIDTH * sizeof(float));
+    std::memcpy(out + k * panel, x + at(k), WIDTH * sizeof(float));
 }
-template <Packing FORM, int WIDTH>
-PLAIT_INLINE void along(const bfloat16* x, int64_t depth_stride, int64_t depth, int64_t panel,
-                        float* out) {
+template <Packing FORM, int WIDTH, class At>
+PLAIT_INLINE void along(const bfloat16* x, At at, int64_t depth, int64_t panel, float* out) {
   int64_t k = 0;
   for (; k + 2 <= depth; k += 2) {
-    const Word8 low = words<WIDTH>(x + k * depth_stride),
-                high = words<WIDTH>(x + (k + 1) * depth_stride);
+    const Word8 low = words<WIDTH>(x + at(k)), high = words<WIDTH>(x + at(k + 1));
     store_pair<FORM, WIDTH>(low | high << 16, panel, out + place<FORM>(k) * panel);
   }
   if (k == depth) return;
-  const Word8 last = words<WIDTH>(x + k * depth_stride);
+  const Word8 last = words<WIDTH>(x + at(k));
   if (FORM == Packing::floats)
     store<WIDTH>(last << 16, out + k * panel);
   else
@@ -85,13 +82,13 @@ PLAIT_INLINE void along(const bfloat16* x, int64_t depth_stride, int64_t depth, 
 }
 
 // The same where fewer than WIDTH, at most 7, places are in x.
-template <Packing FORM, int WIDTH>
-PLAIT_INLINE void along_part(const bfloat16* x, int64_t depth_stride, int valid, int64_t depth,
-                             int64_t panel, float* out) {
+template <Packing FORM, int WIDTH, class At>
+PLAIT_INLINE void along_part(const bfloat16* x, At at, int valid, int64_t depth, int64_t panel,
+                             float* out) {
   for (int64_t k = 0; k < depth; k += 2) {
     bfloat16 rows[2][8] = {};
     for (int i = 0; i < 2 && k + i < depth; i++) {
-      const bfloat16* from = x + (k + i) * depth_stride;
+      const bfloat16* from = x + at(k + i);
       bfloat16* to = rows[i];
       if (valid & 4) std::memcpy(to, from, 8), from += 4, to += 4;
       if (valid & 2) std::memcpy(to, from, 4), from += 2, to += 2;
@@ -104,12 +101,12 @@ PLAIT_INLINE void along_part(const bfloat16* x, int64_t depth_stride, int valid,
       store_pair<FORM, WIDTH>(low | high << 16, panel, out + place<FORM>(k) * panel);
   }
 }
-template <Packing FORM, int WIDTH>
-PLAIT_INLINE void along_part(const float* x, int64_t depth_stride, int valid, int64_t depth,
-                             int64_t panel, float* out) {
+template <Packing FORM, int WIDTH, class At>
+PLAIT_INLINE void along_part(const float* x, At at, int valid, int64_t depth, int64_t panel,
+                             float* out) {
   for (int64_t k = 0; k < depth; k++) {
     float row[8] = {};
-    const float* from = x + k * depth_stride;
+    const float* from = x + at(k);
     float* to = row;
     if (valid & 4) std::memcpy(to, from, 16), from += 4, to += 4;
     if (valid & 2) std::memcpy(to, from, 8), from += 2, to += 2;
@@ -133,7 +130,8 @@ PLAIT_INLINE void plain(const bfloat16* x, int64_t wide_stride, int64_t depth_st
     for (int w = 0; w < width; w++) {
       const bool both = k + 1 < depth, there = w < valid;
       const bfloat16* from = x + w * wide_stride + k * depth_stride;
-      const uint32_t low = there ? from[0].bits : 0, high = there && both ? from[depth_stride].bits : 0;
+      const uint32_t low = there ? from[0].bits : 0,
+                     high = there && both ? from[depth_stride].bits : 0;
       float* to = out + place<FORM>(k) * panel + w;
       const uint32_t pair = low | high << 16, first = low << 16, second = high << 16;
       if (FORM == Packing::pairs) {
@@ -148,46 +146,54 @@ PLAIT_INLINE void plain(const bfloat16* x, int64_t wide_stride, int64_t depth_st
 
 // Some places of a panel, WIDTH at most 8, of which `valid` are in x.
 template <Packing FORM, int WIDTH, class T>
-PLAIT_INLINE void pack_group(const T* x, int64_t wide_stride, int64_t depth_stride, int valid,
-                             int64_t depth, int64_t panel, float* out) {
+PLAIT_INLINE void pack_group(const T* x, int64_t wide_stride, Even at, int valid, int64_t depth,
+                             int64_t panel, float* out) {
   constexpr int64_t AT_ONCE = 32 / sizeof(T);
-  if (depth_stride == 1 && valid > 0) {
+  if (at.stride == 1 && valid > 0) {
     int64_t k = 0;
     for (; k + AT_ONCE <= depth; k += AT_ONCE)
       turn<FORM, WIDTH>(x + k, wide_stride, valid, panel, out + place<FORM>(k) * panel);
     plain<FORM>(x + k, wide_stride, 1, valid, depth - k, WIDTH, panel,
-                 out + place<FORM>(k) * panel);
+                out + place<FORM>(k) * panel);
   } else if (wide_stride == 1 && valid == WIDTH) {
-    along<FORM, WIDTH>(x, depth_stride, depth, panel, out);
+    along<FORM, WIDTH>(x, at, depth, panel, out);
   } else if (wide_stride == 1) {
-    along_part<FORM, WIDTH>(x, depth_stride, valid, depth, panel, out);
+    along_part<FORM, WIDTH>(x, at, valid, depth, panel, out);
   } else {
-    plain<FORM>(x, wide_stride, depth_stride, valid, depth, WIDTH, panel, out);
+    plain<FORM>(x, wide_stride, at.stride, valid, depth, WIDTH, panel, out);
   }
 }
+template <Packing FORM, int WIDTH, class T>
+PLAIT_INLINE void pack_group(const T* x, int64_t, Listed at, int valid, int64_t depth,
+                             int64_t panel, float* out) {
+  if (valid == WIDTH)
+    along<FORM, WIDTH>(x, at, depth, panel, out);
+  else
+    along_part<FORM, WIDTH>(x, at, valid, depth, panel, out);
+}
 
-template <class T, int PANEL, Packing FORM>
-PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
-                            int64_t depth, std::integral_constant<int, PANEL>,
-                            int64_t panel_stride, Form<FORM>, float* out) {
+template <class T, class At, int PANEL, Packing FORM>
+PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, At at, int64_t wide, int64_t depth,
+                            std::integral_constant<int, PANEL>, int64_t panel_stride, Form<FORM>,
+                            float* out) {
   // Along the rows of x, a few at a time: whole cache lines are used before they leave.
   const int64_t run = wide_stride == 1 ? 16 : depth;
   for (int64_t first = 0; first < depth; first += run) {
     const int64_t here = depth - first < run ? depth - first : run;
     for (int64_t w = 0; w < wide; w += PANEL) {
       const int width = int(wide - w < PANEL ? wide - w : PANEL);
-      const T* from = x + w * wide_stride + first * depth_stride;
+      const T* from = x + w * wide_stride;
       float* to = out + w / PANEL * panel_stride + place<FORM>(first) * PANEL;
       for (int g = 0; g + 8 <= PANEL; g += 8) {
         const int valid = width - g < 0 ? 0 : width - g < 8 ? width - g : 8;
-        pack_group<FORM, 8>(from + g * wide_stride, wide_stride, depth_stride, valid, here, PANEL,
-                             to + g);
+        pack_group<FORM, 8>(from + at.skip(first) + g * wide_stride, wide_stride, at.from(first),
+                            valid, here, PANEL, to + g);
       }
       if constexpr (PANEL % 8 != 0) {
         constexpr int G = PANEL / 8 * 8, REST = PANEL % 8;
         const int valid = width - G < 0 ? 0 : width - G < REST ? width - G : REST;
-        pack_group<FORM, REST>(from + G * wide_stride, wide_stride, depth_stride, valid, here,
-                                PANEL, to + G);
+        pack_group<FORM, REST>(from + at.skip(first) + G * wide_stride, wide_stride, at.from(first),
+                               valid, here, PANEL, to + G);
       }
     }
   }
@@ -195,11 +201,11 @@ PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, int64_t depth_strid
 
 PLAIT_KERNEL(pack, pack_body)
 
-template <class T, class Form>
-void pack_any(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide, int64_t depth,
-              int panel, int64_t panel_stride, Form form, float* out) {
+template <class T, class At, class Form>
+void pack_any(const T* x, int64_t wide_stride, At at, int64_t wide, int64_t depth, int panel,
+              int64_t panel_stride, Form form, float* out) {
   auto with = [&](auto width) {
-    pack(x, wide_stride, depth_stride, wide, depth, width, panel_stride, form, out);
+    pack(x, wide_stride, at, wide, depth, width, panel_stride, form, out);
   };
   switch (panel) {
     case 4:
@@ -215,18 +221,17 @@ void pack_any(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wid
   }
 }
 
-}  // namespace
-
-void pack_panels(const float* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
-                 int64_t depth, int panel, int64_t panel_stride, Packing, float* out) {
-  pack_any(x, wide_stride, depth_stride, wide, depth, panel, panel_stride, Form<Packing::floats>{},
-           out);
+template <class At>
+void pack_as(const float* x, int64_t wide_stride, At at, int64_t wide, int64_t depth, int panel,
+             int64_t panel_stride, Packing, float* out) {
+  pack_any(x, wide_stride, at, wide, depth, panel, panel_stride, Form<Packing::floats>{}, out);
 }
 
-void pack_panels(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
-                 int64_t depth, int panel, int64_t panel_stride, Packing packing, float* out) {
+template <class At>
+void pack_as(const bfloat16* x, int64_t wide_stride, At at, int64_t wide, int64_t depth, int panel,
+             int64_t panel_stride, Packing packing, float* out) {
   auto in = [&](auto form) {
-    pack_any(x, wide_stride, depth_stride, wide, depth, panel, panel_stride, form, out);
+    pack_any(x, wide_stride, at, wide, depth, panel, panel_stride, form, out);
   };
   if (packing == Packing::floats) return in(Form<Packing::floats>{});
   if (packing == Packing::swapped) return in(Form<Packing::swapped>{});
@@ -235,5 +240,26 @@ void pack_panels(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, i
   for (int64_t w = 0; rest > 0 && w < wide; w += panel, out += panel_stride)
     std::fill_n(out + end * panel, rest * panel, 0.0f);
 }
+
+}  // namespace
+
+template <class T>
+void pack_panels(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide, int64_t depth,
+                 int panel, int64_t panel_stride, Packing packing, float* out) {
+  pack_as(x, wide_stride, Even{depth_stride}, wide, depth, panel, panel_stride, packing, out);
+}
+template <class T>
+void pack_panels(const T* x, const int64_t* places, int64_t wide, int64_t depth, int panel,
+                 int64_t panel_stride, Packing packing, float* out) {
+  pack_as(x, 1, Listed{places}, wide, depth, panel, panel_stride, packing, out);
+}
+
+#define PLAIT_PACKS(T)                                                                           \
+  template void pack_panels(const T*, int64_t, int64_t, int64_t, int64_t, int, int64_t, Packing, \
+                            float*);                                                             \
+  template void pack_panels(const T*, const int64_t*, int64_t, int64_t, int, int64_t, Packing,   \
+                            float*);
+PLAIT_PACKS(float)
+PLAIT_PACKS(bfloat16)
 
 }  // namespace plait

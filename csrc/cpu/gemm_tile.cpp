@@ -45,7 +45,9 @@ constexpr auto run_portable_flushed = run_portable;
 
 constexpr float LEAST = std::numeric_limits<float>::min();
 
-float flushed(float x) { return std::fabs(x) < LEAST ? std::copysign(0.0f, x) : x; }
+float flushed(float x) {
+  return std::fabs(x) < LEAST ? std::copysign(0.0f, x) : x;
+}
 
 // fma with denormals as zero, where the processor's flags would not give x86-64's bits. A sum that
 // rounds up to 2^-126 with 24 bits is not tiny: it is 2^-126 - 2^-151 or more. There the sum in
@@ -129,8 +131,7 @@ PLAIT_TARGET_AVX512 void tile_avx512(const Tile& t) {
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; v++)
-      _mm512_storeu_ps(t.out + i * t.out_stride + 16 * v, c[i][v]);
+    for (int v = 0; v < VECTORS; v++) _mm512_storeu_ps(t.out + i * t.out_stride + 16 * v, c[i][v]);
 }
 
 template <bool PAIRS, int... LESS>

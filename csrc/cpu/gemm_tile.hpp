@@ -36,10 +36,10 @@ struct Lower {
 // t(i, j) = init(i, j) or 0; then the chain over a(i, d) * b[d][j] for ascending d; then `merges`
 // times lower + t; stored in out.
 struct Tile {
-  const float* a;         // packed: (i, d) at i * a_row + d * a_step; blocks have an order of their own
+  const float* a;  // packed: (i, d) at i * a_row + d * a_step; blocks have an order of their own
   int64_t a_row, a_step;
-  const float* b;  // (depth, tile columns) packed
-  int64_t depth;   // elements packed
+  const float* b;     // (depth, tile columns) packed
+  int64_t depth;      // elements packed
   const float* init;  // or null
   int64_t init_stride;
   const Lower* lower;
@@ -53,10 +53,10 @@ struct TileKernel {
   int rows, columns;
   // the first `rows` rows; of the columns at least the first `columns`
   void (*run)(const Tile& tile, int rows, int columns);
-  int64_t pass = 1024;                      // elements packed along k at once
-  int64_t group = 64 * 1024;                // elements of a that tiles work through: a part of L2
-  void (*begin)() = nullptr;                // in a thread, before it runs tiles,
-  void (*end)() = nullptr;                  // and after
+  int64_t pass = 1024;        // elements packed along k at once
+  int64_t group = 64 * 1024;  // elements of a that tiles work through: a part of L2
+  void (*begin)() = nullptr;  // in a thread, before it runs tiles,
+  void (*end)() = nullptr;    // and after
 };
 
 const TileKernel& tile_kernel(Isa isa, bool pairs);
@@ -66,14 +66,32 @@ const TileKernel* amx_kernel(Isa isa);
 // Packs x, element (w, k) at x[w * wide_stride + k * depth_stride], in panels of `panel` w each:
 // (panels, ..., panel), the last one filled up with zeros, as is the last pair. Panels lie
 // panel_stride floats apart. float32 has one packing.
-void pack_panels(const float* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
-                 int64_t depth, int panel, int64_t panel_stride, Packing, float* out);
-
-void pack_panels(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
-                 int64_t depth, int panel, int64_t panel_stride, Packing packing, float* out);
+template <class T>
+void pack_panels(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide, int64_t depth,
+                 int panel, int64_t panel_stride, Packing packing, float* out);
+// The same with element (w, k) at x[places[k] + w].
+template <class T>
+void pack_panels(const T* x, const int64_t* places, int64_t wide, int64_t depth, int panel,
+                 int64_t panel_stride, Packing packing, float* out);
 
 // a in `blocks`: (panels, depth / 32, 32 w, 16 pairs).
 void pack_rows(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
                int64_t depth, int64_t panel_stride, float* out);
+void pack_rows(const bfloat16* x, const int64_t* places, int64_t wide, int64_t depth,
+               int64_t panel_stride, float* out);
+
+// Where row k is: at even distances, or as listed.
+struct Even {
+  int64_t stride;
+  PLAIT_INLINE int64_t operator()(int64_t k) const { return k * stride; }
+  PLAIT_INLINE int64_t skip(int64_t k) const { return k * stride; }  // the start of those
+  PLAIT_INLINE Even from(int64_t) const { return *this; }            // from k on
+};
+struct Listed {
+  const int64_t* places;
+  PLAIT_INLINE int64_t operator()(int64_t k) const { return places[k]; }
+  PLAIT_INLINE int64_t skip(int64_t) const { return 0; }
+  PLAIT_INLINE Listed from(int64_t k) const { return {places + k}; }
+};
 
 }  // namespace plait
