@@ -201,6 +201,20 @@ PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, At at, int64_t wide
 
 PLAIT_KERNEL(pack, pack_body)
 
+// One panel of any width, of rows that lie along w.
+template <class T, class At, Packing FORM>
+PLAIT_INLINE void pack_line_body(const T* x, At at, int64_t wide, int64_t depth, int64_t panel,
+                                 Form<FORM>, float* out) {
+  for (int64_t first = 0; first < depth; first += 16) {
+    const int64_t here = depth - first < 16 ? depth - first : 16;
+    for (int64_t w = 0; w < wide; w += 8)
+      pack_group<FORM, 8>(x + at.skip(first) + w, 1, at.from(first),
+                          int(wide - w < 8 ? wide - w : 8), here, panel,
+                          out + place<FORM>(first) * panel + w);
+  }
+}
+PLAIT_KERNEL(pack_line, pack_line_body)
+
 template <class T, class At, class Form>
 void pack_any(const T* x, int64_t wide_stride, At at, int64_t wide, int64_t depth, int panel,
               int64_t panel_stride, Form form, float* out) {
@@ -254,11 +268,24 @@ void pack_panels(const T* x, const int64_t* places, int64_t wide, int64_t depth,
   pack_as(x, 1, Listed{places}, wide, depth, panel, panel_stride, packing, out);
 }
 
+template <class T>
+void pack_panel(const T* x, const int64_t* places, int64_t wide, int64_t depth, int64_t panel,
+                Packing packing, float* out) {
+  const Listed at{places};
+  if (packing == Packing::pairs)
+    pack_line(x, at, wide, depth, panel, Form<Packing::pairs>{}, out);
+  else if (packing == Packing::swapped)
+    pack_line(x, at, wide, depth, panel, Form<Packing::swapped>{}, out);
+  else
+    pack_line(x, at, wide, depth, panel, Form<Packing::floats>{}, out);
+}
+
 #define PLAIT_PACKS(T)                                                                           \
   template void pack_panels(const T*, int64_t, int64_t, int64_t, int64_t, int, int64_t, Packing, \
                             float*);                                                             \
   template void pack_panels(const T*, const int64_t*, int64_t, int64_t, int, int64_t, Packing,   \
-                            float*);
+                            float*);                                                             \
+  template void pack_panel(const T*, const int64_t*, int64_t, int64_t, int64_t, Packing, float*);
 PLAIT_PACKS(float)
 PLAIT_PACKS(bfloat16)
 

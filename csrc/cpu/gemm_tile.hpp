@@ -74,6 +74,11 @@ template <class T>
 void pack_panels(const T* x, const int64_t* places, int64_t wide, int64_t depth, int panel,
                  int64_t panel_stride, Packing packing, float* out);
 
+// The same in one panel, which may be wider than `wide`; not in blocks.
+template <class T>
+void pack_panel(const T* x, const int64_t* places, int64_t wide, int64_t depth, int64_t panel,
+                Packing packing, float* out);
+
 // a in `blocks`: (panels, depth / 32, 32 w, 16 pairs).
 void pack_rows(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
                int64_t depth, int64_t panel_stride, float* out);

@@ -321,9 +321,12 @@ def test_grad_weight_continues_sample_by_sample(dtype, input_first, isa):
         same_bits(parts, whole)
 
 
-def test_bits_do_not_depend_on_threads_batch_or_sharding():
+@pytest.mark.parametrize("isa", [best, AMX_PATHS[0]])
+@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+def test_bits_do_not_depend_on_threads_batch_or_sharding(dtype, isa):
+    _cpu.set_isa(isa)
     shape = Shape(5, 14, 13, 24, 70, 3, 3, 1, 1)
-    x, weight, grad = operands(shape, False)
+    x, weight, grad = operands(shape, False, dtype)
     results = []
     for threads in (1, 2, 3):
         _cpu.set_threads(threads)
