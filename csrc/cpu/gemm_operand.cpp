@@ -25,9 +25,12 @@ std::vector<Piece> pieces_of(const Unfolded& u, int64_t first, int64_t count) {
     for (int64_t t = 0; t < taps; t++) {
       const int64_t begin = taps * u.leaves[leaf] + t * channels;
       const int64_t from = std::max(first, begin), to = std::min(end, begin + channels);
-      if (from < to)
-        found.push_back(
-            {u.taps[size_t(t)] + (u.leaves[leaf] + from - begin) * u.channel_stride, to - from});
+      if (from >= to) continue;
+      const int64_t at = u.taps[size_t(t)] + (u.leaves[leaf] + from - begin) * u.channel_stride;
+      if (u.channel_stride == 1 && !found.empty() && found.back().at + found.back().length == at)
+        found.back().length += to - from;  // the next pixel of a row
+      else
+        found.push_back({at, to - from});
     }
   }
   return found;
@@ -45,6 +48,7 @@ PLAIT_INLINE void copy_rows(const T* x, const int64_t* rows, int64_t count, cons
       const int64_t length = pieces[p].length;
       int64_t i = 0;
       for (; i + LINE <= length; i += LINE) std::memcpy(to + i, from + i, 64);
+      for (; i + 8 <= length; i += 8) std::memcpy(to + i, from + i, 8 * sizeof(T));
       for (; i < length; i++) to[i] = from[i];
       to += length;
     }
@@ -170,6 +174,20 @@ void copy_run(const Operand& x, const T* data, const Run& run, int64_t first, in
            (run.length + PER_FLOAT - 1) / PER_FLOAT * PER_FLOAT, reinterpret_cast<T*>(out));
 }
 
+// One tap whose rows run along k, all of a few channels in one panel.
+bool in_line(const Operand& x, int64_t wide, Packing packing) {
+  constexpr int64_t MOST = 128;  // more would be too far apart from k to k
+  return x.unfolded && x.transposed && packing != Packing::blocks && wide <= MOST;
+}
+
+template <class T>
+void line_run(const Operand& x, const T* data, const Run& run, int64_t first, int64_t wide,
+              int64_t panel, Packing packing, float* out) {
+  const std::vector<int64_t> places = places_of(x.unfolded->rows, run.k, run.length);
+  pack_panel(data + x.unfolded->taps[0] + first, places.data(), wide, run.length, panel, packing,
+             out);
+}
+
 }  // namespace
 
 Packed pack(const Operand& x, bool columns, const Pass& pass, int64_t first, int64_t wide,
@@ -181,12 +199,16 @@ Packed pack(const Operand& x, bool columns, const Pass& pass, int64_t first, int
     p.row = ((pass.depth + 15) / 16 | 1) * 16;
     p.step = 1, p.panel = side * p.row;
   }
-  float* out = scratch.get<float>(panels * p.panel);
+  const bool line = !columns && !rows && in_line(x, wide, kernel.packing);
+  if (line) p.step = (wide + 7) / 8 * 8, p.panel = side;
+  float* out = scratch.get<float>(line ? pass.depth * p.step : panels * p.panel);
   p.data = out;
   for (const Run& run : pass.runs) {
     auto from = [&](const auto* data) {
       if (rows)
         copy_run(x, data, run, first, wide, p.row, out + run.at);
+      else if (line)
+        line_run(x, data, run, first, wide, p.step, kernel.packing, out + run.at * p.step);
       else
         pack_run(x, data, columns, run.k, run.length, first, wide, p.panel, kernel,
                  out + run.at * side);

@@ -36,6 +36,19 @@ PLAIT_INLINE void store_pair(Word8 pair, int64_t panel, float* out) {
   }
 }
 
+// The same of one place; `both`: k + 1 exists.
+template <Packing FORM>
+PLAIT_INLINE void store_words(uint32_t low, uint32_t high, bool both, int64_t panel, float* to) {
+  const uint32_t pair = low | high << 16, first = low << 16, second = high << 16;
+  if (FORM == Packing::pairs) {
+    std::memcpy(to, &pair, 4);
+  } else {
+    std::memcpy(to, FORM == Packing::swapped ? &second : &first, 4);
+    if (both || FORM == Packing::swapped)
+      std::memcpy(to + panel, FORM == Packing::swapped ? &first : &second, 4);
+  }
+}
+
 // 8 or 16 k of a panel, from rows of 8 words: a float, or two neighbouring bfloat16.
 template <Packing FORM, int WIDTH>
 PLAIT_INLINE void turn(const float* x, int64_t wide_stride, int valid, int64_t panel, float* out) {
@@ -81,37 +94,31 @@ PLAIT_INLINE void along(const bfloat16* x, At at, int64_t depth, int64_t panel, 
     store_pair<FORM, WIDTH>(last, panel, out + place<FORM>(k) * panel);
 }
 
-// The same where fewer than WIDTH, at most 7, places are in x.
+// The same where fewer than WIDTH places, at most 7, are in x: nothing is read that was just stored.
 template <Packing FORM, int WIDTH, class At>
 PLAIT_INLINE void along_part(const bfloat16* x, At at, int valid, int64_t depth, int64_t panel,
                              float* out) {
   for (int64_t k = 0; k < depth; k += 2) {
-    bfloat16 rows[2][8] = {};
-    for (int i = 0; i < 2 && k + i < depth; i++) {
-      const bfloat16* from = x + at(k + i);
-      bfloat16* to = rows[i];
-      if (valid & 4) std::memcpy(to, from, 8), from += 4, to += 4;
-      if (valid & 2) std::memcpy(to, from, 4), from += 2, to += 2;
-      if (valid & 1) *to = *from;
-    }
-    const Word8 low = words<8>(rows[0]), high = words<8>(rows[1]);
-    if (FORM == Packing::floats && k + 1 == depth)
-      store<WIDTH>(low << 16, out + k * panel);
-    else
-      store_pair<FORM, WIDTH>(low | high << 16, panel, out + place<FORM>(k) * panel);
+    const bool both = k + 1 < depth;
+    const bfloat16 *first = x + at(k), *second = both ? x + at(k + 1) : first;
+    float* to = out + place<FORM>(k) * panel;
+    store<WIDTH>(Word8{}, to);
+    if (FORM == Packing::swapped || (FORM == Packing::floats && both))
+      store<WIDTH>(Word8{}, to + panel);
+    for (int w = 0; w < valid; w++)
+      store_words<FORM>(first[w].bits, both ? second[w].bits : 0, both, panel, to + w);
   }
 }
 template <Packing FORM, int WIDTH, class At>
 PLAIT_INLINE void along_part(const float* x, At at, int valid, int64_t depth, int64_t panel,
                              float* out) {
   for (int64_t k = 0; k < depth; k++) {
-    float row[8] = {};
     const float* from = x + at(k);
-    float* to = row;
+    float* to = out + k * panel;
+    store<WIDTH>(Word8{}, to);
     if (valid & 4) std::memcpy(to, from, 16), from += 4, to += 4;
     if (valid & 2) std::memcpy(to, from, 8), from += 2, to += 2;
     if (valid & 1) *to = *from;
-    std::memcpy(out + k * panel, row, WIDTH * sizeof(float));
   }
 }
 
@@ -132,15 +139,7 @@ PLAIT_INLINE void plain(const bfloat16* x, int64_t wide_stride, int64_t depth_st
       const bfloat16* from = x + w * wide_stride + k * depth_stride;
       const uint32_t low = there ? from[0].bits : 0,
                      high = there && both ? from[depth_stride].bits : 0;
-      float* to = out + place<FORM>(k) * panel + w;
-      const uint32_t pair = low | high << 16, first = low << 16, second = high << 16;
-      if (FORM == Packing::pairs) {
-        std::memcpy(to, &pair, 4);
-      } else {
-        std::memcpy(to, FORM == Packing::swapped ? &second : &first, 4);
-        if (both || FORM == Packing::swapped)
-          std::memcpy(to + panel, FORM == Packing::swapped ? &first : &second, 4);
-      }
+      store_words<FORM>(low, high, both, panel, out + place<FORM>(k) * panel + w);
     }
 }
 
@@ -185,15 +184,17 @@ PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, At at, int64_t wide
       const T* from = x + w * wide_stride;
       float* to = out + w / PANEL * panel_stride + place<FORM>(first) * PANEL;
       for (int g = 0; g + 8 <= PANEL; g += 8) {
-        const int valid = width - g < 0 ? 0 : width - g < 8 ? width - g : 8;
+        if (width <= g) break;
+        const int valid = width - g < 8 ? width - g : 8;
         pack_group<FORM, 8>(from + at.skip(first) + g * wide_stride, wide_stride, at.from(first),
                             valid, here, PANEL, to + g);
       }
       if constexpr (PANEL % 8 != 0) {
         constexpr int G = PANEL / 8 * 8, REST = PANEL % 8;
-        const int valid = width - G < 0 ? 0 : width - G < REST ? width - G : REST;
-        pack_group<FORM, REST>(from + at.skip(first) + G * wide_stride, wide_stride, at.from(first),
-                               valid, here, PANEL, to + G);
+        const int valid = width - G < REST ? width - G : REST;
+        if (valid > 0)
+          pack_group<FORM, REST>(from + at.skip(first) + G * wide_stride, wide_stride,
+                                 at.from(first), valid, here, PANEL, to + G);
       }
     }
   }
