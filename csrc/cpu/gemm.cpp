@@ -26,12 +26,15 @@ template <class B, class T>
 PLAIT_INLINE void finish_body(const float* tile, int64_t stride, int rows, int columns,
                               const B* bias, T* out, const int64_t* places) {
   for (int i = 0; i < rows; i++) {
+    const float* from = tile + i * stride;
     T* row = out + places[i];
-    if (bias)
-      for (int j = 0; j < columns; j++)
-        row[j] = from_float<T>(tile[i * stride + j] + to_float(bias[j]));
-    else
-      for (int j = 0; j < columns; j++) row[j] = from_float<T>(tile[i * stride + j]);
+    if (bias) {
+#pragma GCC ivdep
+      for (int j = 0; j < columns; j++) row[j] = from_float<T>(from[j] + to_float(bias[j]));
+    } else {
+#pragma GCC ivdep
+      for (int j = 0; j < columns; j++) row[j] = from_float<T>(from[j]);
+    }
   }
 }
 

@@ -94,7 +94,7 @@ PLAIT_INLINE void along(const bfloat16* x, At at, int64_t depth, int64_t panel, 
     store_pair<FORM, WIDTH>(last, panel, out + place<FORM>(k) * panel);
 }
 
-// The same where fewer than WIDTH places, at most 7, are in x: nothing is read that was just stored.
+// The same where fewer than WIDTH places are in x, at most 7: nothing is read that was just stored.
 template <Packing FORM, int WIDTH, class At>
 PLAIT_INLINE void along_part(const bfloat16* x, At at, int valid, int64_t depth, int64_t panel,
                              float* out) {

@@ -64,8 +64,9 @@ const TileKernel& tile_kernel(Isa isa, bool pairs);
 const TileKernel* amx_kernel(Isa isa);
 
 // Packs x, element (w, k) at x[w * wide_stride + k * depth_stride], in panels of `panel` w each:
-// (panels, ..., panel), the last one filled up with zeros, as is the last pair. Panels lie
-// panel_stride floats apart. float32 has one packing.
+// (panels, ..., panel). The last pair is filled up with zeros, the last panel to a multiple of 8 w,
+// or not at all: what no tile's result needs. Panels lie panel_stride floats apart. float32 has one
+// packing.
 template <class T>
 void pack_panels(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide, int64_t depth,
                  int panel, int64_t panel_stride, Packing packing, float* out);
