@@ -12,12 +12,15 @@ VIT = {
         "heads": 3,
     }
 }  # fmt: skip
-BATCH = {"tiny": 8, "30M": 8, "124M": 2, "vit": 64}  # samples a replica
+RESNET = {"resnet18": {"input_shape": (32, 32, 3), "classes": 10}}
+BATCH = {"tiny": 8, "30M": 8, "124M": 2, "vit": 64, "resnet18": 64}  # samples a replica
 
 
 def positions(model: str) -> int:
-    """Of a sample."""
+    """Of a sample; a ResNet's is an image."""
     if model in GPT:
         return GPT[model]["sequence_length"]
+    if model in RESNET:
+        return 1
     height, width, _ = VIT[model]["input_shape"]
     return height // VIT[model]["patch"] * (width // VIT[model]["patch"])

@@ -1,12 +1,12 @@
-"""A training step of GPT 30M and 124M, or of a small ViT (vit), one core a rank: plait and PyTorch
-in turn.
+"""A training step of GPT 30M and 124M, of a small ViT (vit) or of ResNet-18 (resnet18), one core a
+rank: plait and PyTorch in turn.
 
 python benchmarks/step.py [--models 30M,124M] [--ranks 1,2] [--rounds 7] [--torch PYTHON]
                           [--compile] [--json FILE]
 
 PyTorch is run as `PYTHON` has it (another environment's; without --torch plait runs alone), each
 way with the C library's memory as it comes and tuned to keep what was freed. Prints seconds a
-step, tokens/s, how many times as fast plait is (median of the rounds, and range), the same of the
+step, tokens or images/s, how many times as fast plait is (median of the rounds, and range), the same of the
 seconds that rank 0 had a core, the first step since the start, and peak memory.
 """
 
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sizes import BATCH, GPT, VIT, VOCABULARY, positions
+from sizes import BATCH, GPT, RESNET, VIT, VOCABULARY, positions
 from turns import Side, ratio_text, rounds, serve
 
 TUNED = {
@@ -29,6 +29,7 @@ TUNED = {
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # precision, and the form of the loss, or what a ViT classifies by
 WAYS = [("autocast", "whole loss"), ("masters", "whole loss"), ("masters", "chunks loss")]
+RESNET_WAYS = WAYS[:2]
 VIT_WAYS = [(p, form) for form in ("mean", "class token") for p in ("autocast", "masters")]
 
 
@@ -39,10 +40,11 @@ def problem(model: str, batch: int) -> Any:
     from plait import models
 
     random = np.random.default_rng(0)
-    if model in VIT:
-        sizes = VIT[model]
+    if model in VIT or model in RESNET:
+        sizes = {**VIT, **RESNET}[model]
         inputs = random.standard_normal((batch, *sizes["input_shape"]), np.float32)
-        return models.vit(**sizes), inputs, random.integers(0, sizes["classes"], batch, np.int32)
+        specs = (models.vit if model in VIT else models.resnet)(**sizes)
+        return specs, inputs, random.integers(0, sizes["classes"], batch, np.int32)
     tokens = random.integers(0, VOCABULARY, (batch, positions(model) + 1), np.int32)
     specs = models.gpt(vocabulary=VOCABULARY, **GPT[model])
     return specs, tokens[:, :-1].copy(), tokens[:, 1:].copy()
@@ -79,8 +81,8 @@ def compare(model: str, ranks: int, a: argparse.Namespace) -> dict[str, Any]:
     own = [sys.executable, "-m", "mpi4py", __file__, "--worker", model, str(ranks), a.grains]
     plait = Side([str(mpiexec()), "-n", str(ranks), *own], ranks, ONE_THREAD)
     tokens = BATCH[model] * positions(model) * ranks
-    name = "ViT" if model in VIT else f"GPT {model}"
-    print(f"{name}, data {ranks}, {tokens} tokens a step, one thread a rank")
+    units = "images" if model in RESNET else "tokens"
+    print(f"{model}, data {ranks}, {tokens} {units} a step, one thread a rank")
     found = {}
 
     def report(name: str, side: Side, start: int) -> None:
@@ -90,7 +92,7 @@ def compare(model: str, ranks: int, a: argparse.Namespace) -> dict[str, Any]:
             "first": side.first, **side.about,
         }  # fmt: skip
         print(
-            f"  {name:48} {seconds:7.3f} s {tokens / seconds:8.0f} tokens/s  plait is "
+            f"  {name:48} {seconds:7.3f} s {tokens / seconds:8.0f} {units}/s  plait is "
             f"{ratio_text(against, side.seconds):20} in CPU seconds "
             f"{ratio_text(cpu[start:], side.cpu):20} first step after {side.first:5.1f} s, "
             f"{side.about['memory']} MB",
@@ -98,7 +100,8 @@ def compare(model: str, ranks: int, a: argparse.Namespace) -> dict[str, Any]:
         )
 
     peer = str(Path(__file__).with_name("peers") / "torch_step.py")
-    for precision, form in (VIT_WAYS if model in VIT else WAYS) if a.torch else []:
+    ways = VIT_WAYS if model in VIT else RESNET_WAYS if model in RESNET else WAYS
+    for precision, form in ways if a.torch else []:
         for tuned, more in (("", {}), (", tuned malloc", TUNED)):
             for compiled in ((), ("compile",)) if a.compile else ((),):
                 command = [a.torch, peer, model, str(ranks), precision, form, *compiled]

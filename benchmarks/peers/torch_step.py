@@ -3,7 +3,8 @@
 python torch_step.py MODEL RANKS PRECISION FORM [compile]: precision "autocast", or "masters"
 (bfloat16 weights with float32 masters, kept beside them). FORM of a GPT, whose head is tied: "whole
 loss", or "chunks loss" (head and loss 256 rows at a time, computed again in backward); of a ViT
-what it classifies by: the "mean" over positions as plait's, or a "class token". Several ranks
+what it classifies by: the "mean" over positions as plait's, or a "class token". A ResNet's images are
+channels_last. Several ranks
 are DistributedDataParallel over gloo.
 """
 
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sizes import BATCH, GPT, VIT, VOCABULARY, positions
+from sizes import BATCH, GPT, RESNET, VIT, VOCABULARY, positions
+from torch_resnet import build_resnet
 from turns import serve
 
 
@@ -126,6 +128,8 @@ def work(
     torch.manual_seed(0)
     if model in VIT:
         net = build_vit(torch, VIT[model], positions(model), form == "class token")
+    elif model in RESNET:
+        net = build_resnet(torch, RESNET[model]).to(memory_format=torch.channels_last)
     else:
         net = build_gpt(torch, GPT[model], form == "chunks loss")
     masters = None
@@ -142,10 +146,13 @@ def work(
         call = torch.compile(call)
     generator = torch.Generator().manual_seed(rank)
     batch = BATCH[model]
-    if model in VIT:
-        height, width, channels = VIT[model]["input_shape"]
+    if model in VIT or model in RESNET:
+        about = {**VIT, **RESNET}[model]
+        height, width, channels = about["input_shape"]
         inputs = torch.randn((batch, channels, height, width), generator=generator)
-        targets = torch.randint(0, VIT[model]["classes"], (batch,), generator=generator)
+        if model in RESNET:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        targets = torch.randint(0, about["classes"], (batch,), generator=generator)
     else:
         tokens = torch.randint(0, VOCABULARY, (batch, positions(model) + 1), generator=generator)
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()

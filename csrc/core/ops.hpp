@@ -24,7 +24,7 @@ namespace plait {
 // without a second has +0 * +0 for it. Denormal elements and sums of the chain count as zeros of their sign (a sum
 // if it is below 2^-126 also when rounded to 24 bits). Pairs start afresh at multiples of period, where 0 is none: that of
 // a sum over samples is a sample's length, so that pairs do not depend on how many samples there are. An odd period below
-// 16 has no pairs: its chain is that of float32.
+// 8 has no pairs: its chain is that of float32.
 void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool transpose_b,
             const std::vector<int64_t>& leaves, bool accumulate, int64_t period,
             const std::optional<ConstArray>& bias, const Array& out);
@@ -142,6 +142,7 @@ void cross_entropy_backward(const ConstArray& logits, const ConstArray& targets,
 // x (B, H, W, I), out (B, OH, OW, O); OH = (H + 2 padding - KH) / stride + 1. weight (O, KH, KW, I), or (I, KH, KW, O) if
 // input_first. Channels of x (input_first) are cut at `leaves`, merged by the tree, as in matmul; a leaf is one chain over
 // (kernel row, kernel column, channel) of the places inside the image: padding adds no terms, so 0 * infinity never comes of it.
+// Terms of bfloat16 are added as in matmul.
 // x may be a slice of channels; out is float32 or of the type of x and weight.
 void conv2d_forward(const ConstArray& x, const ConstArray& weight, bool input_first, int64_t stride,
                     int64_t padding, const std::vector<int64_t>& leaves, const Array& out);
@@ -149,9 +150,11 @@ void conv2d_forward(const ConstArray& x, const ConstArray& weight, bool input_fi
 // input_first); a leaf is one chain over (kernel row, kernel column, channel) of the outputs that each pixel is under.
 void conv2d_backward(const ConstArray& grad, const ConstArray& weight, bool input_first, int64_t stride,
                      int64_t padding, const std::vector<int64_t>& leaves, const Array& grad_x);
-// grad_weight float32, shaped as the weight: one chain over samples, output rows, columns, padding left out.
+// grad_weight a stack of float32 weights, with leaves of samples as in matmul_backward_weight: per leaf one chain over
+// samples, output rows, columns, padding left out. Pairs and blocks of bfloat16 start afresh at every sample.
 void conv2d_backward_weight(const ConstArray& grad, const ConstArray& x, bool input_first, int64_t stride,
-                            int64_t padding, bool accumulate, const Array& grad_weight);
+                            int64_t padding, const std::vector<int64_t>& leaves, const std::vector<int>& merges,
+                            int64_t slot, bool accumulate, const Array& grad_weight);
 // x, out (R, C): mean, variance (C) float32 over the R rows (training: written; else read). Biased variance, of two passes.
 // Every sum is one chain per channel over rows. weight, bias (C), of x's type or float32.
 void batch_norm_forward(const ConstArray& x, const ConstArray& weight, const ConstArray& bias, float epsilon,

@@ -66,9 +66,10 @@ void Tiles::multiply(Panels a, Panels b, int64_t rows, int64_t columns, int64_t 
     const float* right = b.at + j / kernel_.columns * b.stride;
     for (int64_t i = 0; i < rows; i += kernel_.rows) {
       float* out = c + i * c_row + j;
-      const Tile tile{a.at + i / kernel_.rows * a.stride, right, depth,
+      const Tile tile{a.at + i / kernel_.rows * a.stride, 1, kernel_.rows, right, depth,
                       accumulate ? out : nullptr, c_row, nullptr, 0, out, c_row};
-      kernel_.run(tile, int(std::min<int64_t>(kernel_.rows, rows - i)));
+      kernel_.run(tile, int(std::min<int64_t>(kernel_.rows, rows - i)),
+                  int(std::min<int64_t>(kernel_.columns, columns - j)));
     }
   }
 }

@@ -38,14 +38,6 @@ ConvShape conv_shape(const char* call, const ConstArray& x, const ConstArray& we
   return s;
 }
 
-ConvShape flattened(ConvShape s) {
-  if (s.kernel_height * s.kernel_width == 1 && s.stride == 1 && s.padding == 0) {
-    s.width *= s.height, s.out_width = s.width;
-    s.height = s.out_height = 1;
-  }
-  return s;
-}
-
 int64_t pixel_pitch(const char* call, const ConstArray& image) {
   int64_t pitch = image.shape[3], pixels = 1;
   if (image.size() == 0) return pitch;
@@ -61,14 +53,6 @@ int64_t pixel_pitch(const char* call, const ConstArray& image) {
   PLAIT_CHECK(good, call, "image ", shape_text(image),
               " must be contiguous, or a slice of channels of an image that is");
   return pitch;
-}
-
-void check_leaves(const char* call, const std::vector<int64_t>& leaves, int64_t n) {
-  bool good = leaves.size() >= 2 && leaves.front() == 0 && leaves.back() == n;
-  for (size_t i = 1; good && i < leaves.size(); i++) good = leaves[i - 1] <= leaves[i];
-  std::ostringstream text;
-  for (int64_t cut : leaves) text << cut << " ";
-  PLAIT_CHECK(good, call, "leaves ", text.str(), "must rise from 0 to ", n);
 }
 
 }  // namespace plait

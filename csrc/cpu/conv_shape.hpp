@@ -18,13 +18,7 @@ struct ConvShape {
 ConvShape conv_shape(const char* call, const ConstArray& x, const ConstArray& weight, bool input_first,
                      int64_t stride, int64_t padding, const ConstArray& out);
 
-// A 1 x 1 kernel sees one long row of pixels: the same sums, longer runs.
-ConvShape flattened(ConvShape s);
-
 // Elements from pixel to pixel of an image (B, H, W, C): C if contiguous, more if it is a slice of channels.
 int64_t pixel_pitch(const char* call, const ConstArray& image);
-
-// Cuts must rise from 0 to n.
-void check_leaves(const char* call, const std::vector<int64_t>& leaves, int64_t n);
 
 }  // namespace plait

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cpu/gemm_operand.hpp"
 #include "cpu/gemm_plan.hpp"
 #include "cpu/gemm_tile.hpp"
 #include "cpu/scratch.hpp"
@@ -15,47 +16,25 @@ namespace {
 
 constexpr int64_t PACKED_A = 1024 * 1024;  // of a packed at once: a part of L3
 constexpr int64_t BLOCK_COLUMNS = 1024;    // of out; b is packed this wide
-constexpr int64_t BLOCK_ROWS = 1024;       // all slots together; between passes they wait in scratch
+constexpr int64_t BLOCK_ROWS = 1024;  // all slots together; between passes they wait in scratch
 constexpr int64_t LEAST_ROWS = 256;
 constexpr double WORTH_A_THREAD = 1 << 20;  // multiply-adds
 
 thread_local Scratch packed_a, packed_b, slot_memory;
 
-// What the pass needs of `wide` rows or columns from `first` on.
-const float* pack(const Operand& x, bool columns, const Pass& pass, int64_t first, int64_t wide,
-                  const TileKernel& kernel, Scratch& scratch) {
-  const int64_t wide_stride = columns ? x.column_stride : x.row_stride;
-  const int64_t depth_stride = columns ? x.row_stride : x.column_stride;
-  const int panel = columns ? kernel.columns : kernel.rows;
-  float* out = scratch.get<float>(pass.depth * ((wide + panel - 1) / panel) * panel);
-  for (const Run& run : pass.runs) {
-    const int64_t offset = first * wide_stride + run.k * depth_stride;
-    float* to = out + run.at * panel;
-    auto from = [&](const auto* data) {
-      pack_panels(data + offset, wide_stride, depth_stride, wide, run.length, panel,
-                  pass.depth * panel, kernel.packing, to);
-    };
-    if (x.dtype == DType::float32)
-      from(static_cast<const float*>(x.data));
-    else if (kernel.packing == Packing::blocks && !columns)
-      pack_rows(static_cast<const bfloat16*>(x.data) + offset, wide_stride, depth_stride, wide,
-                run.length, pass.depth * panel, to);
-    else
-      from(static_cast<const bfloat16*>(x.data));
-  }
-  return out;
-}
-
 template <class B, class T>
 PLAIT_INLINE void finish_body(const float* tile, int64_t stride, int rows, int columns,
-                              const B* bias, T* out, int64_t out_stride) {
+                              const B* bias, T* out, const int64_t* places) {
   for (int i = 0; i < rows; i++) {
-    if (bias)
-      for (int j = 0; j < columns; j++)
-        out[i * out_stride + j] = from_float<T>(tile[i * stride + j] + to_float(bias[j]));
-    else
-      for (int j = 0; j < columns; j++)
-        out[i * out_stride + j] = from_float<T>(tile[i * stride + j]);
+    const float* from = tile + i * stride;
+    T* row = out + places[i];
+    if (bias) {
+#pragma GCC ivdep
+      for (int j = 0; j < columns; j++) row[j] = from_float<T>(from[j] + to_float(bias[j]));
+    } else {
+#pragma GCC ivdep
+      for (int j = 0; j < columns; j++) row[j] = from_float<T>(from[j]);
+    }
   }
 }
 
@@ -64,14 +43,19 @@ PLAIT_KERNEL(finish, finish_body)
 // Bias and the one rounding: float32 tile to out at (row, column).
 void finish_tile(const Gemm& g, const float* tile, int64_t stride, int slot, int64_t row,
                  int64_t column, int rows, int columns) {
-  const int64_t offset = slot * g.slot_stride + row * g.out_stride + column;
+  const int64_t offset = slot * g.slot_stride + column;
+  int64_t places[MAX_ROWS];
+  if (g.out_rows)
+    Row(*g.out_rows, row).fill(rows, places);
+  else
+    for (int i = 0; i < rows; i++) places[i] = (row + i) * g.out_stride;
   auto to = [&](auto* out) {
     if (g.bias_dtype == DType::bfloat16)
       finish(tile, stride, rows, columns,
-             g.bias ? static_cast<const bfloat16*>(g.bias) + column : nullptr, out, g.out_stride);
+             g.bias ? static_cast<const bfloat16*>(g.bias) + column : nullptr, out, places);
     else
       finish(tile, stride, rows, columns,
-             g.bias ? static_cast<const float*>(g.bias) + column : nullptr, out, g.out_stride);
+             g.bias ? static_cast<const float*>(g.bias) + column : nullptr, out, places);
   };
   if (g.out_dtype == DType::float32)
     to(static_cast<float*>(g.out) + offset);
@@ -103,7 +87,7 @@ thread_local Scratch edge_memory;
 
 // Takes the tile through the pass; a and b point at its panels.
 void run_chunks(const Gemm& g, const TileKernel& kernel, const Pass& pass, const Place& p,
-                const float* a, const float* b) {
+                const Packed& packed, const float* a, const float* b) {
   alignas(64) float local[MAX_TILE];
   const bool whole = p.columns == kernel.columns;
   auto out = [&](int slot) {
@@ -123,7 +107,9 @@ void run_chunks(const Gemm& g, const TileKernel& kernel, const Pass& pass, const
         lower[m] = {edges + m * MAX_TILE, kernel.columns};
       }
     }
-    Tile t{a + c.begin * kernel.rows,
+    Tile t{a + c.begin * packed.step,
+           packed.row,
+           packed.step,
            b + c.begin * kernel.columns,
            c.end - c.begin,
            nullptr,
@@ -136,15 +122,14 @@ void run_chunks(const Gemm& g, const TileKernel& kernel, const Pass& pass, const
     if (c.init == OUT && whole) t.init = out(c.slot), t.init_stride = g.out_stride;
     if (c.init == OUT && !whole) load_edge(g, p, c.slot, kernel.columns, local), t.init = local;
     const int target = c.slot - c.merges;
-    const bool direct = c.last && whole && g.out_dtype == DType::float32 && !g.bias;
+    const bool direct = c.last && whole && g.out_dtype == DType::float32 && !g.bias && !g.out_rows;
     if (!c.last) t.out = p.slots + target * p.slot_size;
     if (direct) t.out = out(target), t.out_stride = g.out_stride;
-    kernel.run(t, p.rows);
+    kernel.run(t, p.rows, p.columns);
     if (c.last && !direct)
       finish_tile(g, local, kernel.columns, target, p.row, p.column, p.rows, p.columns);
   }
 }
-
 
 // Where tiles wait between passes; in a single pass all share the slots of one tile.
 struct Slots {
@@ -154,14 +139,15 @@ struct Slots {
 
 // A block of out through one pass, rows in groups whose a lies in L2.
 void run_block(const Gemm& g, const TileKernel& kernel, const Pass& pass, const Region& r,
-               const Slots& slots, const float* a, const float* b) {
+               const Slots& slots, const Packed& a, const Packed& b) {
   const int64_t tile_size = int64_t(kernel.rows) * kernel.columns;
   const int64_t tiles_across = (r.columns + kernel.columns - 1) / kernel.columns;
   const int64_t rows_at_once =
-      std::max<int64_t>(1, kernel.group / (std::max<int64_t>(pass.depth, 1) * kernel.rows)) * kernel.rows;
+      std::max<int64_t>(1, kernel.group / (std::max<int64_t>(pass.depth, 1) * kernel.rows)) *
+      kernel.rows;
   for (int64_t first = 0; first < r.rows; first += rows_at_once) {
     const int64_t rows_here = std::min(rows_at_once, r.rows - first);
-    const float* group = a + first * pass.depth;
+    const float* group = a.data + first / kernel.rows * a.panel;
     for (int64_t x = 0; x < r.columns; x += kernel.columns)
       for (int64_t y = 0; y < rows_here; y += kernel.rows) {
         const int64_t tile = (first + y) / kernel.rows * tiles_across + x / kernel.columns;
@@ -171,7 +157,8 @@ void run_block(const Gemm& g, const TileKernel& kernel, const Pass& pass, const 
                       int(std::min<int64_t>(kernel.columns, r.columns - x)),
                       slots.data + (slots.tiles > 1 ? tile * tile_size : 0),
                       slots.tiles * tile_size};
-        run_chunks(g, kernel, pass, p, group + y * pass.depth, b + x * pass.depth);
+        run_chunks(g, kernel, pass, p, a, group + y / kernel.rows * a.panel,
+                   b.data + x / kernel.columns * b.panel);
       }
   }
 }
@@ -192,59 +179,91 @@ struct Running {
   const TileKernel& kernel;
 };
 
-// In blocks. With a single pass one operand is packed once, the other for each block across it.
-void run_region(const Gemm& g, const Plan& plan, const TileKernel& kernel, const Region& r) {
-  const Running running(kernel);
-  const bool single = plan.passes.size() == 1;
-  const int64_t depth = std::max<int64_t>(plan.passes[0].depth, 1);
-  const int64_t rows = single ? std::max<int64_t>(PACKED_A / depth, kernel.rows)
-                              : std::max<int64_t>(BLOCK_ROWS / plan.slots, LEAST_ROWS);
-  const int64_t down = (r.rows + rows - 1) / rows,
-                across = (r.columns + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
-  const int64_t tile_size = int64_t(kernel.rows) * kernel.columns;
-  auto block = [&](int64_t y, int64_t x) {
+// Even blocks of a region.
+struct Blocks {
+  Blocks(const Region& r, const TileKernel& k, int64_t rows)
+      : region(r),
+        kernel(k),
+        down((r.rows + rows - 1) / rows),
+        across((r.columns + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS) {}
+  Region at(int64_t y, int64_t x) const {
+    const Region& r = region;
     const int64_t top = cut(r.rows, kernel.rows, y, down),
                   left = cut(r.columns, kernel.columns, x, across);
-    return Region{r.row + top, r.column + left, cut(r.rows, kernel.rows, y + 1, down) - top,
-                  cut(r.columns, kernel.columns, x + 1, across) - left};
-  };
-  auto pack_a = [&](const Pass& pass, const Region& at) {
-    return pack(g.a, false, pass, at.row, at.rows, kernel, packed_a);
-  };
-  auto pack_b = [&](const Pass& pass, const Region& at) {
-    return pack(g.b, true, pass, at.column, at.columns, kernel, packed_b);
-  };
-  if (!single) {
-    for (int64_t y = 0; y < down; y++)
-      for (int64_t x = 0; x < across; x++) {
-        const Region at = block(y, x);
-        const int64_t tiles = ((at.rows + kernel.rows - 1) / kernel.rows) *
-                              ((at.columns + kernel.columns - 1) / kernel.columns);
-        const Slots slots{slot_memory.get<float>(tiles * tile_size * plan.slots), tiles};
-        for (const Pass& pass : plan.passes)
-          run_block(g, kernel, pass, at, slots, pack_a(pass, at), pack_b(pass, at));
-      }
-    return;
+    return {r.row + top, r.column + left, cut(r.rows, kernel.rows, y + 1, down) - top,
+            cut(r.columns, kernel.columns, x + 1, across) - left};
   }
+  Region region;
+  const TileKernel& kernel;
+  int64_t down, across;
+};
+
+Packed pack_a(const Gemm& g, const TileKernel& kernel, const Pass& pass, const Region& at) {
+  return pack(g.a, false, pass, at.row, at.rows, kernel, packed_a);
+}
+Packed pack_b(const Gemm& g, const TileKernel& kernel, const Pass& pass, const Region& at) {
+  return pack(g.b, true, pass, at.column, at.columns, kernel, packed_b);
+}
+
+// Block by block, all passes: sums wait in slots.
+void run_passes(const std::vector<Gemm>& several, const std::vector<Plan>& plans,
+                const TileKernel& kernel, const Region& r) {
+  int slots = 1;
+  size_t passes = 0;
+  for (const Plan& plan : plans)
+    slots = std::max(slots, plan.slots), passes = std::max(passes, plan.passes.size());
+  const Blocks blocks(r, kernel, std::max<int64_t>(BLOCK_ROWS / slots, LEAST_ROWS));
+  for (int64_t y = 0; y < blocks.down; y++)
+    for (int64_t x = 0; x < blocks.across; x++) {
+      const Region at = blocks.at(y, x);
+      const int64_t tiles = ((at.rows + kernel.rows - 1) / kernel.rows) *
+                            ((at.columns + kernel.columns - 1) / kernel.columns);
+      const int64_t size = tiles * kernel.rows * kernel.columns * slots;
+      float* memory = slot_memory.get<float>(size * int64_t(several.size()));
+      for (size_t p = 0; p < passes; p++)
+        for (size_t i = 0; i < several.size(); i++) {
+          if (p >= plans[i].passes.size()) continue;
+          const Pass& pass = plans[i].passes[p];
+          run_block(several[i], kernel, pass, at, {memory + int64_t(i) * size, tiles},
+                    pack_a(several[i], kernel, pass, at), pack_b(several[i], kernel, pass, at));
+        }
+    }
+}
+
+// One operand is packed once, the other for each block across it.
+void run_single(const Gemm& g, const Plan& plan, const TileKernel& kernel, const Region& r) {
   const Pass& pass = plan.passes[0];
-  const Slots slots{slot_memory.get<float>(tile_size * plan.slots), 1};
+  const int64_t most = r.columns > BLOCK_COLUMNS ? PACKED_A : kernel.group / 4;  // b is packed once
+  const Blocks blocks(r, kernel,
+                      std::max<int64_t>(most / std::max<int64_t>(pass.depth, 1), kernel.rows));
+  const Slots slots{slot_memory.get<float>(int64_t(kernel.rows) * kernel.columns * plan.slots), 1};
+  const int64_t down = blocks.down, across = blocks.across;
   if (r.rows + down * r.columns < across * r.rows + r.columns) {
     for (int64_t y = 0; y < down; y++) {
-      const float* a = pack_a(pass, block(y, 0));
+      const Packed a = pack_a(g, kernel, pass, blocks.at(y, 0));
       for (int64_t x = 0; x < across; x++) {
-        const Region at = block(y, x);
-        run_block(g, kernel, pass, at, slots, a, pack_b(pass, at));
+        const Region at = blocks.at(y, x);
+        run_block(g, kernel, pass, at, slots, a, pack_b(g, kernel, pass, at));
       }
     }
   } else {
     for (int64_t x = 0; x < across; x++) {
-      const float* b = pack_b(pass, block(0, x));
+      const Packed b = pack_b(g, kernel, pass, blocks.at(0, x));
       for (int64_t y = 0; y < down; y++) {
-        const Region at = block(y, x);
-        run_block(g, kernel, pass, at, slots, pack_a(pass, at), b);
+        const Region at = blocks.at(y, x);
+        run_block(g, kernel, pass, at, slots, pack_a(g, kernel, pass, at), b);
       }
     }
   }
+}
+
+void run_region(const std::vector<Gemm>& several, const std::vector<Plan>& plans,
+                const TileKernel& kernel, const Region& r) {
+  const Running running(kernel);
+  const bool single = std::all_of(plans.begin(), plans.end(),
+                                  [](const Plan& plan) { return plan.passes.size() == 1; });
+  if (!single) return run_passes(several, plans, kernel, r);
+  for (size_t i = 0; i < several.size(); i++) run_single(several[i], plans[i], kernel, r);
 }
 
 // How many parts of rows: the grid of `threads` regions with the least work and packing in its
@@ -265,38 +284,60 @@ int64_t parts_of_rows(const Gemm& g, const TileKernel& kernel, int64_t threads) 
   return best;
 }
 
-// By types and period alone: a short one would leave most of its last unit empty.
-const TileKernel& kernel_of(const Gemm& g) {
+// By types and the longest period alone: short ones would leave most of their units empty.
+const TileKernel& kernel_of(const std::vector<Gemm>& several) {
+  constexpr int64_t WORTH_A_UNIT = 8;
+  const Gemm& g = several[0];
+  int64_t period = 0;
+  for (const Gemm& each : several) period = std::max(period, each.period);
   const bool shorts = g.a.dtype == DType::bfloat16 && g.b.dtype == DType::bfloat16;
-  auto wasteful = [&](Packing packing, int64_t least) {
-    return g.period % unit(packing) != 0 && g.period < least;
+  auto fits = [&](Packing packing) {
+    return period % unit(packing) == 0 || period >= WORTH_A_UNIT;
   };
   const TileKernel* amx = amx_kernel(active_isa());
-  if (amx && shorts && !wasteful(amx->packing, 32)) return *amx;
-  return tile_kernel(active_isa(), shorts && !wasteful(Packing::pairs, 16));
+  if (amx && shorts && fits(amx->packing)) return *amx;
+  return tile_kernel(active_isa(), shorts && fits(Packing::pairs));
 }
+
+struct Work {
+  explicit Work(const std::vector<Gemm>& several) : kernel(kernel_of(several)) {
+    // Side by side what they share waits in L2 meanwhile, between shorter passes.
+    const int64_t longest = several.size() > 1 ? kernel.pass / 2 : kernel.pass;
+    for (const Gemm& g : several) plans.push_back(make_plan(g, kernel, longest));
+  }
+  const TileKernel& kernel;
+  std::vector<Plan> plans;
+};
 
 }  // namespace
 
 void gemm(const Gemm& g) {
-  const TileKernel& kernel = kernel_of(g);
-  if (g.rows > 0 && g.columns > 0)
-    run_region(g, make_plan(g, kernel), kernel, {0, 0, g.rows, g.columns});
+  if (g.rows <= 0 || g.columns <= 0) return;
+  const std::vector<Gemm> one{g};
+  const Work work(one);
+  run_region(one, work.plans, work.kernel, {0, 0, g.rows, g.columns});
 }
 
 void gemm_parallel(const Gemm& g) {
-  const double work = double(g.rows) * double(g.columns) * double(g.depth);
+  gemm_parallel(std::vector<Gemm>{g});
+}
+
+void gemm_parallel(const std::vector<Gemm>& several) {
+  const Gemm& g = several[0];
+  if (g.rows <= 0 || g.columns <= 0) return;
+  double depth = 0;
+  for (const Gemm& each : several) depth += double(each.depth);
+  const double work = double(g.rows) * double(g.columns) * depth;
   const int64_t n = std::min<int64_t>(threads(), 1 + int64_t(work / WORTH_A_THREAD));
-  if (n <= 1) return parallel_for(1, 1, [&](int64_t, int64_t) { gemm(g); });
-  const TileKernel& kernel = kernel_of(g);
-  const Plan plan = make_plan(g, kernel);
+  const Work made(several);
+  const TileKernel& kernel = made.kernel;
   const int64_t down = parts_of_rows(g, kernel, n), across = n / down;
   parallel_for(n, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t y = i / across, x = i % across;
       const int64_t top = cut(g.rows, kernel.rows, y, down),
                     left = cut(g.columns, kernel.columns, x, across);
-      run_region(g, plan, kernel,
+      run_region(several, made.plans, kernel,
                  {top, left, cut(g.rows, kernel.rows, y + 1, down) - top,
                   cut(g.columns, kernel.columns, x + 1, across) - left});
     }

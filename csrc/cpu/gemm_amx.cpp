@@ -85,10 +85,10 @@ PLAIT_INLINE void run(const Tile& t, int rows) {
   }
 }
 
-void run_emulated(const Tile& t, int rows) { run<EmulatedTiles>(t, rows); }
+void run_emulated(const Tile& t, int rows, int) { run<EmulatedTiles>(t, rows); }
 
 #if defined(__x86_64__) && !defined(PLAIT_NO_AMX)
-PLAIT_TARGET_AVX512 void run_amx(const Tile& t, int rows) { run<AmxTiles>(t, rows); }
+PLAIT_TARGET_AVX512 void run_amx(const Tile& t, int rows, int) { run<AmxTiles>(t, rows); }
 #endif
 
 }  // namespace

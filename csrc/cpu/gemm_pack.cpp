@@ -1,6 +1,6 @@
 // Packs operands of a matrix multiplication into panels that a register tile reads front to back,
-// as float32 or in pairs of bfloat16. Eight by eight elements at a time, in compiler vectors: one text for every
-// instruction path.
+// as float32 or in pairs of bfloat16. Eight by eight elements at a time, in compiler vectors: one
+// text for every instruction path.
 #include <algorithm>
 #include <type_traits>
 
@@ -36,6 +36,19 @@ PLAIT_INLINE void store_pair(Word8 pair, int64_t panel, float* out) {
   }
 }
 
+// The same of one place; `both`: k + 1 exists.
+template <Packing FORM>
+PLAIT_INLINE void store_words(uint32_t low, uint32_t high, bool both, int64_t panel, float* to) {
+  const uint32_t pair = low | high << 16, first = low << 16, second = high << 16;
+  if (FORM == Packing::pairs) {
+    std::memcpy(to, &pair, 4);
+  } else {
+    std::memcpy(to, FORM == Packing::swapped ? &second : &first, 4);
+    if (both || FORM == Packing::swapped)
+      std::memcpy(to + panel, FORM == Packing::swapped ? &first : &second, 4);
+  }
+}
+
 // 8 or 16 k of a panel, from rows of 8 words: a float, or two neighbouring bfloat16.
 template <Packing FORM, int WIDTH, bool WHOLE>
 PLAIT_INLINE void turn(const float* x, int64_t wide_stride, int valid, int64_t panel, float* out) {
@@ -60,37 +73,64 @@ PLAIT_INLINE void turn(const bfloat16* x, int64_t wide_stride, int valid, int64_
     store_pair<FORM, WIDTH>(r[k], panel, out + place<FORM>(2 * k) * panel);
 }
 
-// WIDTH places of a panel, from rows of k that lie along w: a pair at a time.
-template <Packing FORM, int WIDTH>
-PLAIT_INLINE void along(const float* x, int64_t depth_stride, int64_t depth, int64_t panel,
-                        float* out) {
+// WIDTH places of a panel, from rows of k that lie along w, row k at at(k): a pair at a time.
+template <Packing FORM, int WIDTH, class At>
+PLAIT_INLINE void along(const float* x, At at, int64_t depth, int64_t panel, float* out) {
   for (int64_t k = 0; k < depth; k++)
-    std::memcpy(out + k * panel, x + k * depth_stride, WIDTH * sizeof(float));
+    std::memcpy(out + k * panel, x + at(k), WIDTH * sizeof(float));
 }
 // Without `both` k is the last one of an odd number.
 template <Packing FORM, int PLACES>
-PLAIT_INLINE void along_group(const bfloat16* x, int64_t depth_stride, bool both, int64_t panel,
-                              float* out) {
-  const Word8 low = words<PLACES>(x);
+PLAIT_INLINE void along_group(const bfloat16* first, const bfloat16* second, bool both,
+                              int64_t panel, float* out) {
+  const Word8 low = words<PLACES>(first);
   if (both)
-    store_pair<FORM, PLACES>(low | words<PLACES>(x + depth_stride) << 16, panel, out);
+    store_pair<FORM, PLACES>(low | words<PLACES>(second) << 16, panel, out);
   else if (FORM == Packing::floats)
     store<PLACES>(low << 16, out);
   else
     store_pair<FORM, PLACES>(low, panel, out);
 }
-template <Packing FORM, int WIDTH>
-PLAIT_INLINE void along(const bfloat16* x, int64_t depth_stride, int64_t depth, int64_t panel,
-                        float* out) {
+template <Packing FORM, int WIDTH, class At>
+PLAIT_INLINE void along(const bfloat16* x, At at, int64_t depth, int64_t panel, float* out) {
   constexpr int REST = WIDTH % 8, WHOLE = WIDTH - REST;
   for (int64_t k = 0; k < depth; k += 2) {
-    const bfloat16* from = x + k * depth_stride;
+    const bool both = k + 1 < depth;
+    const bfloat16 *first = x + at(k), *second = both ? x + at(k + 1) : first;
     float* to = out + place<FORM>(k) * panel;
 #pragma GCC unroll 4
     for (int w = 0; w < WHOLE; w += 8)
-      along_group<FORM, 8>(from + w, depth_stride, k + 1 < depth, panel, to + w);
+      along_group<FORM, 8>(first + w, second + w, both, panel, to + w);
     if constexpr (REST != 0)
-      along_group<FORM, REST>(from + WHOLE, depth_stride, k + 1 < depth, panel, to + WHOLE);
+      along_group<FORM, REST>(first + WHOLE, second + WHOLE, both, panel, to + WHOLE);
+  }
+}
+
+// The same where fewer than WIDTH places are in x, at most 7: nothing is read that was just stored.
+template <Packing FORM, int WIDTH, class At>
+PLAIT_INLINE void along_part(const bfloat16* x, At at, int valid, int64_t depth, int64_t panel,
+                             float* out) {
+  for (int64_t k = 0; k < depth; k += 2) {
+    const bool both = k + 1 < depth;
+    const bfloat16 *first = x + at(k), *second = both ? x + at(k + 1) : first;
+    float* to = out + place<FORM>(k) * panel;
+    store<WIDTH>(Word8{}, to);
+    if (FORM == Packing::swapped || (FORM == Packing::floats && both))
+      store<WIDTH>(Word8{}, to + panel);
+    for (int w = 0; w < valid; w++)
+      store_words<FORM>(first[w].bits, both ? second[w].bits : 0, both, panel, to + w);
+  }
+}
+template <Packing FORM, int WIDTH, class At>
+PLAIT_INLINE void along_part(const float* x, At at, int valid, int64_t depth, int64_t panel,
+                             float* out) {
+  for (int64_t k = 0; k < depth; k++) {
+    const float* from = x + at(k);
+    float* to = out + k * panel;
+    store<WIDTH>(Word8{}, to);
+    if (valid & 4) std::memcpy(to, from, 16), from += 4, to += 4;
+    if (valid & 2) std::memcpy(to, from, 8), from += 2, to += 2;
+    if (valid & 1) *to = *from;
   }
 }
 
@@ -109,28 +149,21 @@ PLAIT_INLINE void plain(const bfloat16* x, int64_t wide_stride, int64_t depth_st
     for (int w = 0; w < width; w++) {
       const bool both = k + 1 < depth, there = w < valid;
       const bfloat16* from = x + w * wide_stride + k * depth_stride;
-      const uint32_t low = there ? from[0].bits : 0, high = there && both ? from[depth_stride].bits : 0;
-      float* to = out + place<FORM>(k) * panel + w;
-      const uint32_t pair = low | high << 16, first = low << 16, second = high << 16;
-      if (FORM == Packing::pairs) {
-        std::memcpy(to, &pair, 4);
-      } else {
-        std::memcpy(to, FORM == Packing::swapped ? &second : &first, 4);
-        if (both || FORM == Packing::swapped)
-          std::memcpy(to + panel, FORM == Packing::swapped ? &first : &second, 4);
-      }
+      const uint32_t low = there ? from[0].bits : 0,
+                     high = there && both ? from[depth_stride].bits : 0;
+      store_words<FORM>(low, high, both, panel, out + place<FORM>(k) * panel + w);
     }
 }
 
 // Some places of a panel, WIDTH at most 8, of which `valid` are in x.
 template <Packing FORM, int WIDTH, class T>
-PLAIT_INLINE void pack_group(const T* x, int64_t wide_stride, int64_t depth_stride, int valid,
-                             int64_t depth, int64_t panel, float* out) {
+PLAIT_INLINE void pack_group(const T* x, int64_t wide_stride, Even at, int valid, int64_t depth,
+                             int64_t panel, float* out) {
   constexpr int64_t AT_ONCE = 32 / sizeof(T);
   if (valid == 0) {
     const int64_t lines = packed_size(FORM, depth);
     for (int64_t k = 0; k < lines; k++) store<WIDTH>(Word8{}, out + k * panel);
-  } else if (depth_stride == 1) {
+  } else if (at.stride == 1) {
     int64_t k = 0;
     if (valid == WIDTH)
       for (; k + AT_ONCE <= depth; k += AT_ONCE)
@@ -138,40 +171,52 @@ PLAIT_INLINE void pack_group(const T* x, int64_t wide_stride, int64_t depth_stri
     for (; k + AT_ONCE <= depth; k += AT_ONCE)
       turn<FORM, WIDTH, false>(x + k, wide_stride, valid, panel, out + place<FORM>(k) * panel);
     plain<FORM>(x + k, wide_stride, 1, valid, depth - k, WIDTH, panel,
-                 out + place<FORM>(k) * panel);
+                out + place<FORM>(k) * panel);
   } else if (wide_stride == 1 && valid == WIDTH) {
-    along<FORM, WIDTH>(x, depth_stride, depth, panel, out);
+    along<FORM, WIDTH>(x, at, depth, panel, out);
+  } else if (wide_stride == 1) {
+    along_part<FORM, WIDTH>(x, at, valid, depth, panel, out);
   } else {
-    plain<FORM>(x, wide_stride, depth_stride, valid, depth, WIDTH, panel, out);
+    plain<FORM>(x, wide_stride, at.stride, valid, depth, WIDTH, panel, out);
   }
 }
+template <Packing FORM, int WIDTH, class T>
+PLAIT_INLINE void pack_group(const T* x, int64_t, Listed at, int valid, int64_t depth,
+                             int64_t panel, float* out) {
+  if (valid == WIDTH)
+    along<FORM, WIDTH>(x, at, depth, panel, out);
+  else
+    along_part<FORM, WIDTH>(x, at, valid, depth, panel, out);
+}
 
-template <class T, int PANEL, Packing FORM>
-PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
-                            int64_t depth, std::integral_constant<int, PANEL>,
-                            int64_t panel_stride, Form<FORM>, float* out) {
+template <class T, class At, int PANEL, Packing FORM>
+PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, At at, int64_t wide, int64_t depth,
+                            std::integral_constant<int, PANEL>, int64_t panel_stride, Form<FORM>,
+                            float* out) {
   // Along the rows of x, a few at a time: whole cache lines are used before they leave.
   const int64_t run = wide_stride == 1 ? 16 : depth;
   for (int64_t first = 0; first < depth; first += run) {
     const int64_t here = depth - first < run ? depth - first : run;
     for (int64_t w = 0; w < wide; w += PANEL) {
       const int width = int(wide - w < PANEL ? wide - w : PANEL);
-      const T* from = x + w * wide_stride + first * depth_stride;
+      const T* from = x + w * wide_stride;
       float* to = out + w / PANEL * panel_stride + place<FORM>(first) * PANEL;
-      if (wide_stride == 1 && width == PANEL && depth_stride != 1) {
-        along<FORM, PANEL>(from, depth_stride, here, PANEL, to);
+      if (wide_stride == 1 && width == PANEL && !at.dense()) {
+        along<FORM, PANEL>(from + at.skip(first), at.from(first), here, PANEL, to);
         continue;
       }
       for (int g = 0; g + 8 <= PANEL; g += 8) {
+        if (At::LISTED && width <= g) break;
         const int valid = width - g < 0 ? 0 : width - g < 8 ? width - g : 8;
-        pack_group<FORM, 8>(from + g * wide_stride, wide_stride, depth_stride, valid, here, PANEL,
-                             to + g);
+        pack_group<FORM, 8>(from + at.skip(first) + g * wide_stride, wide_stride, at.from(first),
+                            valid, here, PANEL, to + g);
       }
       if constexpr (PANEL % 8 != 0) {
         constexpr int G = PANEL / 8 * 8, REST = PANEL % 8;
         const int valid = width - G < 0 ? 0 : width - G < REST ? width - G : REST;
-        pack_group<FORM, REST>(from + G * wide_stride, wide_stride, depth_stride, valid, here,
-                                PANEL, to + G);
+        if (!At::LISTED || valid > 0)
+          pack_group<FORM, REST>(from + at.skip(first) + G * wide_stride, wide_stride,
+                                 at.from(first), valid, here, PANEL, to + G);
       }
     }
   }
@@ -179,11 +224,25 @@ PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, int64_t depth_strid
 
 PLAIT_KERNEL(pack, pack_body)
 
-template <class T, class Form>
-void pack_any(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide, int64_t depth,
-              int panel, int64_t panel_stride, Form form, float* out) {
+// One panel of any width, of rows that lie along w.
+template <class T, class At, Packing FORM>
+PLAIT_INLINE void pack_line_body(const T* x, At at, int64_t wide, int64_t depth, int64_t panel,
+                                 Form<FORM>, float* out) {
+  for (int64_t first = 0; first < depth; first += 16) {
+    const int64_t here = depth - first < 16 ? depth - first : 16;
+    for (int64_t w = 0; w < wide; w += 8)
+      pack_group<FORM, 8>(x + at.skip(first) + w, 1, at.from(first),
+                          int(wide - w < 8 ? wide - w : 8), here, panel,
+                          out + place<FORM>(first) * panel + w);
+  }
+}
+PLAIT_KERNEL(pack_line, pack_line_body)
+
+template <class T, class At, class Form>
+void pack_any(const T* x, int64_t wide_stride, At at, int64_t wide, int64_t depth, int panel,
+              int64_t panel_stride, Form form, float* out) {
   auto with = [&](auto width) {
-    pack(x, wide_stride, depth_stride, wide, depth, width, panel_stride, form, out);
+    pack(x, wide_stride, at, wide, depth, width, panel_stride, form, out);
   };
   switch (panel) {
     case 4:
@@ -199,18 +258,17 @@ void pack_any(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wid
   }
 }
 
-}  // namespace
-
-void pack_panels(const float* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
-                 int64_t depth, int panel, int64_t panel_stride, Packing, float* out) {
-  pack_any(x, wide_stride, depth_stride, wide, depth, panel, panel_stride, Form<Packing::floats>{},
-           out);
+template <class At>
+void pack_as(const float* x, int64_t wide_stride, At at, int64_t wide, int64_t depth, int panel,
+             int64_t panel_stride, Packing, float* out) {
+  pack_any(x, wide_stride, at, wide, depth, panel, panel_stride, Form<Packing::floats>{}, out);
 }
 
-void pack_panels(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, int64_t wide,
-                 int64_t depth, int panel, int64_t panel_stride, Packing packing, float* out) {
+template <class At>
+void pack_as(const bfloat16* x, int64_t wide_stride, At at, int64_t wide, int64_t depth, int panel,
+             int64_t panel_stride, Packing packing, float* out) {
   auto in = [&](auto form) {
-    pack_any(x, wide_stride, depth_stride, wide, depth, panel, panel_stride, form, out);
+    pack_any(x, wide_stride, at, wide, depth, panel, panel_stride, form, out);
   };
   if (packing == Packing::floats) return in(Form<Packing::floats>{});
   if (packing == Packing::swapped) return in(Form<Packing::swapped>{});
@@ -219,5 +277,39 @@ void pack_panels(const bfloat16* x, int64_t wide_stride, int64_t depth_stride, i
   for (int64_t w = 0; rest > 0 && w < wide; w += panel, out += panel_stride)
     std::fill_n(out + end * panel, rest * panel, 0.0f);
 }
+
+}  // namespace
+
+template <class T>
+void pack_panels(const T* x, int64_t wide_stride, int64_t depth_stride, int64_t wide, int64_t depth,
+                 int panel, int64_t panel_stride, Packing packing, float* out) {
+  pack_as(x, wide_stride, Even{depth_stride}, wide, depth, panel, panel_stride, packing, out);
+}
+template <class T>
+void pack_panels(const T* x, const int64_t* places, int64_t wide, int64_t depth, int panel,
+                 int64_t panel_stride, Packing packing, float* out) {
+  pack_as(x, 1, Listed{places}, wide, depth, panel, panel_stride, packing, out);
+}
+
+template <class T>
+void pack_panel(const T* x, const int64_t* places, int64_t wide, int64_t depth, int64_t panel,
+                Packing packing, float* out) {
+  const Listed at{places};
+  if (packing == Packing::pairs)
+    pack_line(x, at, wide, depth, panel, Form<Packing::pairs>{}, out);
+  else if (packing == Packing::swapped)
+    pack_line(x, at, wide, depth, panel, Form<Packing::swapped>{}, out);
+  else
+    pack_line(x, at, wide, depth, panel, Form<Packing::floats>{}, out);
+}
+
+#define PLAIT_PACKS(T)                                                                           \
+  template void pack_panels(const T*, int64_t, int64_t, int64_t, int64_t, int, int64_t, Packing, \
+                            float*);                                                             \
+  template void pack_panels(const T*, const int64_t*, int64_t, int64_t, int, int64_t, Packing,   \
+                            float*);                                                             \
+  template void pack_panel(const T*, const int64_t*, int64_t, int64_t, int64_t, Packing, float*);
+PLAIT_PACKS(float)
+PLAIT_PACKS(bfloat16)
 
 }  // namespace plait

@@ -49,7 +49,7 @@ std::vector<bool> merged_later(const std::vector<int>& merges) {
 
 }  // namespace
 
-Plan make_plan(const Gemm& g, const TileKernel& kernel) {
+Plan make_plan(const Gemm& g, const TileKernel& kernel, int64_t longest) {
   const Packing packing = kernel.packing;
   Plan plan;
   const std::vector<int64_t> whole{0, g.depth}, &leaves = g.leaves.size() > 1 ? g.leaves : whole;
@@ -57,9 +57,9 @@ Plan make_plan(const Gemm& g, const TileKernel& kernel) {
   const size_t count = leaves.size() - 1;
   const std::vector<int> merges = g.merges.empty() ? tree_merges(int64_t(count)) : g.merges;
   const std::vector<bool> kept = merged_later(merges);
-  const int64_t most = kernel.pass / packed_size(packing, 32) * 32;
+  const int64_t most = longest / packed_size(packing, 32) * 32;
   auto fits = [&](const Run& piece) {
-    return plan.passes.back().depth + packed_size(packing, piece.length) <= kernel.pass;
+    return plan.passes.back().depth + packed_size(packing, piece.length) <= longest;
   };
   int slot = g.slot, stored = g.slot;
   for (size_t leaf = 0; leaf < count; leaf++) {

@@ -35,7 +35,7 @@ struct Plan {
   int slots = 0;
 };
 
-// The same for every tile and thread.
-Plan make_plan(const Gemm& g, const TileKernel& kernel);
+// The same for every tile and thread. `longest`: elements packed along k in a pass.
+Plan make_plan(const Gemm& g, const TileKernel& kernel, int64_t longest);
 
 }  // namespace plait

@@ -20,13 +20,13 @@ namespace {
 constexpr int PORTABLE_ROWS = 4, PORTABLE_COLUMNS = 16;
 
 // Not inlined: what it computes must not move to where denormals count otherwise.
-__attribute__((noinline)) void run_portable(const Tile& t, int rows) {
+__attribute__((noinline)) void run_portable(const Tile& t, int rows, int) {
   constexpr int N = PORTABLE_COLUMNS, V = N / 4;
   for (int i = 0; i < rows; i++) {
     Float4 c[V] = {}, x[V];
     if (t.init) std::memcpy(c, t.init + i * t.init_stride, sizeof(c));
     for (int64_t k = 0; k < t.depth; k++) {
-      const float one = t.a[k * PORTABLE_ROWS + i];
+      const float one = t.a[i * t.a_row + k * t.a_step];
       const Float4 a = {one, one, one, one};
       std::memcpy(x, t.b + k * N, sizeof(x));
       for (int j = 0; j < V; j++) c[j] = fused(a, x[j], c[j]);
@@ -45,7 +45,9 @@ constexpr auto run_portable_flushed = run_portable;
 
 constexpr float LEAST = std::numeric_limits<float>::min();
 
-float flushed(float x) { return std::fabs(x) < LEAST ? std::copysign(0.0f, x) : x; }
+float flushed(float x) {
+  return std::fabs(x) < LEAST ? std::copysign(0.0f, x) : x;
+}
 
 // fma with denormals as zero, where the processor's flags would not give x86-64's bits. A sum that
 // rounds up to 2^-126 with 24 bits is not tiny: it is 2^-126 - 2^-151 or more. There the sum in
@@ -57,15 +59,15 @@ float fused_flushed(float a, float b, float c) {
 }
 
 // A chain for run_flushed: a tile in which a sum was flushed, which is rare, is done again.
-void run_portable_flushed(const Tile& t, int rows) {
-  run_portable(t, rows);
+void run_portable_flushed(const Tile& t, int rows, int columns) {
+  run_portable(t, rows, columns);
   if (!flushed_too_much()) return;
   reset_rounding();
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < PORTABLE_COLUMNS; j++) {
       float c = t.init ? t.init[i * t.init_stride + j] : 0.0f;
       for (int64_t k = 0; k < t.depth; k++)
-        c = fused_flushed(t.a[k * PORTABLE_ROWS + i], t.b[k * PORTABLE_COLUMNS + j], c);
+        c = fused_flushed(t.a[i * t.a_row + k * t.a_step], t.b[k * PORTABLE_COLUMNS + j], c);
       t.out[i * t.out_stride + j] = c;
     }
 }
@@ -73,16 +75,16 @@ void run_portable_flushed(const Tile& t, int rows) {
 #endif
 
 // RUN with denormals as zero while the chain runs, but not in what comes after it.
-template <void (*RUN)(const Tile&, int), int COLUMNS>
-void run_flushed(const Tile& t, int rows) {
+template <void (*RUN)(const Tile&, int, int), int COLUMNS>
+void run_flushed(const Tile& t, int rows, int columns) {
   alignas(64) float local[MAX_TILE];  // t.out may be one of t.lower
   Tile chain = t;
   chain.merges = 0, chain.out = local, chain.out_stride = COLUMNS;
   flush_denormals();
-  RUN(chain, rows);
+  RUN(chain, rows, columns);
   reset_rounding();
   for (int i = 0; i < rows; i++)
-    for (int j = 0; j < COLUMNS; j++) {
+    for (int j = 0; j < columns; j++) {
       float x = local[i * COLUMNS + j];
       for (int m = 0; m < t.merges; m++) x = t.lower[m].at[i * t.lower[m].stride + j] + x;
       t.out[i * t.out_stride + j] = x;
@@ -91,31 +93,29 @@ void run_flushed(const Tile& t, int rows) {
 
 #if defined(__x86_64__)
 
-template <bool PAIRS, int ROWS>
+template <bool PAIRS, int VECTORS, int ROWS>
 PLAIT_TARGET_AVX512 void tile_avx512(const Tile& t) {
-  __m512 c[ROWS][2];
-  if (t.init) {
+  __m512 c[ROWS][VECTORS];
 #pragma GCC unroll 16
-    for (int i = 0; i < ROWS; i++) {
-      c[i][0] = _mm512_loadu_ps(t.init + i * t.init_stride);
-      c[i][1] = _mm512_loadu_ps(t.init + i * t.init_stride + 16);
-    }
-  } else {
-#pragma GCC unroll 16
-    for (int i = 0; i < ROWS; i++) c[i][0] = c[i][1] = _mm512_setzero_ps();
-  }
+  for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; v++)
+      c[i][v] = t.init ? _mm512_loadu_ps(t.init + i * t.init_stride + 16 * v) : _mm512_setzero_ps();
   const float *a = t.a, *b = t.b;
-  for (int64_t k = 0; k < t.depth; k++, a += 14, b += 32) {
-    const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
+  const int64_t row = t.a_row, step = t.a_step;
+  for (int64_t k = 0; k < t.depth; k++, a += step, b += 32) {
+    __m512 y[VECTORS];
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; v++) y[v] = _mm512_loadu_ps(b + 16 * v);
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; i++) {
-      const __m512 x = _mm512_set1_ps(a[i]);
-      if (PAIRS) {  // written out: compilers before GCC 10 do not know it
-        asm("vdpbf16ps %2, %1, %0" : "+v"(c[i][0]) : "v"(b0), "v"(x));
-        asm("vdpbf16ps %2, %1, %0" : "+v"(c[i][1]) : "v"(b1), "v"(x));
-      } else {
-        c[i][0] = _mm512_fmadd_ps(x, b0, c[i][0]);
-        c[i][1] = _mm512_fmadd_ps(x, b1, c[i][1]);
+      const __m512 x = _mm512_set1_ps(a[i * row]);
+#pragma GCC unroll 2
+      for (int v = 0; v < VECTORS; v++) {
+        if (PAIRS)  // written out: compilers before GCC 10 do not know it
+          asm("vdpbf16ps %2, %1, %0" : "+v"(c[i][v]) : "v"(y[v]), "v"(x));
+        else
+          c[i][v] = _mm512_fmadd_ps(x, y[v], c[i][v]);
       }
     }
   }
@@ -123,27 +123,27 @@ PLAIT_TARGET_AVX512 void tile_avx512(const Tile& t) {
     const float* lower = t.lower[m].at;
     const int64_t stride = t.lower[m].stride;
 #pragma GCC unroll 16
-    for (int i = 0; i < ROWS; i++) {
-      c[i][0] = _mm512_add_ps(_mm512_loadu_ps(lower + i * stride), c[i][0]);
-      c[i][1] = _mm512_add_ps(_mm512_loadu_ps(lower + i * stride + 16), c[i][1]);
-    }
+    for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+      for (int v = 0; v < VECTORS; v++)
+        c[i][v] = _mm512_add_ps(_mm512_loadu_ps(lower + i * stride + 16 * v), c[i][v]);
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < ROWS; i++) {
-    _mm512_storeu_ps(t.out + i * t.out_stride, c[i][0]);
-    _mm512_storeu_ps(t.out + i * t.out_stride + 16, c[i][1]);
-  }
+  for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; v++) _mm512_storeu_ps(t.out + i * t.out_stride + 16 * v, c[i][v]);
 }
 
 template <bool PAIRS, int... LESS>
-void run_avx512(const Tile& t, int rows, std::integer_sequence<int, LESS...>) {
+void run_avx512(const Tile& t, int rows, int columns, std::integer_sequence<int, LESS...>) {
   using Run = void (*)(const Tile&);
-  static const Run table[] = {tile_avx512<PAIRS, LESS + 1>...};
-  table[rows - 1](t);
+  static const Run half[] = {tile_avx512<PAIRS, 1, LESS + 1>...};
+  static const Run whole[] = {tile_avx512<PAIRS, 2, LESS + 1>...};
+  (columns <= 16 ? half : whole)[rows - 1](t);
 }
 template <bool PAIRS>
-void run_avx512(const Tile& t, int rows) {
-  run_avx512<PAIRS>(t, rows, std::make_integer_sequence<int, 14>{});
+void run_avx512(const Tile& t, int rows, int columns) {
+  run_avx512<PAIRS>(t, rows, columns, std::make_integer_sequence<int, 14>{});
 }
 
 template <int ROWS>
@@ -160,11 +160,12 @@ PLAIT_TARGET_AVX2 void tile_avx2(const Tile& t) {
     for (int i = 0; i < ROWS; i++) c[i][0] = c[i][1] = _mm256_setzero_ps();
   }
   const float *a = t.a, *b = t.b;
-  for (int64_t k = 0; k < t.depth; k++, a += 6, b += 16) {
+  const int64_t row = t.a_row, step = t.a_step;
+  for (int64_t k = 0; k < t.depth; k++, a += step, b += 16) {
     const __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8);
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; i++) {
-      const __m256 x = _mm256_broadcast_ss(a + i);
+      const __m256 x = _mm256_broadcast_ss(a + i * row);
       c[i][0] = _mm256_fmadd_ps(x, b0, c[i][0]);
       c[i][1] = _mm256_fmadd_ps(x, b1, c[i][1]);
     }
@@ -185,7 +186,7 @@ PLAIT_TARGET_AVX2 void tile_avx2(const Tile& t) {
   }
 }
 
-void run_avx2(const Tile& t, int rows) {
+void run_avx2(const Tile& t, int rows, int) {
   using Run = void (*)(const Tile&);
   static const Run table[] = {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>,
                               tile_avx2<4>, tile_avx2<5>, tile_avx2<6>};

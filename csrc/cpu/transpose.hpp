@@ -9,8 +9,8 @@
 namespace plait {
 
 typedef uint32_t Word8 __attribute__((vector_size(32)));
-typedef uint16_t Short8 __attribute__((vector_size(16)));
 typedef uint64_t Long2 __attribute__((vector_size(16)));
+typedef uint16_t Short8 __attribute__((vector_size(16)));
 
 #if defined(__clang__)
 #define PLAIT_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -45,15 +45,14 @@ PLAIT_INLINE void transpose(Word8 (&r)[8]) {
 // Each in a word of its own.
 template <int WIDTH>
 PLAIT_INLINE Word8 words(const bfloat16* x) {
-  Short8 s = {};
-  if (WIDTH == 6) {  // in two registers: on the way through memory the second load would wait
-    uint64_t low;
-    uint32_t high;
-    std::memcpy(&low, x, sizeof(low));
-    std::memcpy(&high, x + 4, sizeof(high));
-    s = Short8(Long2{low, high});
-  } else {
-    std::memcpy(&s, x, WIDTH * sizeof(bfloat16));
+  Short8 s;
+  if (WIDTH == 8) {
+    std::memcpy(&s, x, 16);
+  } else {  // in halves: a vector that is put together in memory would be waited for
+    uint64_t halves[2] = {};
+    std::memcpy(&halves[0], x, (WIDTH < 4 ? WIDTH : 4) * sizeof(bfloat16));
+    if (WIDTH > 4) std::memcpy(&halves[1], x + 4, (WIDTH - 4) * sizeof(bfloat16));
+    s = Short8(Long2{halves[0], halves[1]});
   }
   return __builtin_convertvector(s, Word8);
 }

@@ -48,9 +48,12 @@ void add_conv(Cases& cases, DType dtype, const Image& s) {
     cases.push_back(
         {named("conv2d_backward_weight", dtype, s.sizes()) + (input_first ? " input first" : ""),
          [=] {
-           Tensor grad_weight = normal(F32, s.weight(input_first), 3);
+           Shape stack = s.weight(input_first);
+           stack.insert(stack.begin(), 2);
+           Tensor grad_weight = normal(F32, stack, 3);
            conv2d_backward_weight(normal(dtype, s.out(), 1), normal(dtype, s.x(), 2), input_first,
-                                  s.stride, s.padding, true, grad_weight);
+                                  s.stride, s.padding, {0, 1, s.batch}, {0, 1}, 0, true,
+                                  grad_weight);
            return Outputs{grad_weight};
          }});
 }

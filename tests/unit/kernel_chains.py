@@ -74,7 +74,10 @@ def embedding(t: np.dtype) -> Chain:
 def conv(input_first: bool) -> Callable[[np.dtype], Chain]:
     def make(t: np.dtype) -> Chain:
         def kernel(x: list[Array], accumulate: bool, out: Outputs) -> None:
-            _cpu.conv2d_backward_weight(*x, input_first, 2, 1, accumulate, *out)
+            leaves = [0, len(x[0])]
+            _cpu.conv2d_backward_weight(
+                *x, input_first, 2, 1, leaves, [0], 0, accumulate, out[0][None]
+            )
 
         shape = (11, 3, 3, 35) if input_first else (35, 3, 3, 11)
         return Chain((random((N, 5, 4, 35), t), random((N, 9, 8, 11), t)), (shape,), kernel)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 import pytest
-from kernel_checks import PATHS
+from kernel_checks import AMX_PATHS, VECTOR_PATHS
+from matmul_checks import run
 
 from plait import _cpu
 from plait.comm import tree
@@ -15,7 +16,7 @@ from plait.comm import tree
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 float32 = np.dtype(np.float32)
 best = _cpu.isa()
-paths = PATHS[: PATHS.index(best) + 1]
+paths = [*VECTOR_PATHS, *AMX_PATHS]
 
 
 class Shape(NamedTuple):
@@ -113,7 +114,10 @@ def backward_weight(grad, x, shape, input_first, out=None):
     accumulate = out is not None
     if out is None:
         out = np.full(shape.weight(input_first), 7, float32)
-    _cpu.conv2d_backward_weight(grad, x, input_first, shape.stride, shape.padding, accumulate, out)
+    _cpu.conv2d_backward_weight(
+        grad, x, input_first, shape.stride, shape.padding, [0, len(x)], [0], 0, accumulate,
+        out[None],
+    )  # fmt: skip
     return out
 
 
@@ -201,6 +205,67 @@ def test_each_element_is_the_chain_of_the_contract(isa, input_first):
         same_bits(backward_weight(grad, x, shape, input_first), grad_weight)
 
 
+def terms(shape):
+    """For each place of out: taps (kh, kw) and pixels (h, w) of x that meet there, in order; for
+    each place of x: taps and places of out."""
+    out = {(oh, ow): [] for oh in range(shape.out[1]) for ow in range(shape.out[2])}
+    x = {(h, w): [] for h in range(shape.h) for w in range(shape.w)}
+    for y, z, at_out, at_x in taps(shape):
+        ends = [[range(10**6)[part] for part in at] for at in (at_out, at_x)]
+        for oh, h in zip(ends[0][0], ends[1][0], strict=True):
+            for ow, w in zip(ends[0][1], ends[1][1], strict=True):
+                out[oh, ow].append((y, z, h, w))
+                x[h, w].append((y, z, oh, ow))
+    return out, x
+
+
+def as_matmul(source, w, met):
+    """(B, C) of the pixels of source (B, ., ., K) and taps of w (C, KH, KW, K) that met."""
+    pixels = [source[:, h, v] for _, _, h, v in met] or [source[:, 0, 0, :0]]
+    kernel = [w[:, y, z] for y, z, _, _ in met] or [w[:, 0, 0, :0]]
+    a, b = (np.ascontiguousarray(np.concatenate(x, 1)) for x in (pixels, kernel))
+    return run(a, b, False, True)
+
+
+@pytest.mark.parametrize("isa", paths)
+@pytest.mark.parametrize("input_first", [False, True])
+def test_each_element_is_a_matmul_of_the_pixels_and_taps_that_meet(isa, input_first):
+    """So bfloat16 is added in pairs, or in AMX blocks, through the taps and without padding."""
+    _cpu.set_isa(isa)
+    for shape in [
+        *SHAPES[:11],
+        Shape(2, 9, 5, 20, 9, 3, 3, 1, 1),
+        Shape(2, 3, 3, 6, 9, 2, 2, 1, 0),
+    ]:
+        x, weight, grad = operands(shape, input_first, bfloat16)
+        w = weight.transpose(3, 1, 2, 0) if input_first else weight
+        of_out, of_x = terms(shape)
+        out = forward(x, weight, shape, input_first, dtype=float32)
+        for (oh, ow), met in of_out.items():
+            same_bits(out[:, oh, ow], as_matmul(x, w, met))
+        grad_x = backward(grad, weight, shape, input_first, dtype=float32)
+        for (h, v), met in of_x.items():
+            same_bits(grad_x[:, h, v], as_matmul(grad, w.transpose(3, 1, 2, 0), met))
+
+        grad_w = backward_weight(grad, x, shape, input_first)
+        grad_w = grad_w.transpose(3, 1, 2, 0) if input_first else grad_w
+        met = list(taps(shape))
+        most = max(grad[0, *at_out, 0].size for _, _, at_out, _ in met)
+        unit = 2 if isa in VECTOR_PATHS or (most < 8 and most % 32) else 32
+        alone = most < 8 and most % unit  # rule 4 of docs/numerics.md: too few for a pair
+        for y, z, at_out, at_x in met:
+            expected = np.zeros((shape.o, shape.i), float32)
+            for g, p in zip(grad[:, *at_out], x[:, *at_x], strict=True):
+                g, p = g.reshape(-1, shape.o), p.reshape(-1, shape.i)
+                if alone:
+                    g, p = g.astype(float32), p.astype(float32)
+                if unit == 2 and isa in AMX_PATHS:
+                    _cpu.set_isa(VECTOR_PATHS[-1])
+                run(g, p, True, out=expected, accumulate=True)
+                _cpu.set_isa(isa)
+            same_bits(grad_w[:, y, z], expected)
+
+
 def by_tree(parts):
     """Float32 parts of leaves, merged as plait.comm.tree says."""
     stack = []
@@ -213,9 +278,11 @@ def by_tree(parts):
     return whole
 
 
+@pytest.mark.parametrize("isa", [best, AMX_PATHS[0]])
 @pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
 @pytest.mark.parametrize("leaves", [[0, 33], [0, 7, 33], [0, 5, 5, 33], [0, 1, 9, 17, 20, 26, 33]])
-def test_leaves_are_merged_by_the_tree(dtype, leaves):
+def test_leaves_are_merged_by_the_tree(dtype, leaves, isa):
+    _cpu.set_isa(isa)
     for tail in [(3, 3, 1, 1), (3, 3, 2, 1), (1, 1, 1, 0)]:
         shape = Shape(2, 7, 6, 33, 5, *tail)
         x, weight, _ = operands(shape, True, dtype)
@@ -234,10 +301,12 @@ def test_leaves_are_merged_by_the_tree(dtype, leaves):
         same_bits(backward(grad, weight, shape, False, leaves), by_tree(parts).astype(dtype))
 
 
+@pytest.mark.parametrize("isa", [best, AMX_PATHS[0]])
 @pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
 @pytest.mark.parametrize("input_first", [False, True])
-def test_grad_weight_continues_sample_by_sample(dtype, input_first):
-    """Also beyond one chunk: the images of the last shape are cut by samples and by rows."""
+def test_grad_weight_continues_sample_by_sample(dtype, input_first, isa):
+    """Also beyond one pass: the images of the last shapes are cut by samples and by rows."""
+    _cpu.set_isa(isa)
     for shape in [
         *SHAPES[1:12],
         Shape(3, 41, 43, 24, 40, 3, 3, 1, 1),
@@ -252,9 +321,12 @@ def test_grad_weight_continues_sample_by_sample(dtype, input_first):
         same_bits(parts, whole)
 
 
-def test_bits_do_not_depend_on_threads_batch_or_sharding():
+@pytest.mark.parametrize("isa", [best, AMX_PATHS[0]])
+@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+def test_bits_do_not_depend_on_threads_batch_or_sharding(dtype, isa):
+    _cpu.set_isa(isa)
     shape = Shape(5, 14, 13, 24, 70, 3, 3, 1, 1)
-    x, weight, grad = operands(shape, False)
+    x, weight, grad = operands(shape, False, dtype)
     results = []
     for threads in (1, 2, 3):
         _cpu.set_threads(threads)
@@ -305,7 +377,10 @@ def test_wrong_shapes_are_named():
         ((x, w, False, 1, 0, [0, 3], out), r"expected \(2, 3, 3, 4\)"),
         ((x, w, False, 0, 1, [0, 3], out), "stride 0"),
         ((x, w, True, 1, 1, [0, 3], out), r"\(I, KH, KW, O\) does not fit 3 input and 4 output"),
-        ((x, w, False, 1, 1, [0, 2], out), "leaves 0 2 must rise from 0 to 3"),
+        (
+            (x, w, False, 1, 1, [0, 2], out),
+            r"leaves must ascend from 0 to the inner size 3, got \{0, 2\}",
+        ),
         ((x[:, :1, :1], w, False, 1, 0, [0, 3], out), "larger than the image"),
         ((x[:, ::2], w, False, 1, 1, [0, 3], out[:, :3]), "contiguous"),
         ((x[:, :, ::2], w, False, 1, 1, [0, 3], np.zeros((2, 5, 3, 4), float32)), "contiguous"),
@@ -313,3 +388,13 @@ def test_wrong_shapes_are_named():
     ]:
         with pytest.raises(ValueError, match=message):
             _cpu.conv2d_forward(*args)
+    grad, stack = np.zeros((2, 3, 3, 4), float32), np.zeros((1, 4, 3, 3, 3), float32)
+    for args, message in [
+        ((grad, x, False, 1, 0, [0, 2], [0], 0, False, stack[0]), "must be a float32 stack"),
+        ((grad, x, False, 1, 0, [0, 3], [0], 0, False, stack), "ascend from 0 to the inner size 2"),
+        ((grad, x, False, 1, 0, [0, 1, 2], [0, 0], 0, False, stack), "do not fit a stack of 1"),
+        ((grad, x, False, 1, 0, [0, 2], [0], 0, False, stack[:, :, ::-1]), "must be contiguous"),
+        ((grad.astype(bfloat16), x, False, 1, 0, [0, 2], [0], 0, False, stack), "types differ"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            _cpu.conv2d_backward_weight(*args)

@@ -10,6 +10,7 @@ from kernel_checks import BFLOAT16, EMULATED, FLOAT32, STORAGE, random
 from plait import _cpu
 from plait.autograd import SILENT, Observer
 from plait.comm.tree import Leaves
+from plait.ops.conv import add_weight_grad as add_conv_grad
 from plait.ops.embedding import VocabEmbedding
 from plait.ops.linear import add_weight_grad
 from plait.ops.parameter import Parameter
@@ -47,6 +48,14 @@ def of_matmul(p, position, rows, columns, tokens):
     add_weight_grad(p, position, rows, columns)
 
 
+def of_conv(p, position, rows, columns, tokens):
+    """Of a kernel of 1 x 1 on images of one row."""
+    flat = p.grads
+    p.grads = flat.reshape(len(flat), ROWS, 1, 1, COLUMNS)
+    add_conv_grad(p, position, rows[:, None], columns[:, None], False, 1, 0)
+    p.grads = flat
+
+
 def of_embedding(p, position, rows, columns, tokens):
     class Call:
         saved = (tokens, p, None, 3)
@@ -63,7 +72,7 @@ def of_skip(p, position, rows, columns, tokens):
 
 @pytest.mark.parametrize("dtype", STORAGE, ids=str)
 @pytest.mark.parametrize("length", [3, 18, 21])
-@pytest.mark.parametrize("op", [of_matmul, of_embedding, of_skip])
+@pytest.mark.parametrize("op", [of_matmul, of_conv, of_embedding, of_skip])
 def test_rule_9_leaves_merged_by_the_kernel(op, length, dtype):
     merged = 0
     rows = random((13, length, ROWS), dtype, 1)

@@ -127,7 +127,7 @@ def test_bfloat16_is_a_chain_of_pairs(isa, scale):
 
 
 @pytest.mark.parametrize("isa", paths)
-@pytest.mark.parametrize("period", [1, 15, 16, 17, 33, 40, 1333])
+@pytest.mark.parametrize("period", [1, 7, 8, 9, 16, 33, 40, 1333])
 def test_samples_do_not_share_pairs(isa, period):
     """However many samples a call has, their sum is one chain."""
     _cpu.set_isa(isa)
@@ -140,7 +140,7 @@ def test_samples_do_not_share_pairs(isa, period):
             run(a[rows], b[rows], True, out=out, accumulate=True, period=period)
         same_bits(out, whole)
     assert (whole != run(a, b, True)).any() == (period % 2 == 1)
-    if period in (1, 15):
+    if period in (1, 7):
         same_bits(whole, run(a.astype(float32), b.astype(float32), True))
 
 

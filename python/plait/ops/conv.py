@@ -37,6 +37,18 @@ def check_whole(position: Position) -> None:
         )
 
 
+def add_weight_grad(
+    weight: Parameter, position: Position, grad: Array, x: Array, input_first: bool, stride: int,
+    padding: int,
+) -> None:  # fmt: skip
+    """One chain over samples and pixels for each data leaf."""
+    for run in weight.runs(position):
+        kernels.conv2d_backward_weight(
+            grad[run.samples], x[run.samples], input_first, stride, padding, run.bounds, run.merges,
+            run.slot, run.continues, run.stack,
+        )  # fmt: skip
+
+
 class ColumnConv(Function):
     """This rank's output channels of a convolution; the gradient of x is summed over tensor
     leaves."""
@@ -63,11 +75,7 @@ class ColumnConv(Function):
             )
 
         def weight_gradient() -> None:
-            for segment, total in weight.segments(position):
-                kernels.conv2d_backward_weight(
-                    grad[segment.samples], x[segment.samples], False, stride, padding,
-                    not segment.begins, total,
-                )  # fmt: skip
+            add_weight_grad(weight, position, grad, x, False, stride, padding)
 
         ctx.later(weight_gradient)
         if not ctx.needs_input_grad[0]:
@@ -99,11 +107,7 @@ class RowConv(Function):
         position = ctx.position
 
         def weight_gradient() -> None:
-            for segment, total in weight.segments(position):
-                kernels.conv2d_backward_weight(
-                    grad[segment.samples], x[segment.samples], True, stride, padding,
-                    not segment.begins, total,
-                )  # fmt: skip
+            add_weight_grad(weight, position, grad, x, True, stride, padding)
 
         ctx.later(weight_gradient)
         if not ctx.needs_input_grad[0]:
