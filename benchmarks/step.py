@@ -6,8 +6,8 @@ python benchmarks/step.py [--models 30M,124M] [--ranks 1,2] [--rounds 7] [--torc
 
 PyTorch is run as `PYTHON` has it (another environment's; without --torch plait runs alone), each
 way with the C library's memory as it comes and tuned to keep what was freed. Prints seconds a
-step, tokens or images/s, how many times as fast plait is (median of the rounds, and range), the same of the
-seconds that rank 0 had a core, the first step since the start, and peak memory.
+step, tokens or images/s, how many times as fast plait is (median of the rounds, and range), the
+same of the seconds that rank 0 had a core, the first step since the start, and peak memory.
 """
 
 from __future__ import annotations

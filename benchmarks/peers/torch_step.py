@@ -3,9 +3,8 @@
 python torch_step.py MODEL RANKS PRECISION FORM [compile]: precision "autocast", or "masters"
 (bfloat16 weights with float32 masters, kept beside them). FORM of a GPT, whose head is tied: "whole
 loss", or "chunks loss" (head and loss 256 rows at a time, computed again in backward); of a ViT
-what it classifies by: the "mean" over positions as plait's, or a "class token". A ResNet's images are
-channels_last. Several ranks
-are DistributedDataParallel over gloo.
+what it classifies by: the "mean" over positions as plait's, or a "class token". A ResNet's images
+are channels_last. Several ranks are DistributedDataParallel over gloo.
 """
 
 from __future__ import annotations

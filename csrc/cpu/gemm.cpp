@@ -147,19 +147,22 @@ void run_block(const Gemm& g, const TileKernel& kernel, const Pass& pass, const 
       kernel.rows;
   for (int64_t first = 0; first < r.rows; first += rows_at_once) {
     const int64_t rows_here = std::min(rows_at_once, r.rows - first);
-    const float* group = a.data + first / kernel.rows * a.panel;
-    for (int64_t x = 0; x < r.columns; x += kernel.columns)
-      for (int64_t y = 0; y < rows_here; y += kernel.rows) {
-        const int64_t tile = (first + y) / kernel.rows * tiles_across + x / kernel.columns;
+    const float* right = b.data;
+    for (int64_t x = 0, across = 0; x < r.columns; x += kernel.columns, across++) {
+      int64_t down = first / kernel.rows;
+      const float* left = a.data + down * a.panel;
+      for (int64_t y = 0; y < rows_here; y += kernel.rows, down++, left += a.panel) {
+        const int64_t tile = down * tiles_across + across;
         const Place p{r.row + first + y,
                       r.column + x,
                       int(std::min<int64_t>(kernel.rows, rows_here - y)),
                       int(std::min<int64_t>(kernel.columns, r.columns - x)),
                       slots.data + (slots.tiles > 1 ? tile * tile_size : 0),
                       slots.tiles * tile_size};
-        run_chunks(g, kernel, pass, p, a, group + y / kernel.rows * a.panel,
-                   b.data + x / kernel.columns * b.panel);
+        run_chunks(g, kernel, pass, p, a, left, right);
       }
+      right += b.panel;
+    }
   }
 }
 

@@ -93,16 +93,24 @@ void run_flushed(const Tile& t, int rows, int columns) {
 
 #if defined(__x86_64__)
 
-template <bool PAIRS, int VECTORS, int ROWS>
+// PANEL: rows of a lie side by side, and need no addresses of their own.
+template <bool PAIRS, bool PANEL, int VECTORS, int ROWS>
 PLAIT_TARGET_AVX512 void tile_avx512(const Tile& t) {
   __m512 c[ROWS][VECTORS];
+  if (t.init) {
 #pragma GCC unroll 16
-  for (int i = 0; i < ROWS; i++)
+    for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; v++)
-      c[i][v] = t.init ? _mm512_loadu_ps(t.init + i * t.init_stride + 16 * v) : _mm512_setzero_ps();
+      for (int v = 0; v < VECTORS; v++)
+        c[i][v] = _mm512_loadu_ps(t.init + i * t.init_stride + 16 * v);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+      for (int v = 0; v < VECTORS; v++) c[i][v] = _mm512_setzero_ps();
+  }
   const float *a = t.a, *b = t.b;
-  const int64_t row = t.a_row, step = t.a_step;
+  const int64_t row = PANEL ? 1 : t.a_row, step = t.a_step;
   for (int64_t k = 0; k < t.depth; k++, a += step, b += 32) {
     __m512 y[VECTORS];
 #pragma GCC unroll 2
@@ -137,9 +145,10 @@ PLAIT_TARGET_AVX512 void tile_avx512(const Tile& t) {
 template <bool PAIRS, int... LESS>
 void run_avx512(const Tile& t, int rows, int columns, std::integer_sequence<int, LESS...>) {
   using Run = void (*)(const Tile&);
-  static const Run half[] = {tile_avx512<PAIRS, 1, LESS + 1>...};
-  static const Run whole[] = {tile_avx512<PAIRS, 2, LESS + 1>...};
-  (columns <= 16 ? half : whole)[rows - 1](t);
+  static const Run half[] = {tile_avx512<PAIRS, false, 1, LESS + 1>...};
+  static const Run whole[] = {tile_avx512<PAIRS, false, 2, LESS + 1>...};
+  static const Run panels[] = {tile_avx512<PAIRS, true, 2, LESS + 1>...};
+  (columns <= 16 ? half : t.a_row == 1 ? panels : whole)[rows - 1](t);
 }
 template <bool PAIRS>
 void run_avx512(const Tile& t, int rows, int columns) {
