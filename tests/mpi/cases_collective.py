@@ -104,6 +104,16 @@ def all_gather_matmul_is_that_of_one_rank(world: Communicator) -> None:
             assert out.astype(dtype).tobytes() == expected.tobytes()
 
 
+@case(2)
+def rows_are_not_taken_for_messages(world: Communicator) -> None:
+    for comm in transports():
+        x, message = np.ones((300, 4), float32), np.zeros((300, 4), float32)
+        expected = comm.recv(message, 1 - comm.rank, tag=1, blocking=False)
+        assert (plait.all_gather_matmul(x, np.eye(4, dtype=float32), comm) == 1).all()
+        comm.send(7 * x, 1 - comm.rank, tag=1)
+        assert (expected.wait() == 7).all()
+
+
 @case((2, 3))
 def nothing_to_add_is_zero(world: Communicator) -> None:
     for comm in transports():

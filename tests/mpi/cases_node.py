@@ -259,3 +259,17 @@ def plans_read_arrays_that_a_collective_copies(world: Communicator) -> None:
             assert (plans["odd bias"]() == 10 * step).all()
             assert (plans["scatter"]() == total).all()
             assert (plans["scatter nodes"]() == total + 10 * step).all()
+
+
+@case((2, 3))
+def a_disagreement_is_told_where_it_belongs(world: Communicator) -> None:
+    """Not by the wait for a collective before it or after it."""
+    for comm, n in product(both(world), (10, 50_000)):
+        x = np.ones(n, np.float32)
+        before, between = (comm.all_reduce(x, blocking=False) for _ in range(2))
+        odd = comm.all_reduce(x[: n - (comm.rank == 1)].copy(), blocking=False)
+        assert (comm.all_reduce(x) == comm.size).all()
+        assert (before.wait() == comm.size).all()
+        with pytest.raises(ValueError, match="the same op, type and size"):
+            odd.wait()
+        assert (between.wait() == comm.size).all()

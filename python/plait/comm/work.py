@@ -129,7 +129,8 @@ class Work:
             self._error = error
             if isinstance(steps, Generator):
                 steps.close()  # a poll failed: its generator has not heard of it
-            raise
+            if not isinstance(error, kernels.Disagreement):  # which its own wait() tells, no other
+                raise
 
 
 def finished(result: Any) -> Work:

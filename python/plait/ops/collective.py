@@ -18,6 +18,7 @@ from plait.comm.agree import agree
 from plait.comm.combine import even_bounds
 
 _FEW = 128  # rows of a piece that do not repay packing w once more
+_TAG = 1 << 14  # beyond those of the caller's own messages
 
 
 def matmul_all_reduce(x: Array, w: Array, comm: Communicator, out: Array | None = None) -> Array:
@@ -130,9 +131,9 @@ def _pieces(x: Array, rows: list[int], comm: Communicator) -> Iterator[tuple[int
     arriving = []
     for distance, rank in enumerate(order[1:], 1):
         piece = empty((rows[rank + 1] - rows[rank], x.shape[1]), x.dtype)
-        arriving.append((rank, comm.recv(piece, rank, distance, blocking=False)))
+        arriving.append((rank, comm.recv(piece, rank, _TAG + distance, blocking=False)))
     sent = [
-        comm.send(x, (comm.rank - distance) % comm.size, distance, blocking=False)
+        comm.send(x, (comm.rank - distance) % comm.size, _TAG + distance, blocking=False)
         for distance in range(1, comm.size)
     ]
     yield rows[comm.rank], rows[comm.rank + 1], x
