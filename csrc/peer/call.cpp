@@ -37,6 +37,12 @@ int64_t type_number(const std::string& name) {
   return OTHER_TYPE;
 }
 
+// One number for many (FNV-1a): ranks that cut the same array differently notice it.
+template <class T>
+void mix(uint64_t& hash, const std::vector<T>& numbers) {
+  for (T number : numbers) hash = (hash ^ uint64_t(number)) * 0x100000001b3ull;
+}
+
 Call make(Call::Kind kind, const void* source, void* out) {
   Call c;
   c.kind = kind;
@@ -97,6 +103,10 @@ Call reduce_call(const Room& room, const ConstArray& nodes, const ReduceSpec& sp
   c.spec = spec, c.bias = bias, c.dtype = nodes.dtype, c.out_dtype = out.dtype;
   c.said.call = number_of(spec.gather ? ALL_REDUCE : int(c.kind), int(spec.op), int(nodes.dtype), int(out.dtype));
   c.said.size = spec.outer * n * item;
+  mix(c.said.layout, spec.nodes);
+  mix(c.said.layout, spec.merges);
+  mix(c.said.layout, spec.bounds);
+  mix<int64_t>(c.said.layout, {spec.outer, bias ? bias->size() : -1});
   c.inlined = most * spec.outer * (spec.gather ? n : c.longest) * item <= room.inside;
   const int64_t bytes = std::min(room.cell - (behind ? ALIGN : 0), std::max(LEAST, c.longest * deep / 4)), columns = std::max<int64_t>(1, bytes / deep);
   c.window = std::min(c.longest, columns > 64 ? columns / 64 * 64 : columns);
@@ -116,6 +126,7 @@ Call all_gather_call(const Room& room, const ConstArray& x, const std::vector<in
   c.longest = std::max<int64_t>(1, *std::max_element(lengths.begin(), lengths.end()));
   c.inlined = c.longest <= room.inside;
   c.to = std::move(to);
+  mix(c.said.layout, c.to);
   c.window = room.size * room.cell;
   c.said.size = out.size(), c.said.rounds = ceil_div(c.longest, c.window);
   return c;

@@ -24,8 +24,10 @@ struct ReduceSpec {
 struct Said {
   int64_t source = -1, out = -1;  // offsets in its arena, or -1
   int64_t rounds = 1;
-  int64_t call = 0, size = 0;     // what all ranks must agree on
+  int64_t call = 0, size = 0;     // what all ranks must agree on, and with it
+  uint64_t layout = 0xcbf29ce484222325;  // how it is cut over ranks
   int kind() const { return int(call & 0xff); }
+  bool agrees(const Said& other) const { return call == other.call && size == other.size && layout == other.layout; }
   std::string text() const;
 };
 

@@ -80,7 +80,7 @@ void Window::start(std::shared_ptr<const Call> call) {
   PLAIT_CHECK(!blocks_.empty(), "window", "not connected, or closed");
   PLAIT_CHECK(!now_, "window", "a collective is under way");
   now_ = std::move(call);
-  own_ = now_->said;
+  before_ = own_, own_ = now_->said;
   window_ = now_->window, windows_ = now_->windows, rounds_ = own_.rounds;
   announced_ = heard_ = direct_ = false;
   staged_ = taken_ = collected_ = 0;
@@ -113,6 +113,7 @@ bool Window::step() {
 }
 
 void Window::end() {
+  unread_ = now_->inlined && now_->kind == Call::Kind::broadcast;
   if (!now_->inlined) epoch_ += rounds_;
   now_.reset();
 }

@@ -62,8 +62,8 @@ class Window {
   void tell(Flag kind, int64_t round);
   void check_aborted();
   void check_said(int rank);
+  void check_unread();
   void skip();
-  bool hears_nobody(const Said& said) const;
   bool step();
   bool announce();
   bool hear();
@@ -88,10 +88,11 @@ class Window {
   std::vector<char*> blocks_, bases_;
 
   std::shared_ptr<const Call> now_;
-  Said own_;                        // of it
+  Said own_, before_;               // of it, and of the one before
   int64_t number_ = 0, epoch_ = 1;  // of it, and of its round 0
   int64_t window_ = 1, windows_ = 1, rounds_ = 1;
   bool announced_ = false, heard_ = false;  // what peers said is read and agrees
+  bool unread_ = false;                     // of the collective before, not what all peers said
   bool direct_ = false;                     // all arrays lie in arenas
   int64_t staged_ = 0, taken_ = 0, collected_ = 0;  // rounds
   std::vector<const char*> parts_;          // of reduce_slice

@@ -16,6 +16,7 @@ bool Window::announce() {
   const Call& c = *now_;
   for (int rank = 0; rank < room_.size; rank++)
     if (rank != room_.rank && !heard_of(rank, number_ - 1)) return false;
+  check_unread();
   if (!c.inlined && (c.kind != Call::Kind::broadcast || c.root == room_.rank)) {
     const int64_t sources = c.kind == Call::Kind::reduce ? c.spec.nodes[size_t(room_.rank)] * own_.size
                             : c.kind == Call::Kind::all_gather ? c.to[size_t(room_.rank) + 1] - c.to[size_t(room_.rank)]
@@ -33,8 +34,8 @@ bool Window::announce() {
   return announced_ = true;
 }
 
-// Before anything of a peer is read. The root of a broadcast in letters hears nobody, the others only it; who refuses its
-// arguments hears that the others go on or do not.
+// Before anything of a peer is read. The root of a broadcast in letters hears nobody, the others only it (and all of
+// them the rest later: check_unread); who refuses its arguments hears whether all do.
 bool Window::hear() {
   const Call& c = *now_;
   if (heard_) return false;
@@ -43,9 +44,8 @@ bool Window::hear() {
   for (int rank = 0; rank < room_.size; rank++) {
     if (rank == room_.rank || (broadcast && c.inlined && rank != c.root)) continue;
     if (!heard_of(rank, number_)) return false;
-    const Said& theirs = said(rank);
     if (!refused) check_said(rank);
-    differ = differ || (refused && theirs.kind() != own_.kind() && !hears_nobody(theirs));
+    differ = differ || !said(rank).agrees(own_);
   }
   if (differ) skip();
   heard_ = true;
@@ -65,12 +65,16 @@ bool Window::hear() {
   return true;
 }
 
-// A broadcast in letters, which its root makes without a look at the others.
-bool Window::hears_nobody(const Said& said) const {
-  return said.kind() == int(Call::Kind::broadcast) && said.size <= room_.inside;
+// After a broadcast in letters, before the next word: whether others found that all ranks did not mean the same.
+void Window::check_unread() {
+  if (!unread_) return;
+  unread_ = false;
+  for (int rank = 0; rank < room_.size; rank++)
+    if (rank != room_.rank && !letter(room_.rank, rank, number_ - 1).said.agrees(before_)) return skip();
 }
 
-// Ranks that disagree have staged one round at most, which nobody takes, and go on together after it.
+// Ranks that disagree have staged one round at most, which nobody takes, and go on together after it: all of them, or
+// what one of them has said of that round would be taken for a later one.
 void Window::skip() {
   tell(TAKEN, 0);
   epoch_++;
@@ -78,13 +82,16 @@ void Window::skip() {
 
 void Window::check_said(int rank) {
   const Said mine = own_, theirs = said(rank);
-  if (theirs.call == mine.call && theirs.size == mine.size) return;
-  if (!hears_nobody(theirs)) skip();
+  if (theirs.agrees(mine)) return;
+  skip();
   now_.reset();
   const std::string what = "rank " + std::to_string(room_.rank) + " is in " + mine.text() + ", rank " +
                            std::to_string(rank) + " in " + theirs.text();
   if (theirs.kind() == mine.kind() || theirs.kind() == int(Call::Kind::refused))
-    throw Disagreement("all ranks must give the same op, type and size: " + what);
+    throw Disagreement((theirs.call == mine.call && theirs.size == mine.size
+                            ? "all ranks must give the same leaves, axis, bounds and size of the bias: "
+                            : "all ranks must give the same op, type and size: ") +
+                       what);
   throw std::runtime_error("all ranks must call the same collectives in the same order: " + what);
 }
 

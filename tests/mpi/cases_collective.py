@@ -104,6 +104,27 @@ def all_gather_matmul_is_that_of_one_rank(world: Communicator) -> None:
             assert out.astype(dtype).tobytes() == expected.tobytes()
 
 
+@case(2)
+def rows_are_not_taken_for_messages(world: Communicator) -> None:
+    for comm in transports():
+        x, message = np.ones((300, 4), float32), np.zeros((300, 4), float32)
+        expected = comm.recv(message, 1 - comm.rank, tag=1, blocking=False)
+        assert (plait.all_gather_matmul(x, np.eye(4, dtype=float32), comm) == 1).all()
+        comm.send(7 * x, 1 - comm.rank, tag=1)
+        assert (expected.wait() == 7).all()
+
+
+@case((2, 3))
+def nothing_to_add_is_zero(world: Communicator) -> None:
+    for comm in transports():
+        for make in (np.empty, comm.empty):
+            found = plait.all_gather_matmul(
+                make((300, 0), float32), np.empty((0, 5), float32), comm
+            )
+            assert found.shape == (300 * comm.size, 5)
+            assert not found.any()
+
+
 @case((1, 2, 3, 4), limit=60.0)
 def reduce_update_gather_is_reduce_then_update_then_gather(world: Communicator) -> None:
     for comm, n, dtype, optimizer in product(
@@ -163,6 +184,7 @@ def what_one_rank_gives_wrong_is_told_on_all(world: Communicator) -> None:
         gather = partial(plait.all_gather_matmul, comm=comm)
         update = partial(plait.reduce_update_gather, comm=comm, optimizer=AdamW(), step=1)
         small, cut = np.empty((1, 1), float32), x[:, :5]
+        low = x.astype(bfloat16), w.astype(bfloat16)
         calls = [
             (r"\(M, N\)", partial(first, x[: 3 if odd else 4], w)),
             ("do not match", partial(first, x, w[: 5 if odd else 6])),
@@ -170,6 +192,7 @@ def what_one_rank_gives_wrong_is_told_on_all(world: Communicator) -> None:
             ("axis", partial(scatter, x, w, axis=2 if odd else 0)),
             ("axis", partial(scatter, x, w, axis=int(odd))),
             ("writable out", partial(first, x, w, out=small if odd else None)),
+            ("result ", partial(first, *low, out=None if odd else np.empty((4, 5), float32))),
             ("K ", partial(gather, cut if odd else x, w[:5] if odd else w)),
             ("writable out", partial(gather, x, w, out=small if odd else None)),
             ("grad |weight is", partial(update, n[:11] if odd else n, weight, own, state)),

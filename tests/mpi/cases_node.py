@@ -236,3 +236,40 @@ def different_collectives_are_named(world: Communicator) -> None:
         assert "rank 0 is in an all_reduce (sum of float32) of 400000 bytes" in str(error.value)
         assert "rank 1 in an all_gather of" in str(error.value)
     world.barrier()
+
+
+@case((2, 3))
+def plans_read_arrays_that_a_collective_copies(world: Communicator) -> None:
+    """Strided nodes, and a bias that is repeated for ranks without a whole row."""
+    for comm in [*transports(), world]:
+        wide, bias = np.zeros((1, comm.size, 4), np.float32), np.zeros(4, np.float32)
+        few = wide[:, :1, :2]
+        plans = {
+            "nodes": comm.plan("all_reduce_nodes", wide[:, :, ::2]),
+            "bias": comm.plan("all_reduce_nodes", few.copy(), bias=bias[:2]),
+            "odd bias": comm.plan("all_reduce_nodes", wide[:, :, :2].copy(), bias=bias[::2]),
+            "scatter": comm.plan("reduce_scatter", wide[0, :, ::2]),
+            "scatter nodes": comm.plan("reduce_scatter_nodes", wide[:, :, ::2], bias=bias[:2]),
+        }
+        for step in (1, 2):
+            wide[:], bias[:] = step, 10 * step
+            total = comm.size * step
+            assert (plans["nodes"]() == total).all()
+            assert (plans["bias"]() == 10 * step).all()
+            assert (plans["odd bias"]() == 10 * step).all()
+            assert (plans["scatter"]() == total).all()
+            assert (plans["scatter nodes"]() == total + 10 * step).all()
+
+
+@case((2, 3))
+def a_disagreement_is_told_where_it_belongs(world: Communicator) -> None:
+    """Not by the wait for a collective before it or after it."""
+    for comm, n in product(both(world), (10, 50_000)):
+        x = np.ones(n, np.float32)
+        before, between = (comm.all_reduce(x, blocking=False) for _ in range(2))
+        odd = comm.all_reduce(x[: n - (comm.rank == 1)].copy(), blocking=False)
+        assert (comm.all_reduce(x) == comm.size).all()
+        assert (before.wait() == comm.size).all()
+        with pytest.raises(ValueError, match="the same op, type and size"):
+            odd.wait()
+        assert (between.wait() == comm.size).all()

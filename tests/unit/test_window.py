@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 import time
@@ -211,6 +212,88 @@ def test_a_rank_that_refuses_its_arguments_holds_up_nobody(call: str, n: int) ->
         window.start(window.refused())
     finish([a, b])
     go_on(a, b)
+
+
+def test_a_broadcast_whose_root_hears_nobody_among_others_leaves_all_in_step() -> None:
+    """The root of a broadcast in letters goes on, while others disagree with it or each other: what
+    they have staged by then is nothing that the next collective may take."""
+    n = 5000
+    for order in itertools.permutations(range(3)):
+        some = windows(3)
+        flat = [np.zeros(3 * n, np.uint8) for _ in some]
+        one = [np.zeros(n, np.float32) for _ in some]
+        whole = _cpu.ReduceSpec([1] * 3, [0, 1, 1], [0, 1, 2, n], 1, "sum", True)
+        root, staging, other = (some[rank] for rank in order)
+        staging.start(staging.reduction(one[0], whole, None, one[1]))
+        assert not staging.advance(0)
+        root.start(root.broadcast(flat[0][:8], order[0]))
+        other.start(other.broadcast(flat[1][:8], order[0]))
+        assert root.advance(0)
+        assert other.advance(0)
+        failing(staging)
+        outs = [np.zeros(3 * n, np.uint8) for _ in some]
+        lengths = [n] * 3
+        ended = set()
+        for rank in (order[0], order[2], order[1]):  # who had staged comes last
+            x = np.full(n, rank + 1, np.uint8)
+            flat[rank] = x
+            some[rank].start(some[rank].all_gather(x, lengths, outs[rank]))
+            if some[rank].advance(0):
+                ended.add(some[rank])
+        finish([window for window in some if window not in ended])
+        for out in outs:
+            assert out.tobytes() == bytes_of((n, 1), (n, 2), (n, 3)).tobytes()
+
+
+@pytest.mark.parametrize("sizes", [(8, 5000, 8), (5000, 8, 5000), (5000, 5000, 8), (5000, 6000, 8)])
+def test_broadcasts_of_different_sizes_leave_all_in_step(sizes: tuple[int, ...]) -> None:
+    some = windows(3)
+    flat = [np.zeros(size, np.uint8) for size in sizes]
+    for window, x in zip(some, flat, strict=True):
+        window.start(window.broadcast(x, 2))
+    left, deadline = set(some), time.monotonic() + 10
+    while left:
+        assert time.monotonic() < deadline
+        for window in tuple(left):
+            try:
+                if window.advance(0):
+                    left.remove(window)
+            except ValueError:
+                left.remove(window)
+    outs, x = [np.zeros(9000, np.float32) for _ in some], np.ones(9000, np.float32)
+    whole = _cpu.ReduceSpec([1] * 3, [0, 1, 1], [0, 10, 5000, 9000], 1, "sum", True)
+    for window, out in zip(some, outs, strict=True):
+        window.start(window.reduction(x, whole, None, out))
+    finish(some)
+    assert all((out == 3).all() for out in outs)
+
+
+def test_ranks_that_cut_differently_are_told() -> None:
+    """Of the same bytes in all, one has so little in each piece that it goes in letters."""
+    a, b = windows(2)
+    x, y, out, total = (np.zeros(900, np.uint8) for _ in range(4))
+    nodes, sums = [np.zeros(200, np.float32) for _ in range(2)], np.zeros((2, 200), np.float32)
+    pairs = [
+        (
+            a.all_gather(x[:450], [450, 450], out),
+            b.all_gather(y, [0, 900], total),
+        ),
+        (
+            a.reduction(nodes[0], spec([1, 1], [0, 1], [0, 100, 200], False), None, sums[0, :100]),
+            b.reduction(nodes[1], spec([1, 1], [0, 1], [0, 0, 200], False), None, sums[1]),
+        ),
+        (
+            a.reduction(nodes[0], spec([1, 1], [0, 1], [0, 9, 200]), np.ones(2, "f4"), sums[0]),
+            b.reduction(nodes[1], spec([1, 1], [0, 1], [0, 9, 200]), None, sums[1]),
+        ),
+    ]
+    for first, second in pairs:
+        a.start(first)
+        b.start(second)
+        for error in failing(a, b):
+            assert isinstance(error, ValueError)
+            assert "the same leaves, axis, bounds" in str(error)
+        go_on(a, b)
 
 
 def failing_beside(window: Any, other: Any) -> list[Exception]:

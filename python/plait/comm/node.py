@@ -110,6 +110,7 @@ class Node(Communicator):
             self,
             self._window.reduction(reduction.nodes, spec, reduction.bias, out),
             reduction.nodes,
+            *(() if reduction.bias is None else (reduction.bias,)),
         )
 
     def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
@@ -153,11 +154,11 @@ class _Run(Quick):
 
     __slots__ = ("_call", "_node", "quick", "reads")
 
-    def __init__(self, node: Node, call: Any, x: Array | None = None):
+    def __init__(self, node: Node, call: Any, *reads: Array):
         self._node, self._call = node, call
         call.spin_us = quick_us()
         self.quick = call.run
-        self.reads = x
+        self.reads = reads
 
     def __iter__(self) -> Iterator[Poll]:
         turns = self._node._turns

@@ -19,17 +19,19 @@ PLANS = (
 class Plan:
     """Called, it runs its steps once more.
 
-    prepared: whether the steps read the caller's array itself and can be taken again; else they
-    serve one call only.
+    prepared: whether the steps read the caller's arrays themselves and can be taken again; else
+    they serve one call only.
     """
 
     __slots__ = ("_name", "_nbytes", "_quick", "_result", "_steps", "_tally", "prepared")
 
-    def __init__(self, comm: Ranks, name: str, x: Array | None, steps: Steps, result: Any) -> None:
+    def __init__(
+        self, comm: Ranks, name: str, x: Array | None, bias: Array | None, steps: Steps, result: Any
+    ) -> None:
         self._name, self._steps, self._result = name, steps, result
         self._tally = comm.tally[name]
         self._nbytes = 0 if x is None else x.nbytes
-        self.prepared = isinstance(steps, Quick) and _reads(steps, x)
+        self.prepared = isinstance(steps, Quick) and _reads(steps, x, bias)
         self._quick = steps.quick if isinstance(steps, Quick) else _never
 
     def __call__(self) -> Any:
@@ -44,8 +46,8 @@ class Plan:
         return self._result
 
 
-def _reads(steps: Quick, x: Array | None) -> bool:
-    return x is None or (steps.reads is not None and address(steps.reads) == address(x))
+def _reads(steps: Quick, *given: Array | None) -> bool:
+    return [address(x) for x in steps.reads] == [address(x) for x in given if x is not None]
 
 
 def _never() -> bool:

@@ -68,9 +68,17 @@ class Ranks(Transport):
         (found,) = other._plans
         return found if found.prepared else partial(getattr(self, collective), *args, **kwargs)
 
-    def _start(self, name: str, x: Array | None, steps: Steps, result: Any, blocking: bool) -> Any:
+    def _start(
+        self,
+        name: str,
+        x: Array | None,
+        steps: Steps,
+        result: Any,
+        blocking: bool,
+        bias: Array | None = None,
+    ) -> Any:
         if self._plans is not None:
-            self._plans.append(Plan(self, name, x, steps, result))
+            self._plans.append(Plan(self, name, x, bias, steps, result))
             return None
         if x is not None:
             tally = self.tally[name]

@@ -59,13 +59,14 @@ class Reductions(Ranks):
         nodes (k, *shape) float32: this rank's maximal complete nodes, `leaves.nodes(rank)`. bias
         (the last axis of shape) is added in float32; then one rounding to dtype. Returns shape.
         """
+        given, added = nodes, bias
         nodes, bias = checked_nodes("all_reduce_nodes", self.leaves, self.rank, nodes, bias)
         if self.size == 1 and bias is None and np.dtype(dtype) == FLOAT32 and out is None:
             return self._given("all_reduce_nodes", nodes, nodes[0], blocking)
         out = checked_out("all_reduce_nodes", out, nodes.shape[1:], np.dtype(dtype))
         reduction = flat_reduction(nodes, self.leaves, "sum", bias, self.size)
         steps = self._all_reduce_steps(reduction, False, out)
-        return self._start("all_reduce_nodes", nodes, steps, out, blocking)
+        return self._start("all_reduce_nodes", given, steps, out, blocking, added)
 
     @collective
     def reduce_scatter(
@@ -88,7 +89,7 @@ class Reductions(Ranks):
         leaves = Leaves.even(self.size, self.size)
         return self._scatter(
             "reduce_scatter", values[None], leaves, op, axis, bounds, None, x.dtype, keyed, out,
-            blocking,
+            blocking, x, None,
         )  # fmt: skip
 
     @collective
@@ -104,12 +105,13 @@ class Reductions(Ranks):
         blocking: bool = True,
     ) -> Any:
         """The sum of all_reduce_nodes, cut along `axis` of shape as in reduce_scatter."""
+        given, added = nodes, bias
         nodes, bias = checked_nodes("reduce_scatter_nodes", self.leaves, self.rank, nodes, bias)
         if self.size == 1 and bias is None and np.dtype(dtype) == FLOAT32 and out is None:
             return self._given("reduce_scatter_nodes", nodes, nodes[0], blocking)
         return self._scatter(
             "reduce_scatter_nodes", nodes, self.leaves, "sum", axis, bounds, bias, np.dtype(dtype),
-            False, out, blocking,
+            False, out, blocking, given, added,
         )  # fmt: skip
 
     def _all_reduce_steps(self, reduction: Reduction, keyed: bool, out: Array) -> Steps:
@@ -133,6 +135,8 @@ class Reductions(Ranks):
         keyed: bool,
         out: Array | None,
         blocking: bool,
+        given: Array,
+        added: Array | None,
     ) -> Any:
         k, *shape = nodes.shape
         axis = checked_axis(name, axis, len(shape))
@@ -154,4 +158,5 @@ class Reductions(Ranks):
         if np.may_share_memory(target, nodes):
             target = empty(target.shape, target.dtype)
         steps = self._reduce_scatter(reduction, target.reshape(outer, length, inner))
-        return self._start(name, nodes, delivered(steps, target, keyed, out), out, blocking)
+        steps = delivered(steps, target, keyed, out)
+        return self._start(name, given, steps, out, blocking, added)

@@ -27,12 +27,12 @@ class Quick(ABC):
     """Steps of one call into a transport, which can be made without a Work where nothing else is
     under way. They can be taken as often as wanted.
 
-    reads: the array whose elements they take, if any. quick() does all of it, waiting for some
+    reads: the arrays whose elements they take. quick() does all of it, waiting for some
     microseconds, and is False if something is left.
     """
 
     __slots__ = ()
-    reads: Array | None
+    reads: tuple[Array, ...]
     quick: Callable[[], bool]
 
     @abstractmethod
@@ -129,7 +129,8 @@ class Work:
             self._error = error
             if isinstance(steps, Generator):
                 steps.close()  # a poll failed: its generator has not heard of it
-            raise
+            if not isinstance(error, kernels.Disagreement):  # which its own wait() tells, no other
+                raise
 
 
 def finished(result: Any) -> Work:

@@ -18,19 +18,21 @@ from plait.comm.agree import agree
 from plait.comm.combine import even_bounds
 
 _FEW = 128  # rows of a piece that do not repay packing w once more
+_TAG = 1 << 14  # beyond those of the caller's own messages
 
 
 def matmul_all_reduce(x: Array, w: Array, comm: Communicator, out: Array | None = None) -> Array:
     """x @ w summed over the ranks of comm, on every rank; all of them call it.
 
     x: (M, K) this rank's columns of a matrix, w: (K, N) this rank's rows of the other, both float32
-    or both bfloat16; K may differ between ranks. out: (M, N), of x's type or float32; it is
-    returned. A float32 out from comm.empty spares a copy.
+    or both bfloat16; K may differ between ranks. out: (M, N), of x's type or float32, the same on
+    all ranks; it is returned. A float32 out from comm.empty spares a copy.
 
     ValueError if shapes or types do not fit, on every rank.
     """
     shape = (x.shape[:1] + w.shape[1:2]) if x.ndim == w.ndim == 2 else ()
-    _check("matmul_all_reduce", comm, x, w, out, shape, {"(M, N)": shape})
+    same = {"(M, N)": shape, "result": x.dtype if out is None else out.dtype}
+    _check("matmul_all_reduce", comm, x, w, out, shape, same)
     out = empty(shape, x.dtype) if out is None else out
     nodes = 1 if comm.size == 1 else len(comm.leaves.nodes(comm.rank))
     exact = comm.size == 1 or (nodes == 1 and out.dtype == float32)
@@ -57,7 +59,7 @@ def matmul_reduce_scatter(
         bounds = even_bounds(shape[axis], comm.size)
         length = bounds[comm.rank + 1] - bounds[comm.rank]
         own = (length, shape[1]) if axis == 0 else (shape[0], length)
-    same = {"(M, N)": shape, "axis": axis}
+    same = {"(M, N)": shape, "axis": axis, "result": x.dtype if out is None else out.dtype}
     _check(
         "matmul_reduce_scatter",
         comm,
@@ -117,7 +119,7 @@ def _products(x: Array, w: Array, comm: Communicator, stack: Array) -> None:
 def _pieces(x: Array, rows: list[int], comm: Communicator) -> Iterator[tuple[int, int, Array]]:
     """(first row, end, rows) of every rank, this one's first; or of all, where pieces are small."""
     order = [(comm.rank + distance) % comm.size for distance in range(comm.size)]
-    if comm.size > 1 and rows[-1] < _FEW * comm.size:
+    if comm.size > 1 and (rows[-1] < _FEW * comm.size or x.shape[1] == 0):
         yield 0, rows[-1], comm.all_gather(x, bounds=rows)
         return
     views = comm.views(x)
@@ -129,9 +131,9 @@ def _pieces(x: Array, rows: list[int], comm: Communicator) -> Iterator[tuple[int
     arriving = []
     for distance, rank in enumerate(order[1:], 1):
         piece = empty((rows[rank + 1] - rows[rank], x.shape[1]), x.dtype)
-        arriving.append((rank, comm.recv(piece, rank, distance, blocking=False)))
+        arriving.append((rank, comm.recv(piece, rank, _TAG + distance, blocking=False)))
     sent = [
-        comm.send(x, (comm.rank - distance) % comm.size, distance, blocking=False)
+        comm.send(x, (comm.rank - distance) % comm.size, _TAG + distance, blocking=False)
         for distance in range(1, comm.size)
     ]
     yield rows[comm.rank], rows[comm.rank + 1], x
