@@ -71,6 +71,7 @@ def train(model: str, steps: int, python: str, folder: Path) -> list[dict[str, A
         "threads=1",
     ]
     slurm = ["srun", "-N", 2, "--ntasks-per-node=1", "--mpi=pmi2", "--kill-on-bad-exit=1"]
+    slurm.append("--cpu-bind=none")  # each node would take core 0 of this machine
     cluster("run", *slurm, python, *words, "layout=2x1x1")
     lines = (folder / "runs/gpt/metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if row.get("step", 0) >= 2 and "loss" in row]

@@ -133,17 +133,18 @@ void combine(const std::vector<const char*>& parts, const std::vector<int>& merg
              int64_t n) {
   if (n == 0) return;
   reset_rounding();
-  if (outs.size() == 1) return to_one_place(parts, merges, in, op, bias, column, out_type, outs[0], n);
-  if (parts.size() == 2 && outs.size() == 2 && in == out_type && !bias && (in == DType::float32 || in == DType::bfloat16)) {
+  const bool alike = in == out_type && (in == DType::float32 || in == DType::bfloat16);
+  if (parts.size() == 2 && outs.size() <= 2 && alike && !bias) {
     PLAIT_FLOATS(in, "combine", [&](auto zero) {
       using X = decltype(zero);
       parallel_for(n, WORTH_A_THREAD, [&](int64_t begin, int64_t end) {
         pair_run(reinterpret_cast<const X*>(parts[0]) + begin, reinterpret_cast<const X*>(parts[1]) + begin,
-                 reinterpret_cast<X*>(outs[0]) + begin, reinterpret_cast<X*>(outs[1]) + begin, end - begin);
+                 reinterpret_cast<X*>(outs[0]) + begin, reinterpret_cast<X*>(outs.back()) + begin, end - begin);
       });
     });
     return;
   }
+  if (outs.size() == 1) return to_one_place(parts, merges, in, op, bias, column, out_type, outs[0], n);
   const int64_t item = size_of(in), out_item = size_of(out_type);
   parallel_for(n, WORTH_A_THREAD, [&](int64_t begin, int64_t end) {
     std::vector<const char*> here(parts.size());
