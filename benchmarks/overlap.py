@@ -4,8 +4,8 @@ python benchmarks/overlap.py [--model 30M] [--rates none,10gbit,1gbit] [--steps 
                              [--json FILE]
 
 As root: starts a Slurm of two nodes on this machine (tests/cluster/slurm-cluster: network
-namespaces, links shaped to each rate), trains GPT with one rank a node, data 2, and reads the run's
-metrics. Prints seconds a step and what of them the ranks spent on communication instead of
+namespaces, links shaped to each rate), trains GPT with one rank a node, data 2, ZeRO, and reads the
+run's metrics. Prints seconds a step and what of them the ranks spent on communication instead of
 computing; beside them what the bytes of gradients and weights take on the link, all of which a step
 without overlap would show. PYTHON has plait and the mpich wheel.
 """
@@ -55,6 +55,8 @@ precision = "bfloat16"
 [optimizer]
 kind = "adamw"
 clip = 1.0
+[evaluate]
+batches = 1
 """
 
 
@@ -72,7 +74,7 @@ def train(model: str, steps: int, python: str, folder: Path) -> list[dict[str, A
     ]
     slurm = ["srun", "-N", 2, "--ntasks-per-node=1", "--mpi=pmi2", "--kill-on-bad-exit=1"]
     slurm.append("--cpu-bind=none")  # each node would take core 0 of this machine
-    cluster("run", *slurm, python, *words, "layout=2x1x1")
+    cluster("run", *slurm, python, *words, "layout=2x1x1", "layout.zero=1")
     lines = (folder / "runs/gpt/metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if row.get("step", 0) >= 2 and "loss" in row]
 
@@ -100,8 +102,7 @@ def main() -> None:
             text = f"{a.model}, {rate:>7}: {seconds:7.3f} s a step, exposed communication "
             text += f"{statistics.median(exposed):6.1%} ({min(exposed):.1%}..{max(exposed):.1%})"
             if rate in RATES:
-                # a half of the float32 gradients and of the bfloat16 weights goes each way
-                wire = 8 * 3 * parameters(a.model) / RATES[rate]
+                wire = 8 * sent(a.model) / RATES[rate]
                 text += f"; its bytes take {wire:.3f} s on the link"
             print(text, flush=True)
     finally:
@@ -111,11 +112,14 @@ def main() -> None:
         a.json.write_text(json.dumps(found, indent=1))
 
 
-def parameters(model: str) -> int:
+def sent(model: str) -> int:
+    """Bytes of a step each way: half of the float32 gradients (the tied head's are its own) and of
+    the bfloat16 weights."""
     from plait import models
 
     specs = models.gpt(vocabulary=VOCABULARY, **GPT[model])
-    return sum(spec.parameters for spec in specs)
+    parameters = sum(spec.parameters for spec in specs)
+    return 2 * (parameters + sum(spec.copies for spec in specs)) + parameters
 
 
 if __name__ == "__main__":
