@@ -15,19 +15,24 @@ from trainings import GRAINS, Training
 from plait.backend import kernels
 from plait.comm import Communicator
 
+# With many ranks there are many layouts: fewer models and transports, for the others up to 4 do.
+MODELS = {6: ("gpt", "resnet"), 8: ("gpt", "mlp")}
+
 
 def factors(ranks: int) -> Factors:
+    transports = [name for name in named_transports(ranks) if ranks <= 4 or name != "mpi"]
     return {
         "layout": factorisations(ranks),
-        "model": ("gpt", "resnet", "vit", "mlp"),
+        "model": MODELS.get(ranks, ("gpt", "resnet", "vit", "mlp")),
         "precision": ("float32", "bfloat16"),
-        "microbatch": (None, 3, 5, 13),  # of 13 samples: 3 and 5 leave a rest
+        # of 13 samples: 3 and 5 leave a rest
+        "microbatch": (None, 3, 5, 13) if ranks <= 4 else (None, 5),
         "schedule": ("one_f_one_b", "gpipe"),
         "recompute": ("none", "layer"),
         "zero": (0, 1),
         "sequence_parallel": (False, True),
         "threads": (1, 2),
-        "transport": sorted(named_transports(ranks), reverse=True),
+        "transport": sorted(transports, reverse=True),
         "stop": STOPS,
     }
 
