@@ -6,7 +6,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from plait.backend import kernels
 from plait.comm.plan import PLANS, Plan
@@ -14,14 +14,17 @@ from plait.comm.transport import Transport
 from plait.comm.tree import Leaves
 from plait.comm.work import Array, Steps, Work, run
 
-Method = TypeVar("Method", bound=Callable[..., Any])
+Self = TypeVar("Self", bound="Ranks")
+Given = ParamSpec("Given")
 
 
-def collective(method: Method) -> Method:
+def collective(
+    method: Callable[Concatenate[Self, Given], Any],
+) -> Callable[Concatenate[Self, Given], Any]:
     """A collective that tells the other ranks where this one refuses its arguments."""
 
     @wraps(method)
-    def checked(self: Ranks, *args: Any, **kwargs: Any) -> Any:
+    def checked(self: Self, /, *args: Given.args, **kwargs: Given.kwargs) -> Any:
         try:
             return method(self, *args, **kwargs)
         except kernels.Disagreement:
@@ -31,7 +34,7 @@ def collective(method: Method) -> Method:
                 Work("refused", self._refused()).wait()
             raise
 
-    return checked  # type: ignore[return-value]
+    return checked
 
 
 class Ranks(Transport):

@@ -60,6 +60,25 @@ class Output(nn.Layer):
         return self.head(self.norm(x))
 
 
+def block_specs(
+    layers: int, s: int, c: int, heads: int, m: int, dropout: float, causal: bool = True
+) -> list[LayerSpec]:
+    """Blocks for s positions of c elements, with MLPs of m."""
+    std_out = 0.02 / math.sqrt(2 * max(layers, 1))
+    return [
+        LayerSpec(
+            f"blocks.{index}",
+            lambda build: Block(build, c, heads, m, dropout, std_out, causal=causal),
+            parameters=4 * c * c + 2 * c * m + 9 * c + m,
+            flops=2 * s * (4 * c * c + 2 * c * m) + (2 if causal else 4) * s * s * c,
+            activation=s * (10 * c + 2 * m),
+            output=s * c,
+            tensor_units=heads,
+        )
+        for index in range(layers)
+    ]
+
+
 def gpt(
     *,
     layers: int,
@@ -73,8 +92,6 @@ def gpt(
 ) -> list[LayerSpec]:
     """A GPT-2 of `layers` blocks; mlp_dim defaults to 4 x hidden_dim."""
     c, s, m, v = hidden_dim, sequence_length, mlp_dim or 4 * hidden_dim, vocabulary
-    std_out = 0.02 / math.sqrt(2 * max(layers, 1))
-    block = 4 * c * c + 2 * c * m + 9 * c + m
     specs = [
         LayerSpec(
             "embed",
@@ -84,18 +101,7 @@ def gpt(
             output=s * c,
         )
     ]
-    specs += [
-        LayerSpec(
-            f"blocks.{index}",
-            lambda build: Block(build, c, heads, m, dropout, std_out),
-            parameters=block,
-            flops=2 * s * (4 * c * c + 2 * c * m) + 2 * s * s * c,
-            activation=s * (10 * c + 2 * m),
-            output=s * c,
-            tensor_units=heads,
-        )
-        for index in range(layers)
-    ]
+    specs += block_specs(layers, s, c, heads, m, dropout)
     specs.append(
         LayerSpec(
             "output",

@@ -12,7 +12,7 @@ import math
 
 from plait import nn, ops
 from plait.autograd import Tensor
-from plait.models.gpt import Block
+from plait.models.gpt import block_specs
 from plait.nn import Build, LayerSpec
 
 
@@ -68,7 +68,6 @@ def vit(
         )
     s, c, m = height // patch * (width // patch), hidden_dim, mlp_dim or 4 * hidden_dim
     pixels = patch * patch * channels
-    std_out = 0.02 / math.sqrt(2 * max(layers, 1))
     specs = [
         LayerSpec(
             "embed",
@@ -80,18 +79,7 @@ def vit(
             sequence=s,
         )
     ]
-    specs += [
-        LayerSpec(
-            f"blocks.{index}",
-            lambda build: Block(build, c, heads, m, dropout, std_out, causal=False),
-            parameters=4 * c * c + 2 * c * m + 9 * c + m,
-            flops=2 * s * (4 * c * c + 2 * c * m) + 4 * s * s * c,
-            activation=s * (10 * c + 2 * m),
-            output=s * c,
-            tensor_units=heads,
-        )
-        for index in range(layers)
-    ]
+    specs += block_specs(layers, s, c, heads, m, dropout, causal=False)
     specs.append(
         LayerSpec(
             "output",
