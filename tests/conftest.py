@@ -1,6 +1,9 @@
-"""--long: also what takes minutes; `make test-long` and .ci/run ask for it."""
+"""--long: also what takes minutes; `make test-long` asks for it. The slowest multi-rank cases are
+told at the end."""
 
 import pytest
+
+SECONDS = pytest.StashKey[dict[str, float]]()  # of multi-rank cases
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -9,6 +12,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes minutes; runs only with --long")
+    config.stash[SECONDS] = {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    seconds = terminalreporter.config.stash[SECONDS]
+    if seconds:
+        slow = sorted(seconds, key=lambda name: -seconds[name])[:12]
+        told = ", ".join(f"{name} {seconds[name]:.0f} s" for name in slow)
+        terminalreporter.write_line(f"cases take {sum(seconds.values()):.0f} s, most: {told}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/peer.hpp"
+#include "peer/arena.hpp"
 
 namespace py = pybind11;
 
@@ -28,8 +29,9 @@ py::dict use() {
   py::dict found;
   found["reserved"] = u.reserved;
   found["used"] = u.used;
-  found["system_calls"] = u.system_calls;
+  found["system_calls"] = u.system_calls + arena_calls();
   found["prefault_seconds"] = u.prefault_seconds;
+  found["shared"] = arena_bytes();
   return found;
 }
 
@@ -38,7 +40,10 @@ py::dict use() {
 void bind_memory(py::module_& m) {
   m.def("empty", &empty);
   m.def("memory_use", &use);
-  m.def("trim_memory", &trim_memory);
+  m.def("trim_memory", [] {
+    trim_memory();
+    trim_arenas();
+  });
 }
 
 }  // namespace plait

@@ -1,13 +1,17 @@
-// First fit over a file that grows. Freed blocks keep their pages: what a step needs, the next step needs again.
+// First fit over a file that grows. Freed blocks keep their pages until a trim: what a step needs, the next step needs
+// again.
 #include "peer/arena.hpp"
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <set>
 
 #include "core/error.hpp"
 
@@ -16,6 +20,11 @@ namespace {
 
 constexpr int64_t ALIGN = 64;
 constexpr int64_t GROWTH = int64_t(4) << 20;
+constexpr int64_t PAGE = 4096;
+
+std::mutex all_mutex;
+std::set<Arena*> all;
+std::atomic<int64_t> calls{0};
 
 int create_memfd() {
   const int fd = memfd_create("plait-arena", MFD_CLOEXEC);
@@ -37,23 +46,56 @@ Mapping::~Mapping() { munmap(base_, size_t(reserve_)); }
 
 Arena::File::~File() { close(fd); }
 
-Arena::Arena(int64_t reserve) : file_{create_memfd()}, mapping_(file_.fd, reserve) {}
+Arena::Arena(int64_t reserve) : file_{create_memfd()}, mapping_(file_.fd, reserve) {
+  std::lock_guard<std::mutex> lock(all_mutex);
+  all.insert(this);
+}
+
+Arena::~Arena() {
+  std::lock_guard<std::mutex> lock(all_mutex);
+  all.erase(this);
+}
 
 int64_t Arena::used() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return size_;
 }
 
-void Arena::grow(int64_t size) {
-  size = std::min((size + GROWTH - 1) / GROWTH * GROWTH, reserve());
+int64_t Arena::present() const {
+  struct stat status;
+  return fstat(file_.fd, &status) == 0 ? int64_t(status.st_blocks) * 512 : 0;
+}
+
+void Arena::populate(int64_t start, int64_t stop) {
+  calls++;
   int error;
   do {
-    error = posix_fallocate(file_.fd, size_, size - size_);
+    error = posix_fallocate(file_.fd, start, stop - start);
   } while (error == EINTR);
-  PLAIT_CHECK(error == 0, "arena", "no memory for ", size, " shared bytes: ", std::strerror(error));
+  PLAIT_CHECK(error == 0, "arena", "no memory for ", stop - start, " shared bytes: ", std::strerror(error));
 #ifdef MADV_POPULATE_WRITE
-  madvise(base() + size_, size_t(size - size_), MADV_POPULATE_WRITE);  // older kernels fault at first touch instead
+  madvise(base() + start, size_t(stop - start), MADV_POPULATE_WRITE);  // older kernels fault at first touch instead
 #endif
+}
+
+// Puts memory behind all pages of a free range.
+void Arena::fill(int64_t start, int64_t stop) {
+  start = start / PAGE * PAGE;
+  stop = (stop + PAGE - 1) / PAGE * PAGE;
+  auto next = hollow_.upper_bound(start);
+  if (next != hollow_.begin() && std::prev(next)->second > start) --next;
+  while (next != hollow_.end() && next->first < stop) {
+    const auto [low, high] = *next;
+    populate(std::max(low, start), std::min(high, stop));
+    next = hollow_.erase(next);
+    if (low < start) hollow_[low] = start;
+    if (high > stop) hollow_[stop] = high;
+  }
+}
+
+void Arena::grow(int64_t size) {
+  size = std::min((size + GROWTH - 1) / GROWTH * GROWTH, reserve());
+  populate(size_, size);
   const int64_t start = size_;
   size_ = size;
   auto last = free_.empty() ? free_.end() : std::prev(free_.end());
@@ -67,6 +109,7 @@ int64_t Arena::allocate(int64_t bytes) {
   std::lock_guard<std::mutex> lock(mutex_);
   PLAIT_CHECK(bytes >= 0 && bytes <= reserve() - ALIGN, "arena", "cannot hold an array of ", bytes,
               " bytes, it has room for ", reserve());
+  trimming_ = false;
   const int64_t need = std::max<int64_t>(bytes + ALIGN - 1, ALIGN) / ALIGN * ALIGN;
   auto fits = [need](const auto& block) { return block.second >= need; };
   auto found = std::find_if(free_.begin(), free_.end(), fits);
@@ -78,9 +121,10 @@ int64_t Arena::allocate(int64_t bytes) {
     grow(end);
     found = std::find_if(free_.begin(), free_.end(), fits);
   }
-  const int64_t offset = found->first, rest = found->second - need;
+  const auto [offset, size] = *found;
+  fill(offset, offset + need);
   free_.erase(found);
-  if (rest > 0) free_[offset + need] = rest;
+  if (size > need) free_[offset + need] = size - need;
   taken_[offset] = need;
   return offset;
 }
@@ -89,21 +133,32 @@ void Arena::release(int64_t offset) {
   std::lock_guard<std::mutex> lock(mutex_);
   auto block = taken_.find(offset);
   PLAIT_CHECK(block != taken_.end(), "arena", "nothing is allocated at ", offset);
-  int64_t start = block->first, bytes = block->second;
+  int64_t start = block->first, stop = start + block->second;
   taken_.erase(block);
   auto after = free_.lower_bound(start);
-  if (after != free_.end() && start + bytes == after->first) {
-    bytes += after->second;
+  if (after != free_.end() && stop == after->first) {
+    stop += after->second;
     after = free_.erase(after);
   }
-  if (after != free_.begin()) {
-    auto before = std::prev(after);
-    if (before->first + before->second == start) {
-      before->second += bytes;
-      return;
-    }
-  }
-  free_[start] = bytes;
+  if (after != free_.begin() && std::prev(after)->first + std::prev(after)->second == start)
+    start = std::prev(after)->first;
+  free_[start] = stop - start;
+  if (trimming_) punch(start, stop);
+}
+
+// Takes the memory from the whole pages of a free range.
+void Arena::punch(int64_t start, int64_t stop) {
+  start = (start + PAGE - 1) / PAGE * PAGE;
+  stop = stop / PAGE * PAGE;
+  if (start >= stop || fallocate(file_.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, stop - start)) return;
+  hollow_.erase(hollow_.lower_bound(start), hollow_.lower_bound(stop));
+  hollow_[start] = stop;
+}
+
+void Arena::trim() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  trimming_ = true;
+  for (const auto& [offset, bytes] : free_) punch(offset, offset + bytes);
 }
 
 int64_t Arena::find(const void* p, int64_t bytes) const {
@@ -111,5 +166,19 @@ int64_t Arena::find(const void* p, int64_t bytes) const {
   if (start < base() || start + bytes > base() + reserve()) return -1;
   return start - base();
 }
+
+void trim_arenas() {
+  std::lock_guard<std::mutex> lock(all_mutex);
+  for (Arena* arena : all) arena->trim();
+}
+
+int64_t arena_bytes() {
+  std::lock_guard<std::mutex> lock(all_mutex);
+  int64_t bytes = 0;
+  for (const Arena* arena : all) bytes += arena->present();
+  return bytes;
+}
+
+int64_t arena_calls() { return calls; }
 
 }  // namespace plait

@@ -3,7 +3,9 @@ docs/layouts.md."""
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -91,6 +93,24 @@ def expected_calls(engine: Engine, layers: int, first: bool, last: bool) -> Coun
     return tensor
 
 
+@dataclass(frozen=True)
+class EmbeddingRows:
+    """Rows of the embedding that this rank has tokens of; whether they go by themselves."""
+
+    count: int
+    sparse: bool
+
+
+def embedding_rows(engine: Engine, mesh: Mesh, tokens: np.ndarray) -> EmbeddingRows:
+    found = [p for p in engine.parameters if p.by_rows]
+    if not found:
+        return EmbeddingRows(0, False)
+    ((start, _), *_), stop = found[0].rows, found[0].rows[-1][1]
+    count = len(np.unique(tokens[(tokens >= start) & (tokens < stop)]))
+    total = int(mesh.data.all_reduce(np.array([count]))[0])
+    return EmbeddingRows(count, 2 * total < mesh.data.size * (stop - start))
+
+
 @case((2, 4, 8), limit=120.0)
 def traffic_is_as_documented(world: Communicator) -> None:
     for layout in factorisations(world.size):
@@ -117,13 +137,20 @@ def traffic_is_as_documented(world: Communicator) -> None:
             replicated = sum(4 * (b.cut.stop - b.cut.start) for b in engine.buckets if b.replicated)
             assert mesh.tensor.tally["all_reduce_nodes"][1] == sums + replicated, layout
         if mesh.data.size > 1:
-            flat = sum(b.size for b in engine.buckets)
-            assert mesh.data.tally["reduce_scatter_nodes"][0] == len(engine.buckets)
+            rows = embedding_rows(engine, mesh, inputs[where])
+            whole = [b for b in engine.buckets if not (b.parameters[0].by_rows and rows.sparse)]
+            flat = sum(b.size for b in whole)
+            assert mesh.data.tally["reduce_scatter_nodes"][0] == len(whole)
             assert mesh.data.tally["reduce_scatter_nodes"][1] == 4 * flat, layout
+            assert mesh.data.tally["all_to_all"][0] == (first and rows.sparse), layout
+            assert mesh.data.tally["all_to_all"][1] <= 4 * C * rows.count, layout
             updated = [b for b in engine.buckets if not (first and last and _is_copy(engine, b))]
             own = sum(b.own.stop - b.own.start for b in updated)
-            assert mesh.data.tally["all_gather"][0] == len(updated)
-            assert mesh.data.tally["all_gather"][1] == 2 * own, layout
+            # and of the rows: how many each rank has, then which
+            told = first * (1 + rows.sparse)
+            assert mesh.data.tally["all_gather"][0] == len(updated) + told
+            told = first * 8 * (1 + rows.sparse * rows.count)
+            assert mesh.data.tally["all_gather"][1] == 2 * own + told, layout
         if mesh.pipeline.size > 1:
             neighbours = (not first) + (not last)
             tied = 4 * sum(
@@ -158,3 +185,21 @@ def later_steps_take_no_memory(world: Communicator) -> None:
                 found.append(kernels.memory_use()["system_calls"])
             assert found[1] > 0
             assert found[2:] == [found[1]] * 4, (layout, schedule, found)
+
+
+@case((2,))
+def a_freed_model_leaves_no_shared_memory(world: Communicator) -> None:
+    gc.collect()
+    kernels.trim_memory()
+    before = kernels.memory_use()["shared"]
+    mesh = Mesh(2, comm=world)
+    engine = Engine(gpt(), mesh, AdamW(), Settings(4, 2, zero=1))
+    inputs, targets = (x[2 * mesh.data.rank :][:2] for x in gpt_batch(4))
+    engine.step(0, 1e-3, inputs, targets)
+    weights = sum(4 * b.grads.size + b.weights.nbytes for b in engine.buckets)
+    if mesh.data.transport == "node":
+        assert kernels.memory_use()["shared"] >= before + weights
+    mesh.close()
+    del engine, mesh
+    gc.collect()
+    assert kernels.memory_use()["shared"] <= before + 3 * 4096, (kernels.memory_use(), before)

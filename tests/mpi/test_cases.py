@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import SECONDS
 from harness import Case, Outcome, load_cases, run_cases
 
 
@@ -30,5 +31,6 @@ def test_case(
         ]
         outcomes[case.ranks] = run_cases([c for c in selected if c.ranks == case.ranks])
     outcome = outcomes[case.ranks][case.name]
+    request.config.stash[SECONDS][f"{case.name}-{case.ranks}"] = outcome.seconds
     if not outcome.passed:
         pytest.fail(outcome.report, pytrace=False)

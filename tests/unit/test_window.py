@@ -109,6 +109,30 @@ def test_refused_calls_leave_a_window_as_it_was() -> None:
     assert out.tolist() == total.tolist() == (11 * x + 1).tolist()
 
 
+def test_a_trimmed_arena_keeps_what_lives_and_gives_back_the_rest() -> None:
+    arena = _cpu.Arena(1 << 30)
+    low, live, high = (arena.empty(size) for size in (5_000_001, 3_000, 9_000_000))
+    live.fill(2)
+    present, calls = (_cpu.memory_use()[key] for key in ("shared", "system_calls"))
+    del low
+    _cpu.trim_memory()
+    assert _cpu.memory_use()["shared"] <= present - 4_900_000
+    del high  # after a trim what is freed goes at once
+    assert _cpu.memory_use()["shared"] <= present - 13_800_000
+    assert (live == 2).all()
+    again = [arena.empty(size) for size in (2_000_000, 2_000_000, 9_000_000)]
+    assert _cpu.memory_use()["shared"] >= present - 4_000_000
+    assert _cpu.memory_use()["system_calls"] > calls
+    for x in again:
+        x.fill(7)
+    assert (live == 2).all()
+    calls = _cpu.memory_use()["system_calls"]
+    del again, x
+    kept = [arena.empty(size) for size in (2_000_000, 9_000_000)]
+    assert _cpu.memory_use()["system_calls"] <= calls + 1
+    assert len(kept) == 2
+
+
 def test_an_array_that_no_arena_can_hold_is_refused() -> None:
     arena = _cpu.Arena(1 << 20)
     for size in (1 << 20, 2**63 - 1, -1):

@@ -19,8 +19,7 @@ from plait.backend import kernels
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-# Address space for each arena; memory is taken as it is used.
-RESERVE = min(1 << 36, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+_ADDRESSES = 1 << 45  # bytes of address space for the arenas of all ranks, a quarter of a process's
 _SECONDS = 60.0  # to wait for a peer's connection
 _HELLO = struct.Struct("=i")
 _CREDENTIALS = struct.Struct("=3i")  # pid, uid, gid
@@ -36,9 +35,14 @@ class NodeMemory:
     def connect(node: MPI.Intracomm) -> NodeMemory | None:
         """Shares arenas among the ranks of `node`; None on all of them if one could not."""
         found, trouble = None, None
+        # Address space for each arena; memory is taken as it is used.
+        reserve = min(
+            _ADDRESSES // node.size & -4096,
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        )
         address = f"\0plait-{uuid.uuid4().hex}"
         try:
-            arena = kernels.Arena(RESERVE)
+            arena = kernels.Arena(reserve)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             listener.bind(address)
             listener.listen(node.size)
@@ -49,7 +53,7 @@ class NodeMemory:
             return None
         with listener:
             try:
-                found = _exchange(node.rank, addresses, listener, arena)
+                found = _exchange(node.rank, addresses, listener, arena, reserve)
             except (OSError, ValueError) as error:
                 trouble = error
         return None if any(node.allgather(trouble is not None)) else found
@@ -64,7 +68,9 @@ class NodeMemory:
         return bool(poll.poll(0))
 
 
-def _exchange(rank: int, addresses: list[str], listener: socket.socket, arena: Any) -> NodeMemory:
+def _exchange(
+    rank: int, addresses: list[str], listener: socket.socket, arena: Any, reserve: int
+) -> NodeMemory:
     """Every rank calls those below it and is called by those above it."""
     mappings: list[Any] = [None] * len(addresses)
     sockets: list[socket.socket | None] = [None] * len(addresses)
@@ -73,12 +79,12 @@ def _exchange(rank: int, addresses: list[str], listener: socket.socket, arena: A
         connection.settimeout(_SECONDS)
         connection.connect(addresses[peer])
         _send(connection, rank, arena.fd)
-        sockets[peer], (_, mappings[peer]) = connection, _receive(connection)
+        sockets[peer], (_, mappings[peer]) = connection, _receive(connection, reserve)
     listener.settimeout(_SECONDS)
     for _ in range(rank + 1, len(addresses)):
         connection, _ = listener.accept()
         connection.settimeout(_SECONDS)
-        peer, mapping = _receive(connection)
+        peer, mapping = _receive(connection, reserve)
         _send(connection, rank, arena.fd)
         sockets[peer], mappings[peer] = connection, mapping
     return NodeMemory(arena, mappings, sockets)
@@ -89,7 +95,7 @@ def _send(connection: socket.socket, rank: int, fd: int) -> None:
     connection.sendmsg([_HELLO.pack(rank)], rights)
 
 
-def _receive(connection: socket.socket) -> tuple[int, Any]:
+def _receive(connection: socket.socket, reserve: int) -> tuple[int, Any]:
     """The peer's rank and its arena, mapped. Refuses processes of other users."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, user, _ = _CREDENTIALS.unpack(credentials)
@@ -102,6 +108,6 @@ def _receive(connection: socket.socket) -> tuple[int, Any]:
         raise ConnectionError("a peer closed its connection")
     (fd,) = struct.unpack("=i", ancillary[0][2][: _HELLO.size])
     try:
-        return _HELLO.unpack(message)[0], kernels.Mapping(fd, RESERVE)
+        return _HELLO.unpack(message)[0], kernels.Mapping(fd, reserve)
     finally:
         os.close(fd)

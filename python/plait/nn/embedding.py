@@ -15,7 +15,9 @@ class VocabEmbedding(Layer):
     def __init__(self, build: Build, vocabulary: int, size: int, *, std: float = 0.02):
         self.comm = build.comm
         shape = (padded(vocabulary, build.comm.leaves.count), size)
-        self.weight = build.split("weight", shape, init=Init(std), true_rows=vocabulary)
+        self.weight = build.split(
+            "weight", shape, init=Init(std), true_rows=vocabulary, by_rows=True
+        )
 
     def __call__(self, tokens: Tensor) -> Tensor:
         result: Tensor = ops.VocabEmbedding.apply(tokens, self.weight, self.comm)

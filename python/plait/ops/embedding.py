@@ -33,7 +33,9 @@ class VocabEmbedding(Function):
     def backward(ctx: Context, grad: Array) -> None:
         tokens, weight, comm, first = ctx.saved
         grad = gather_sequence(comm, ctx.position, grad)
-        for run in weight.runs(ctx.position):
+        rows = np.unique(tokens.astype(np.int64)) - first
+        rows = rows[(rows >= 0) & (rows < len(weight.array))]
+        for run in weight.runs(ctx.position, rows):
             part = tokens[run.samples]
             leaves = [bound * tokens.shape[1] for bound in run.bounds]
             kernels.embedding_backward(

@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from plait.autograd import SILENT, Observer
 from plait.backend import Array, empty, float32, kernels
 from plait.ops.position import Position, Segment
+
+_NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,14 @@ class Parameter:
     # A running statistic, not trained: each step moves it by this share towards the step's mean
     # over samples, for which ops add samples x value to its gradient. Always float32.
     momentum: float | None = None
+    by_rows: bool = False  # most rows get no gradient in a step, as those of an embedding
     array: Array = field(init=False)  # (local rows, ...) in the compute type
     # float32 (slots, [tensor leaves,] local rows, ...): what is open between microbatches
     grads: Array = field(init=False)
     observer: Observer = field(init=False, default=SILENT, repr=False)
     _position: Position | None = field(init=False, default=None)
     _spare: Array | None = field(init=False, default=None, repr=False)  # slots beyond grads
+    _touched: list[Array] = field(init=False, default_factory=list, repr=False)
 
     is_parameter = True
 
@@ -73,11 +79,13 @@ class Parameter:
     def local_shape(self) -> tuple[int, ...]:
         return (sum(stop - start for start, stop in self.rows), *self.shape[1:])
 
-    def segments(self, position: Position) -> Iterator[tuple[Segment, Array]]:
+    def segments(
+        self, position: Position, rows: Array | None = None
+    ) -> Iterator[tuple[Segment, Array]]:
         """(segment, gradient buffer) for each data leaf in this microbatch, in order. The caller
         adds its sum over segment.samples, starting at zero if segment.begins; leaves are merged
-        here."""
-        self._use(position)
+        here. rows: the local rows that get anything; left out, all."""
+        self._use(position, rows)
         if (spare := position.slots - len(self.grads)) > 0:
             self._spare = empty((spare, *self.grads.shape[1:]), float32)
         for segment in position.segments:
@@ -90,14 +98,15 @@ class Parameter:
                 self.observer.merged(self, position, segment, top)
         self._spare = None
 
-    def runs(self, position: Position) -> Iterator[Run]:
-        """For kernels that merge leaves themselves: what of this microbatch to add at one go."""
+    def runs(self, position: Position, rows: Array | None = None) -> Iterator[Run]:
+        """For kernels that merge leaves themselves: what of this microbatch to add at one go. rows
+        as in segments()."""
         if self.observer.hears_chains:
-            for part, grad in self.segments(position):
+            for part, grad in self.segments(position, rows):
                 bounds = [0, part.samples.stop - part.samples.start]
                 yield Run(part.samples, bounds, [0], 0, not part.begins, grad[None])
             return
-        self._use(position)
+        self._use(position, rows)
         parts = position.segments
         if parts:
             bounds = [0, *(part.samples.stop for part in parts)]
@@ -115,13 +124,21 @@ class Parameter:
         chains: Array = stack[slot - first]
         return chains
 
-    def _use(self, position: Position) -> None:
+    def touched(self) -> Array:
+        """The local rows, sorted, that got anything since this was last asked. Of by_rows only."""
+        found = np.unique(np.concatenate([_NO_ROWS, *self._touched]))
+        self._touched.clear()
+        return found
+
+    def _use(self, position: Position, rows: Array | None) -> None:
         if self._position is position:
             raise ValueError(
                 f"parameter {self.name} was used twice in one microbatch: give each use a "
                 "parameter of its own and tie them (Parameter.tied_to)"
             )
         self._position = position
+        if self.by_rows:
+            self._touched.append(np.arange(self.local_shape[0]) if rows is None else rows)
 
     def _merge(self, low: Array, high: Array) -> None:
         pairs = zip(low, high, strict=True) if self.replicated else [(low, high)]
@@ -131,6 +148,6 @@ class Parameter:
     def skip(self, position: Position) -> None:
         """Adds zero where no op of this microbatch used the parameter."""
         if self._position is not position:
-            for segment, grad in self.segments(position):
+            for segment, grad in self.segments(position, _NO_ROWS):
                 if segment.begins:
                     grad.fill(0)

@@ -46,13 +46,14 @@ def sum_over_leaves(
         part(0, bounds[-1] - bounds[0], [b - bounds[0] for b in bounds], bias, out)
         return Ready(out)
     bias = None if bias is None else bias.astype(float32, copy=False)
-    stack = empty((len(nodes), *shape), float32)
+    stack = comm.empty((len(nodes), *shape), float32)
     for out, (low, high) in zip(stack, nodes, strict=True):
         cut = bounds[low - first : high - first + 1]
         start = cut[0] - bounds[0]
         part(start, cut[-1] - bounds[0], [b - cut[0] for b in cut], None, out)
     if sequence is None:
-        return comm.all_reduce_nodes(stack, bias=bias, dtype=dtype, blocking=False)
+        out = comm.empty(shape, dtype)
+        return comm.all_reduce_nodes(stack, bias=bias, dtype=dtype, out=out, blocking=False)
     bounds = sequence_bounds(comm, sequence)
     return comm.reduce_scatter_nodes(
         stack, axis=1, bounds=bounds, bias=bias, dtype=dtype, blocking=False

@@ -19,6 +19,7 @@ from plait.backend import Array, empty, float32, kernels
 from plait.comm import Communicator, Work
 from plait.comm.tree import merges
 from plait.ops.parameter import Parameter
+from plait.parallel.rows import RowSum
 
 CHUNK = 1024  # elements; ops.hpp exact_sum
 ALIGN = 16  # elements between parameters
@@ -58,10 +59,11 @@ class Bucket:
         self.cut = slice(self.bounds[data.rank], self.bounds[data.rank + 1])
         self.zero = zero > 0
         self.own = self.cut if self.zero else slice(0, size)
-        self.weights = empty(size, float32 if self.statistic else precision)
+        make = data.empty if self.zero else empty
+        self.weights = make(size, float32 if self.statistic else precision)
         self.weights.fill(0)
         leaves = (len(tensor.leaves.run(tensor.rank)),) if self.replicated else ()
-        self.grads = empty((slots, *leaves, size), float32)
+        self.grads = data.empty((slots, *leaves, size), float32)
         self.grads.fill(0)
         for p, offset in zip(parameters, self.offsets, strict=True):
             count = prod(p.local_shape)
@@ -70,6 +72,7 @@ class Bucket:
             p.grads = part.reshape(*self.grads.shape[:-1], *p.local_shape)
         self.gradient: Array = empty(0)  # float32, of `own`, after finish()
         self._work: Work | None = None
+        self._rows: RowSum | None = None
 
     def _slices(self) -> Any:
         """(parameter, start, stop) of each (parameter, tensor leaf) in the bucket."""
@@ -90,20 +93,49 @@ class Bucket:
     def start(self, nodes: int) -> None:
         """Starts the sum over data leaves; slots 0 .. nodes hold this rank's complete tree
         nodes."""
-        axis = 1 if self.replicated else 0
-        self._work = self.data.reduce_scatter_nodes(
-            self.grads[:nodes], axis=axis, bounds=self.bounds, blocking=False
-        )
+        chains = self.grads[:nodes]
+        if self.parameters[0].by_rows:
+            self._rows = self._start_rows(nodes)
+        if self._rows is not None:
+            return
+        if self.replicated:
+            self._work = self.data.reduce_scatter_nodes(
+                chains, axis=1, bounds=self.bounds, blocking=False
+            )
+        elif self.zero:
+            self._work = self.data.reduce_scatter_nodes(chains, bounds=self.bounds, blocking=False)
+        else:
+            self._work = self.data.all_reduce_nodes(chains, out=chains[0], blocking=False)
+
+    def _start_rows(self, nodes: int) -> RowSum | None:
+        """The sum of the rows that occurred, if they are few."""
+        (p,) = self.parameters
+        touched = p.touched()
+        if self.data.size == 1:
+            return None
+        rows = p.local_shape[0]
+        chains = p.grads[:nodes].reshape(nodes, rows, -1)
+        bounds = [min(bound, chains[0].size) for bound in self.bounds]
+        found = RowSum(self.data, chains, touched, bounds)
+        if not found.sparse:
+            return None
+        found.start()
+        return found
 
     def finish(self) -> None:
         """Waits for the sum; afterwards `gradient` holds the gradient of `own`."""
+        if self._rows is not None:
+            self._rows.finish(everywhere=not self.zero)
+            self._rows = None
+            self.gradient = self.grads[0][self.own]
+            return
         assert self._work is not None
         gradient = self._work.wait()
         self._work = None
         if self.replicated:
             gradient = self._sum_tensor_leaves(gradient)
-        if not self.zero:
-            gradient = self.data.all_gather(gradient, bounds=self.bounds)
+            if not self.zero:
+                gradient = self.data.all_gather(gradient, bounds=self.bounds)
         self.gradient = gradient
 
     def _sum_tensor_leaves(self, chains: Array) -> Array:
@@ -117,9 +149,17 @@ class Bucket:
         return total
 
     def gather_weights(self) -> None:
-        """After an update of `own`: the other data ranks' cuts."""
+        """After an update of `own`: starts on the other data ranks' cuts."""
         if self.zero:
-            self.data.all_gather(self.weights[self.own], bounds=self.bounds, out=self.weights)
+            self._work = self.data.all_gather(
+                self.weights[self.own], bounds=self.bounds, out=self.weights, blocking=False
+            )
+
+    def finish_weights(self) -> None:
+        """Waits for them."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
 
     def chunks(self) -> list[slice]:
         """The parts of this data rank's cut, none crossing a (parameter, tensor leaf) slice."""
@@ -157,15 +197,15 @@ def make_buckets(
     alone: Container[str] = (),
 ) -> list[Bucket]:
     """Buckets of about `target` elements in the order in which backward finishes them. Parameters
-    named in `alone` (tied ones) get buckets of their own, so that their cuts agree on every stage.
-    """
+    named in `alone` (tied ones) get buckets of their own, so that their cuts agree on every stage;
+    so do those whose gradients come by rows."""
     groups: list[list[Parameter]] = []
     for kind in itertools.product((False, True), (False, True)):
         group: list[Parameter] = []
         for p in reversed(parameters):
             if _kind(p) != kind:
                 continue
-            if p.name in alone:
+            if p.name in alone or p.by_rows:
                 groups.append([p])
                 continue
             group.append(p)

@@ -44,10 +44,11 @@ class Tie:
             if bucket is not None
             for stage in sorted(stages)
         ]
-        total = empty(self.home.gradient.shape, float32)
-        kernels.add([self._gradient(*holder) for holder in self._holders], total)
+        gradients = [self._gradient(*holder) for holder in self._holders]
         for work in sends:
             work.wait()
+        total = self.home.gradient
+        kernels.add(gradients, total)
         for bucket in (self.home, *self.aliases):
             bucket.gradient = total
 

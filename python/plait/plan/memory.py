@@ -106,11 +106,10 @@ def _stage(specs: Sequence[Spec], r: Request, stage: int) -> Memory:
         kept += max(spec.activation for spec in specs)
     else:
         kept *= in_flight
-    reduced = 4 * p // r.data if r.zero or r.data == 1 else 4 * p
+    reduced = 4 * p // r.data if r.zero and r.data > 1 else 0  # else where the chains are
     return Memory(
         weights=width * p,
-        gradients=4 * (p + (copies if stage == 0 else 0)) * share.slots
-        + (reduced if r.data > 1 else 0),
+        gradients=4 * (p + (copies if stage == 0 else 0)) * share.slots + reduced,
         masters=4 * p // cut if width == 2 else 0,
         state=4 * p * r.state // cut,
         activations=kept * samples * width // r.tensor,

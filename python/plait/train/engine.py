@@ -278,10 +278,13 @@ class Engine:
         clip = self.settings.clip
         if clip is not None and norm > clip:
             scale = float(np.float32(clip / norm))
-        for index, bucket in enumerate(self.buckets):
-            if id(bucket) not in self._aliases and np.isfinite(norm):
-                self._update_bucket(index, scale, learning_rate, step + 1)
-                bucket.gather_weights()
+        if np.isfinite(norm):
+            for index, bucket in enumerate(self.buckets):
+                if id(bucket) not in self._aliases:
+                    self._update_bucket(index, scale, learning_rate, step + 1)
+                    bucket.gather_weights()
+            for bucket in self.buckets:
+                bucket.finish_weights()
         self.observer.updated()
         return StepResult(loss / count, norm, count)
 

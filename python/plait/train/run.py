@@ -143,8 +143,8 @@ def _steps(
     pool = kernels.memory_use()
     screen.say(
         f"memory: at most {bytes_text(int(peak[0]))} a rank, {bytes_text(needed)} planned; "
-        f"{bytes_text(pool['reserved'])} pooled here, made present in "
-        f"{pool['prefault_seconds']:.2f} s"
+        f"{bytes_text(pool['reserved'])} pooled and {bytes_text(pool['shared'])} shared here, made "
+        f"present in {pool['prefault_seconds']:.2f} s"
     )
     screen.say(f"trained {total} steps in {time_text(time.monotonic() - begin)}; {saved}")
     return DONE
