@@ -78,18 +78,20 @@ Prepared reduction(const WindowPtr& window, const py::object& x, const ReduceSpe
   return prepared(window, reduce_call(window->room(), x.cast<ConstArray>(), spec, added, out.cast<Array>()), {x, bias, out});
 }
 
-Prepared all_gather(const WindowPtr& window, const py::object& x, const Bounds& lengths, const py::object& out) {
-  return prepared(window, all_gather_call(window->room(), x.cast<ConstArray>(), lengths, out.cast<Array>()), {x, out});
-}
-
-Prepared all_to_all(const WindowPtr& window, const py::object& x, const Bounds& sends, const py::object& out,
-                    const Bounds& receives) {
-  Call call = all_to_all_call(window->room(), x.cast<ConstArray>(), sends, out.cast<Array>(), receives);
+Prepared all_gather(const WindowPtr& window, const py::object& x, const Bounds& lengths, const py::object& out,
+                    const std::string& dtype) {
+  Call call = all_gather_call(window->room(), x.cast<ConstArray>(), lengths, out.cast<Array>(), dtype);
   return prepared(window, std::move(call), {x, out});
 }
 
-Prepared broadcast(const WindowPtr& window, const py::object& x, int root) {
-  return prepared(window, broadcast_call(window->room(), x.cast<Array>(), root), {x});
+Prepared all_to_all(const WindowPtr& window, const py::object& x, const Bounds& sends, const py::object& out,
+                    const Bounds& receives, const std::string& dtype) {
+  Call call = all_to_all_call(window->room(), x.cast<ConstArray>(), sends, out.cast<Array>(), receives, dtype);
+  return prepared(window, std::move(call), {x, out});
+}
+
+Prepared broadcast(const WindowPtr& window, const py::object& x, int root, const std::string& dtype) {
+  return prepared(window, broadcast_call(window->room(), x.cast<Array>(), root, dtype), {x});
 }
 
 Prepared barrier(const WindowPtr& window) { return prepared(window, barrier_call(), {}); }
@@ -141,9 +143,9 @@ void bind_peer(py::module_& m) {
       .def("connect", &Window::connect)
       .def("close", &Window::close)
       .def("reduction", &reduction)
-      .def("all_gather", &all_gather)
-      .def("all_to_all", &all_to_all)
-      .def("broadcast", &broadcast)
+      .def("all_gather", &all_gather, py::arg("x"), py::arg("lengths"), py::arg("out"), py::arg("dtype") = "uint8")
+      .def("all_to_all", &all_to_all, py::arg("x"), py::arg("sends"), py::arg("out"), py::arg("receives"), py::arg("dtype") = "uint8")
+      .def("broadcast", &broadcast, py::arg("x"), py::arg("root"), py::arg("dtype") = "uint8")
       .def("barrier", &barrier)
       .def("outside", &outside)
       .def("refused", &refused)

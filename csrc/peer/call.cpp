@@ -43,6 +43,14 @@ void mix(uint64_t& hash, const std::vector<T>& numbers) {
   for (T number : numbers) hash = (hash ^ uint64_t(number)) * 0x100000001b3ull;
 }
 
+// Of a pair of ranks: products of these with counts of bytes do not cancel by chance.
+uint64_t factor(uint64_t from, uint64_t to) {
+  uint64_t x = (from << 32 | to) + 0x9e3779b97f4a7c15ull;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+  return x ^ x >> 31;
+}
+
 Call make(Call::Kind kind, const void* source, void* out) {
   Call c;
   c.kind = kind;
@@ -53,6 +61,11 @@ Call make(Call::Kind kind, const void* source, void* out) {
 }
 
 }  // namespace
+
+bool Said::agrees(const Said& other) const {
+  if (call != other.call) return false;
+  return kind() == int(Call::Kind::all_to_all) || (size == other.size && layout == other.layout);
+}
 
 std::string Said::text() const {
   static const char* kinds[] = {"a reduce_scatter", "an all_gather",     "an all_to_all", "a broadcast",
@@ -65,6 +78,7 @@ std::string Said::text() const {
     text += std::string(" (") + ops[detail] + " of " + type_text(type);
     text += (type == out_type ? "" : " to " + type_text(out_type)) + ")";
   }
+  if (kind >= 1 && kind <= 3) text += " (" + type_text(type) + ")";
   if (kind == 3) text += " from rank " + std::to_string(detail);
   if (kind != 2 && kind != 4 && kind != 5) text += " of " + std::to_string(size) + " bytes";
   return text;
@@ -116,7 +130,8 @@ Call reduce_call(const Room& room, const ConstArray& nodes, const ReduceSpec& sp
   return c;
 }
 
-Call all_gather_call(const Room& room, const ConstArray& x, const std::vector<int64_t>& lengths, const Array& out) {
+Call all_gather_call(const Room& room, const ConstArray& x, const std::vector<int64_t>& lengths, const Array& out,
+                     const std::string& dtype) {
   std::vector<int64_t> to = {0};
   for (int64_t length : lengths) to.push_back(to.back() + length);
   PLAIT_CHECK(int(lengths.size()) == room.size && x.size() == lengths[size_t(room.rank)] && is_bytes(x) &&
@@ -127,13 +142,14 @@ Call all_gather_call(const Room& room, const ConstArray& x, const std::vector<in
   c.inlined = c.longest <= room.inside;
   c.to = std::move(to);
   mix(c.said.layout, c.to);
+  c.said.call = number_of(int(c.kind), 0, type_number(dtype));
   c.window = room.size * room.cell;
   c.said.size = out.size(), c.said.rounds = ceil_div(c.longest, c.window);
   return c;
 }
 
 Call all_to_all_call(const Room& room, const ConstArray& x, const std::vector<int64_t>& sends, const Array& out,
-                     const std::vector<int64_t>& receives) {
+                     const std::vector<int64_t>& receives, const std::string& dtype) {
   PLAIT_CHECK(int(sends.size()) == room.size + 1 && int(receives.size()) == room.size + 1 && rising(sends, x.size()) &&
                   rising(receives, out.size()) && is_bytes(x) && is_bytes(out),
               "window", "all_to_all of ", shape_text(x), " into ", shape_text(out));
@@ -142,20 +158,23 @@ Call all_to_all_call(const Room& room, const ConstArray& x, const std::vector<in
               sends[own + 1] - sends[own], " bytes to itself and receives ", receives[own + 1] - receives[own]);
   Call c = make(Call::Kind::all_to_all, x.data, const_cast<void*>(out.data));
   c.from = sends, c.to = receives, c.window = room.cell;
+  c.said.call = number_of(int(c.kind), 0, type_number(dtype));
+  c.said.layout = 0;
   for (size_t rank = 0; rank < size_t(room.size); rank++) {
-    const int64_t most = std::max(sends[rank + 1] - sends[rank], receives[rank + 1] - receives[rank]);
-    c.said.rounds = std::max(c.said.rounds, ceil_div(most, c.window));
+    const int64_t sent = sends[rank + 1] - sends[rank], received = receives[rank + 1] - receives[rank];
+    c.said.rounds = std::max(c.said.rounds, ceil_div(std::max(sent, received), c.window));
+    c.said.layout += factor(own, rank) * uint64_t(sent) - factor(rank, own) * uint64_t(received);
   }
   return c;
 }
 
-Call broadcast_call(const Room& room, const Array& x, int root) {
+Call broadcast_call(const Room& room, const Array& x, int root, const std::string& dtype) {
   PLAIT_CHECK(is_bytes(x) && root >= 0 && root < room.size, "window", "broadcast of ", shape_text(x), " from ", root);
   Call c = make(Call::Kind::broadcast, x.data, const_cast<void*>(x.data));
   c.to = {0, x.size()};
   c.inlined = x.size() <= room.inside;
   c.root = root, c.window = room.size * room.cell;
-  c.said.call = number_of(int(c.kind), root), c.said.size = x.size();
+  c.said.call = number_of(int(c.kind), root, type_number(dtype)), c.said.size = x.size();
   c.said.rounds = std::max<int64_t>(1, ceil_div(x.size(), c.window));
   return c;
 }

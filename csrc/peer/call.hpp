@@ -26,8 +26,10 @@ struct Said {
   int64_t rounds = 1;
   int64_t call = 0, size = 0;     // what all ranks must agree on, and with it
   uint64_t layout = 0xcbf29ce484222325;  // how it is cut over ranks
+  // Of an all_to_all size is what goes to the rank that this is said to, in bytes; layout is what a rank sends less what
+  // it receives, every pair of ranks by a factor of its own: over all ranks that adds up to 0.
   int kind() const { return int(call & 0xff); }
-  bool agrees(const Said& other) const { return call == other.call && size == other.size && layout == other.layout; }
+  bool agrees(const Said& other) const;
   std::string text() const;
 };
 
@@ -64,13 +66,15 @@ struct Room {
   int64_t inside;  // of a collective that is inlined, to each peer
 };
 
-// Arrays are contiguous, and must live as long as the call. ValueError if anything does not fit.
+// Arrays are contiguous, and must live as long as the call. ValueError if anything does not fit. Moves take bytes; dtype
+// says of which type they are.
 Call reduce_call(const Room& room, const ConstArray& nodes, const ReduceSpec& spec,
                  const std::optional<ConstArray>& bias, const Array& out);
-Call all_gather_call(const Room& room, const ConstArray& x, const std::vector<int64_t>& lengths, const Array& out);
+Call all_gather_call(const Room& room, const ConstArray& x, const std::vector<int64_t>& lengths, const Array& out,
+                     const std::string& dtype);
 Call all_to_all_call(const Room& room, const ConstArray& x, const std::vector<int64_t>& sends, const Array& out,
-                     const std::vector<int64_t>& receives);
-Call broadcast_call(const Room& room, const Array& x, int root);
+                     const std::vector<int64_t>& receives, const std::string& dtype);
+Call broadcast_call(const Room& room, const Array& x, int root, const std::string& dtype);
 Call barrier_call();
 // Before a reduction that goes another way: ranks hear that they mean the same one.
 Call outside_call(Reduce op, const std::string& dtype, const std::string& out_dtype, bool gather, int64_t bytes);

@@ -62,6 +62,7 @@ class Window {
   void tell(Flag kind, int64_t round);
   void check_aborted();
   void check_said(int rank);
+  void check_balance();
   void check_unread();
   void skip();
   bool step();

@@ -28,6 +28,7 @@ bool Window::announce() {
     const int rank = (room_.rank + step) % room_.size;
     Letter& to = letter(rank, room_.rank, number_);
     to.said = own_;
+    if (c.kind == Call::Kind::all_to_all) to.said.size = c.from[size_t(rank) + 1] - c.from[size_t(rank)];
     if (c.inlined) write_piece(reinterpret_cast<char*>(&to + 1), rank, 0);
     to.number.store(number_, std::memory_order_release);
   }
@@ -48,6 +49,7 @@ bool Window::hear() {
     differ = differ || !said(rank).agrees(own_);
   }
   if (differ) skip();
+  if (c.kind == Call::Kind::all_to_all) check_balance();
   heard_ = true;
   if (c.inlined) {
     if (c.kind == Call::Kind::reduce) reduce_slice(0);
@@ -93,6 +95,25 @@ void Window::check_said(int rank) {
                             : "all ranks must give the same op, type and size: ") +
                        what);
   throw std::runtime_error("all ranks must call the same collectives in the same order: " + what);
+}
+
+// Every rank finds out whether all pairs of ranks mean the same.
+void Window::check_balance() {
+  const Call c = *now_;
+  uint64_t sum = own_.layout;
+  std::string pairs;
+  for (int rank = 0; rank < room_.size; rank++) {
+    if (rank == room_.rank) continue;
+    sum += said(rank).layout;
+    const int64_t sent = said(rank).size, received = c.to[size_t(rank) + 1] - c.to[size_t(rank)];
+    if (sent != received)
+      pairs += ": rank " + std::to_string(rank) + " sends " + std::to_string(sent) + " bytes to rank " +
+               std::to_string(room_.rank) + ", which receives " + std::to_string(received);
+  }
+  if (sum == 0) return;
+  skip();
+  now_.reset();
+  throw Disagreement("an all_to_all in which not all ranks receive as much as is sent to them" + pairs);
 }
 
 }  // namespace plait

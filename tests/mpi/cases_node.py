@@ -199,6 +199,7 @@ def what_one_rank_refuses_is_told_on_all(world: Communicator) -> None:
     odd = world.rank == 1
     for comm, n in product(both(world), (12, 60_000)):
         x, size = np.zeros(n, np.float32), comm.size
+        root, bounds = 0 if size == 2 else 2, [n * rank // size for rank in range(size + 1)]
         whole = np.zeros(size * n, np.float32)
         calls = [
             partial(comm.all_reduce, x.astype("c8") if odd else x),
@@ -210,15 +211,25 @@ def what_one_rank_refuses_is_told_on_all(world: Communicator) -> None:
             partial(comm.reduce_scatter, x, axis=1 if odd else 0),
             partial(comm.all_gather, x, out=whole[2:] if odd else whole),
             partial(comm.all_gather, x, bounds=[0, 1] if odd else None),
-            partial(comm.broadcast, x[: n // 2] if odd else x, 0 if size == 2 else 2),
+            partial(comm.all_gather, x.view(np.int32) if odd else x),
+            partial(comm.all_to_all, x.view(np.int32) if odd else x, bounds, bounds),
+            partial(comm.broadcast, x[: n // 2] if odd else x, root),
+            partial(comm.broadcast, x.view(np.int32) if odd else x, root),
         ]
-        for index, call in enumerate(calls):
+        for call in calls:
             # the root of a little broadcast, and who hears only it, have nothing to hear
-            if index == 9 and n == 12 and not odd:
+            if call.func == comm.broadcast and n == 12 and not odd:
                 call()
                 continue
             with pytest.raises(ValueError, match=None if odd else "rank 1 in a"):
                 call()
+        fewer = [0, *[bound - 1 for bound in bounds[1:]]]  # rank 1 sends one row less to rank 0
+        with pytest.raises(ValueError, match="not all ranks receive as much as is sent") as error:
+            comm.all_to_all(x[:-1] if odd else x, fewer if odd else bounds, bounds)
+        text = (
+            f"rank 1 sends {4 * (n // size - 1)} bytes to rank 0, which receives {4 * (n // size)}"
+        )
+        assert (text in str(error.value)) == (comm.rank == 0)
         assert comm.all_reduce(np.ones(3, np.float32))[0] == size
         assert comm.all_reduce(np.ones(50_000, np.float32))[-1] == size
 
@@ -234,7 +245,7 @@ def different_collectives_are_named(world: Communicator) -> None:
         call(x)
     if found.rank == 0:
         assert "rank 0 is in an all_reduce (sum of float32) of 400000 bytes" in str(error.value)
-        assert "rank 1 in an all_gather of" in str(error.value)
+        assert "rank 1 in an all_gather (float32) of" in str(error.value)
     world.barrier()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from plait import _cpu
+from plait.comm.tree import merges
 
 MB = 1 << 20
 
@@ -147,9 +148,13 @@ def test_an_array_that_no_arena_can_hold_is_refused() -> None:
         ("sum 6", "barrier", r"an all_reduce \(sum of float32\) of 24 bytes, rank 1 in a barrier"),
         ("sum 6", "sum 4", "of 24 bytes, rank 1 in an all_reduce .* of 16 bytes"),
         ("sum 6", "max 6", r"\(sum of float32\) .* \(max of int32\)"),
-        ("gather", "sum 6", r"an all_gather of 8 bytes, rank 1 in an all_reduce"),
-        ("gather", "all_to_all", "rank 0 is in an all_gather of 8 bytes, rank 1 in an all_to_all"),
-        ("receive", "barrier", "a broadcast from rank 1 of 8 bytes, rank 1 in a barrier"),
+        ("gather", "sum 6", r"an all_gather \(uint8\) of 8 bytes, rank 1 in an all_reduce"),
+        ("gather", "all_to_all", r"an all_gather .* of 8 bytes, rank 1 in an all_to_all \(uint8\)"),
+        (
+            "receive",
+            "barrier",
+            r"a broadcast \(uint8\) from rank 1 of 8 bytes, rank 1 in a barrier",
+        ),
     ],
 )
 def test_different_collectives_are_named(mine: str, theirs: str, message: str) -> None:
@@ -203,7 +208,9 @@ def go_on(*some: Any) -> None:
     """Collectives of one and of many rounds, in letters and in cells."""
     for n in (6, 5000):
         outs, x = [np.empty(n, np.float32) for _ in some], np.ones(n, np.float32)
-        good = spec([1] * len(some), [0, 1], [0, n // 2, n])
+        count = len(some)
+        order = merges(count, [(rank, rank + 1) for rank in range(count)])
+        good = spec([1] * count, order, [n * rank // count for rank in range(count + 1)])
         for window, out in zip(some, outs, strict=True):
             window.start(window.reduction(x, good, None, out))
         finish(list(some))
@@ -236,6 +243,27 @@ def test_a_rank_that_refuses_its_arguments_holds_up_nobody(call: str, n: int) ->
         window.start(window.refused())
     finish([a, b])
     go_on(a, b)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("n", [24, 24_000])
+def test_an_all_to_all_of_unequal_counts_fails_on_every_rank(ranks: int, n: int) -> None:
+    """Whoever it is that sends or expects another number, in whichever order they come."""
+    some = windows(ranks)
+    even = [n * rank // ranks for rank in range(ranks + 1)]
+    other = [*even[:-1], n - 1]
+    flat = [np.zeros(n, np.uint8) for _ in some]
+    for odd, of in itertools.product(range(ranks - 1), ("sends", "receives")):
+        for rank, window in enumerate(some):
+            sends = other if (rank, of) == (odd, "sends") else even
+            receives = other if (rank, of) == (odd, "receives") else even
+            x, out = flat[rank][: sends[-1]], np.zeros(receives[-1], np.uint8)
+            window.start(window.all_to_all(x, sends, out, receives))
+        errors = failing(*some)
+        assert all("all_to_all in which not all ranks receive as" in str(e) for e in errors)
+        found = [rank for rank, error in enumerate(errors) if ": rank " in str(error)]
+        assert found == [ranks - 1 if of == "sends" else odd]
+        go_on(*some)
 
 
 def test_a_broadcast_whose_root_hears_nobody_among_others_leaves_all_in_step() -> None:

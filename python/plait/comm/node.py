@@ -116,15 +116,17 @@ class Node(Communicator):
     def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
         size = x.dtype.itemsize
         counts = [size * n for n in lengths]
-        return _Run(self, self._window.all_gather(_bytes(x), counts, _bytes(out)), x)
+        call = self._window.all_gather(_bytes(x), counts, _bytes(out), str(x.dtype))
+        return _Run(self, call, x)
 
     def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:
         size = x.dtype.itemsize
         send, receive = [size * b for b in sends], [size * b for b in receives]
-        return _Run(self, self._window.all_to_all(_bytes(x), send, _bytes(out), receive), x)
+        call = self._window.all_to_all(_bytes(x), send, _bytes(out), receive, str(x.dtype))
+        return _Run(self, call, x)
 
     def _broadcast(self, x: Array, root: int) -> Steps:
-        return _Run(self, self._window.broadcast(_bytes(x), root), x)
+        return _Run(self, self._window.broadcast(_bytes(x), root, str(x.dtype)), x)
 
     def _send(self, x: Array, dest: int, tag: int) -> Steps:
         return self._mpi._send(x, dest, tag)
