@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sizes import BATCH, GPT, VOCABULARY
+from sizes import BATCH, GPT, VOCABULARY, positions
 
 CLUSTER = Path(__file__).resolve().parents[1] / "tests/cluster/slurm-cluster"
 RATES = {"10gbit": 10e9, "1gbit": 1e9}  # bits a second
@@ -113,13 +113,14 @@ def main() -> None:
 
 
 def sent(model: str) -> int:
-    """Bytes of a step each way: half of the float32 gradients (the tied head's are its own) and of
-    the bfloat16 weights."""
+    """Bytes of a step each way: half of the float32 gradients (of the embedding, the rows that
+    occur; the tied head has its own) and of the bfloat16 weights."""
     from plait import models
 
     specs = models.gpt(vocabulary=VOCABULARY, **GPT[model])
-    parameters = sum(spec.parameters for spec in specs)
-    return 2 * (parameters + sum(spec.copies for spec in specs)) + parameters
+    parameters = sum(spec.parameters for spec in specs)  # the head's in place of the embedding's
+    rows = min(BATCH[model] * positions(model), VOCABULARY) * GPT[model]["hidden_dim"]
+    return 2 * (parameters + rows) + parameters
 
 
 if __name__ == "__main__":

@@ -9,11 +9,15 @@ from itertools import product
 import numpy as np
 import pytest
 from harness import case
+from mpi4py import MPI
 from reference import FLOATS, RANKS, assert_same, finish, nodes_of, of_ranks, tree, values
 from transports import transports
 
 from plait.comm import Communicator, Leaves
 from plait.comm.choose import communicator
+from plait.comm.hierarchical import Hierarchical
+from plait.comm.mpi import Mpi
+from plait.comm.node import Node
 from plait.comm.work import progress
 
 
@@ -232,6 +236,26 @@ def what_one_rank_refuses_is_told_on_all(world: Communicator) -> None:
         assert (text in str(error.value)) == (comm.rank == 0)
         assert comm.all_reduce(np.ones(3, np.float32))[0] == size
         assert comm.all_reduce(np.ones(50_000, np.float32))[-1] == size
+
+
+@case((2,), limit=20.0)
+def after_a_disagreement_inside_a_node_among_others_no_collective_hangs(
+    world: Communicator,
+) -> None:
+    """Other nodes have heard nothing of it, so it cannot go on; here there are none."""
+    assert isinstance(world, Node)
+    x = np.zeros(50_000, np.float32)
+    for call, odd in (
+        ("all_gather", x.view(np.int32)),
+        ("broadcast", x.view(np.int32)),
+        ("all_reduce", x[:-2]),
+    ):
+        comm = Hierarchical(Mpi(MPI.COMM_WORLD), world._topology, [0, 0])
+        comm.all_reduce(x)
+        with pytest.raises(ValueError, match="all ranks must "):
+            getattr(comm, call)(odd if world.rank == 1 else x)
+        with pytest.raises(RuntimeError, match="disagreed about an earlier collective"):
+            getattr(comm, call)(x)
 
 
 @case((2, 3), limit=15.0)

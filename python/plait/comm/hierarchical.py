@@ -8,7 +8,7 @@ started: the first windows, the messages across, the second windows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
@@ -24,7 +24,7 @@ from plait.comm.mpi import SMALL, Mpi, all_of
 from plait.comm.node import adds
 from plait.comm.topology import Topology
 from plait.comm.tree import Leaves, Node, merges
-from plait.comm.work import Array, Steps, Turns
+from plait.comm.work import Array, Poll, Steps, Turns
 
 _REDUCE, _GATHER, _BROADCAST = 2, 3, 4  # tags of messages across; Mpi has its own
 
@@ -84,6 +84,7 @@ class Hierarchical(Communicator):
         assert inside[1] is not None
         self._first, self._second = inside[0], inside[1]
         self._first_turns, self._across_turns, self._second_turns = Turns(), Turns(), Turns()
+        self._broken = False  # by a collective that ranks of this node disagreed about
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         return self._topology.connect(self._mpi.split(color, key))
@@ -115,6 +116,24 @@ class Hierarchical(Communicator):
     def _own_served(self) -> range:
         served, own = self._served(self._machine), self._mates.index(self.rank)
         return range(served[own], served[own + 1])
+
+    def _turn(self, turns: Turns, turn: int) -> Poll:
+        def poll() -> bool:
+            if self._broken:
+                raise RuntimeError("ranks of this node disagreed about an earlier collective")
+            return turns.now == turn
+
+        return poll
+
+    def _agreed(self, steps: Steps) -> Iterator[Poll]:
+        """Steps inside this node. If its ranks disagree, other nodes wait for what will never come,
+        and what is expected of those would take a later collective's place: that was all."""
+        done = False
+        try:
+            yield from steps
+            done = True
+        finally:
+            self._broken = self._broken or not done
 
     # --- reductions ---------------------------------------------------------------------------
 
@@ -155,7 +174,7 @@ class Hierarchical(Communicator):
             [(r, x.reshape(-1)) for r, x in zip(sources, arrived) if r != self.rank], _REDUCE
         )
 
-        yield lambda: self._first_turns.now == turn
+        yield self._turn(self._first_turns, turn)
         served = [bounds[rank] for rank in self._served(self._machine)]
         own = self._mates.index(self.rank)
         start, stop = served[own], served[own + 1]
@@ -164,7 +183,7 @@ class Hierarchical(Communicator):
             count = group.parts[0][own]
             mine = nodes[group.first[own] : group.first[own] + count]
             inside = Reduction(mine, leaves, "sum", tuple(served), parts=group.parts)
-            yield from self._first._reduce_scatter(inside, target)
+            yield from self._agreed(self._first._reduce_scatter(inside, target))
         self._first_turns.now += 1
 
         pieces = []
@@ -213,17 +232,17 @@ class Hierarchical(Communicator):
         across: int,
         second: int,
     ) -> Steps:
-        yield lambda: self._across_turns.now == across
+        yield self._turn(self._across_turns, across)
         if arriving.own is not None:
             arriving.own[:] = x
         collectors = [self._collector(machine, self.rank) for machine in range(len(self._machines))]
         sent = self._mpi.post([(rank, x) for rank in collectors if rank != self.rank], _GATHER)
         self._across_turns.now += 1
         yield all_of(arriving.requests + sent)
-        yield lambda: self._second_turns.now == second
+        yield self._turn(self._second_turns, second)
         served = self._served(self._machine)
         shares = [sum(lengths[a:b]) for a, b in pairwise(served)]
-        yield from self._second._all_gather(arriving.held, shares, out)
+        yield from self._agreed(self._second._all_gather(arriving.held, shares, out))
         self._second_turns.now += 1
 
     def _broadcast(self, x: Array, root: int) -> Steps:
@@ -235,8 +254,8 @@ class Hierarchical(Communicator):
         elif self.rank == leader:
             requests = self._mpi.expect([(root, x)], _BROADCAST)
         yield all_of(requests)
-        yield lambda: self._second_turns.now == second
-        yield from self._second._broadcast(x, self._mates.index(leader))
+        yield self._turn(self._second_turns, second)
+        yield from self._agreed(self._second._broadcast(x, self._mates.index(leader)))
         self._second_turns.now += 1
 
     def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:
