@@ -8,10 +8,13 @@ long and of messages that take none; the model "blocks" is eight GPT blocks betw
 and a head of 64 words. Measured: from the moment all ranks begin their first forward (after a
 barrier) until the last one has ended its last backward, the share of all ranks' time in which they
 did not compute: waits, messages, and what starting and polling them takes. The update after it has
-no part in the formula, and none here. Printed beside it is what the layers' costs say of these
-stages (for "blocks" the formula), and "as they computed": the same order of forwards and backwards
-with each as long as it took here, and messages that take no time. So what is beyond that is plait's
-(messages and waiting longer than needed), and the rest is stages that are not equal, or the
+no part in the formula, and none here.
+
+Beside it, for stages that send the gradient of their input before they work out those of their
+weights, as plait's do, what the layers' costs say (equal stages: 2 (p - 1) / (3 m + 2 (p - 1)),
+which is less than the formula); and "as they computed": the same order of forwards and backwards,
+each as long as it took here, with messages that take no time. So what is beyond that is plait's
+(messages, and waits longer than needed), and the rest is of stages that are not equal, or the
 machine's.
 """
 
@@ -20,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -28,10 +30,12 @@ from pathlib import Path
 from typing import Any
 
 from sizes import GPT
-from training import memory, problem, side, start
+from training import Run, problem, side
 from turns import rounds, serve
 
-Durations = dict[tuple[str, int], float]  # (kind, microbatch) of an action: seconds
+# (part, microbatch): seconds. Parts are "forward", "backward" until its gradient is sent, and
+# "weights", what backward does after that.
+Durations = dict[tuple[str, int], float]
 STAGES = 2
 
 
@@ -52,6 +56,8 @@ def makespan(durations: Sequence[Durations], microbatches: int) -> float:
                     break
                 begin = max(clock[stage], done.get(needed, 0.0))
                 clock[stage] = done[stage, kind, index] = begin + durations[stage][kind, index]
+                if kind == "backward":
+                    clock[stage] += durations[stage]["weights", index]
                 actions.pop(0)
     return max(clock)
 
@@ -71,8 +77,8 @@ def by_cost(model: str, microbatches: int, samples: int) -> list[Durations]:
     stages = [sum(cost(spec, samples) for spec in specs[a:b]) for a, b in pairwise(bounds)]
     return [
         {
-            (kind, index): part * seconds
-            for kind, part in (("forward", 1 / 3), ("backward", 2 / 3))
+            (part, index): seconds / 3
+            for part in ("forward", "backward", "weights")
             for index in range(microbatches)
         }
         for seconds in stages
@@ -87,21 +93,32 @@ class Watch:
 
         self.world, self.stage, self.train = engine.mesh.world, engine.stage, engine.stage.train
         self.waited = communication_seconds
-        self.stage.train = self._train
+        self.send = self.stage._send
+        self.stage.train, self.stage._send = self._train, self._send
+        self.sent = 0.0
         self.steps: list[tuple[float, list[Durations]]] = []  # whole, and of every rank
 
     def _computed(self) -> float:
         """Seconds so far without those of communication."""
         return time.perf_counter() - self.waited()
 
+    def _send(self, *message: Any) -> None:
+        self.sent = self._computed()
+        self.send(*message)
+
     def _train(self, actions: Any, *inputs: Any) -> Any:
         durations: Durations = {}
 
         def watched() -> Any:
             for action in actions:
-                before = self._computed()
+                before, self.sent = self._computed(), 0.0
                 yield action
-                durations[action.kind, action.microbatch] = self._computed() - before
+                after = self._computed()
+                if action.kind == "backward":
+                    sent = self.sent or after
+                    durations["weights", action.microbatch] = after - sent
+                    after = sent
+                durations[action.kind, action.microbatch] = after - before
 
         self.world.barrier()
         begin = time.perf_counter()
@@ -121,7 +138,7 @@ class Watch:
                     "whole": whole,
                     "computed": computed,
                     "bubble": 1 - sum(computed) / (whole * len(every)),
-                    "as they computed": bubble(every, len(every[0]) // 2),
+                    "as they computed": bubble(every, len(every[0]) // 3),
                 }
             )
         return {"steps": found}
@@ -142,9 +159,9 @@ def main() -> None:
     parser.add_argument("worker", nargs="*")
     a = parser.parse_args()
     if a.worker:
-        engine, step = start(a.worker)
-        watch = Watch(engine)
-        serve(engine.mesh.world.rank, step, lambda: {**memory(engine), **watch.tell()})
+        run = Run(a.worker)
+        watch = Watch(run.engine)
+        serve(run.mesh.world.rank, run.step, watch.tell)
         return
     layout = f"1x1x{STAGES}"
     sides = {
@@ -163,11 +180,13 @@ def main() -> None:
         measured = [step["bubble"] for step in steps[m]]
         ideal = [step["as they computed"] for step in steps[m]]
         beyond = [x - y for x, y in zip(measured, ideal, strict=True)]
+        points = 100 * (statistics.median(measured) - formula)
+        costs = bubble(by_cost(a.model, m, a.samples), m)
         print(
-            f"  {m} microbatches: {whole:.3f} s, of which stages compute {stages}; bubble "
-            f"{text(measured)}, formula {formula:.1%}, {100 * (statistics.median(measured) - formula):+.1f} "
-            f"points; by the layers' costs {bubble(by_cost(a.model, m, a.samples), m):.1%}; as they "
-            f"computed {text(ideal)}, beyond that {text(beyond)}",
+            f"  {m} microbatches: {whole:.3f} s, of which stages compute {stages}\n"
+            f"    bubble {text(measured)}, formula {formula:.1%}: {points:+.1f} points\n"
+            f"    by the layers' costs {costs:.1%}, as they computed {text(ideal)}, beyond that "
+            f"{text(beyond)}",
             flush=True,
         )
     if a.json:

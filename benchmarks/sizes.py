@@ -15,7 +15,14 @@ VIT = {
     }
 }  # fmt: skip
 RESNET = {"resnet18": {"input_shape": (32, 32, 3), "classes": 10}}
-BATCH = {"tiny": 8, "30M": 8, "124M": 2, "blocks": 8, "vit": 64, "resnet18": 64}  # samples a replica
+BATCH = {
+    "tiny": 8,
+    "30M": 8,
+    "124M": 2,
+    "blocks": 8,
+    "vit": 64,
+    "resnet18": 64,
+}  # samples a replica
 
 
 def vocabulary(model: str) -> int:
