@@ -4,14 +4,15 @@ do than one rank, and beside PyTorch's DDP, FSDP, TP and PP.
 python benchmarks/layouts.py [--models 30M,124M] [--rounds 5] [--modes single,ddp,fsdp,tp,pp]
                              [--torch PYTHON] [--json FILE]
 
-All of plait's layouts take turns, step by step: 1x1x1; data 2 with as large a batch for each rank;
-tensor 2, and pipeline 2 by 1F1B with 4 microbatches, with the same batch in all; and 1x1x1 with
-those 4 microbatches, which tells what smaller products cost by themselves. Scaling is in tokens/s
-against 1x1x1 with its whole batch at once: median of the rounds, and range. Of pipeline 2 the
-limit is printed: what whole layers on two stages could give by their costs, which the head of a
-large vocabulary keeps below 2 m / (m + 1). "exposed": the seconds in which each rank communicated
-or waited instead of computing. Then each layout takes turns with PyTorch (peers/torch_layouts.py),
-with the C library's memory as it comes and tuned. See bubble.py for what stages wait.
+plait's layouts (of the modes) each take turns with 1x1x1, step by step: data 2 with as large a
+batch for each rank; tensor 2, and pipeline 2 by 1F1B with 4 microbatches, with the same batch in
+all; and 1x1x1 with those 4 microbatches, which tells what smaller products cost by themselves.
+Scaling is in tokens/s against 1x1x1 with its whole batch at once: median of the rounds, and range.
+The limit of pipeline 2 is what whole layers on two stages could give by their costs: 1.71 where
+stages are equal, less where the head of a large vocabulary is more than half of the model.
+"exposed": the seconds in which each rank communicated or waited instead of computing. Then each
+layout takes turns with PyTorch (peers/torch_layouts.py), with the C library's memory as it comes
+and tuned. See bubble.py for what stages wait.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bubble import by_cost, makespan
-from sizes import BATCH, GPT, positions
+from sizes import BATCH, GPT, positions, vocabulary
 from training import ONE_THREAD, side, sizes
 from turns import TUNED, Side, ratio_text, rounds
 
@@ -59,22 +60,25 @@ def record(each: Side, **more: Any) -> dict[str, Any]:
 
 
 def scaling(model: str, a: argparse.Namespace) -> dict[str, Any]:
-    """plait's layouts against each other."""
+    """Each of plait's layouts in turn with one rank."""
     tokens = batch_of(model) * positions(model)
-    layouts = dict.fromkeys(MODES.values())
-    sides = {layout: plait(model, layout) for layout in layouts}
-    sides[f"{ONE}, {MICROBATCHES} microbatches"] = plait(model, ONE, MICROBATCHES)
-    rounds(sides, a.rounds, warm_up=1)
-    found = {}
-    for name, each in sides.items():
+    one, found = plait(model, ONE), {}
+    others = {layout: (layout, 1) for layout in (MODES[mode] for mode in a.modes) if layout != ONE}
+    if MODES["pp"] in others:
+        others[f"{ONE}, {MICROBATCHES} microbatches"] = ONE, MICROBATCHES
+    for name, (layout, microbatches) in others.items():
+        each, begin = plait(model, layout, microbatches), len(one.seconds)
+        rounds({ONE: one, name: each}, a.rounds, warm_up=1)  # two at a time: memory
         each.close()
-        work = 2 if name == MODES["ddp"] else 1
-        more = f"{ratio_text(each.seconds, sides[ONE].seconds, work)} x {ONE}"
-        if name == MODES["pp"]:
+        work, against = sizes(layout)[0], one.seconds[begin:]
+        more = f"{ratio_text(each.seconds, against, work)} x {ONE}"
+        if layout == MODES["pp"]:
             more += f" (limit {limit(model):.2f})"
         line(f"plait {name}", each, tokens * work, more)
-        found[name] = record(each)
-    return found
+        found[name] = record(each, one=against)
+    one.close()
+    line(f"plait {ONE}", one, tokens, "all of its rounds")
+    return found | {ONE: record(one)}
 
 
 def limit(model: str) -> float:
@@ -88,7 +92,7 @@ def first_blocks(model: str) -> int:
     from plait import models
     from plait.parallel.partition import stage_bounds
 
-    specs = models.gpt(vocabulary=50257, **GPT[model])
+    specs = models.gpt(vocabulary=vocabulary(model), **GPT[model])
     return stage_bounds(specs, 2, batch_of(model) // MICROBATCHES)[1] - 1
 
 
@@ -98,10 +102,9 @@ def beside(model: str, mode: str, a: argparse.Namespace) -> dict[str, Any]:
     ranks = sizes(MODES[mode])[3]
     tokens = batch_of(model) * positions(model) * sizes(MODES[mode])[0]
     script = str(Path(__file__).with_name("peers") / "torch_layouts.py")
-    numbers = map(str, (batch_of(model), MICROBATCHES, first_blocks(model)))
+    numbers = [str(n) for n in (batch_of(model), MICROBATCHES, first_blocks(model))]
     words = [a.torch, script, model, mode]
     found = {}
-    numbers = list(numbers)
     for precision in ("autocast", "masters"):
         for tuned, more in (("", {}), (", tuned malloc", TUNED)):
             peer = Side([*words, precision, *numbers], ranks, {**ONE_THREAD, **more})
@@ -118,11 +121,17 @@ def beside(model: str, mode: str, a: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def modes(text: str) -> list[str]:
+    if wrong := set(text.split(",")) - set(MODES):
+        raise argparse.ArgumentTypeError(f"no such modes: {', '.join(wrong)}")
+    return text.split(",")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="30M,124M")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--modes", type=modes, default=list(MODES))
     parser.add_argument("--torch")
     parser.add_argument("--json", type=Path)
     a = parser.parse_args()
@@ -130,7 +139,7 @@ def main() -> None:
     for model in a.models.split(","):
         print(f"{model}, {batch_of(model) * positions(model)} tokens a step at {ONE}")
         found[model] = scaling(model, a)
-        for mode in a.modes.split(",") if a.torch else []:
+        for mode in a.modes if a.torch else []:
             found[model] |= beside(model, mode, a)
         if a.json:
             a.json.write_text(json.dumps(found, indent=1))
