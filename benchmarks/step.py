@@ -15,71 +15,21 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-from sizes import BATCH, GPT, RESNET, VIT, VOCABULARY, positions
-from turns import Side, ratio_text, rounds, serve
+from sizes import BATCH, RESNET, VIT, positions
+from training import ONE_THREAD, side
+from turns import TUNED, Side, ratio_text, rounds
 
-TUNED = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
-    "glibc.malloc.trim_threshold=34359738368"
-}
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # precision, and the form of the loss, or what a ViT classifies by
 WAYS = [("autocast", "whole loss"), ("masters", "whole loss"), ("masters", "chunks loss")]
 RESNET_WAYS = WAYS[:2]
 VIT_WAYS = [(p, form) for form in ("mean", "class token") for p in ("autocast", "masters")]
 
 
-def problem(model: str, batch: int) -> Any:
-    """The layers, and a batch of inputs and targets."""
-    import numpy as np
-
-    from plait import models
-
-    random = np.random.default_rng(0)
-    if model in VIT or model in RESNET:
-        sizes = {**VIT, **RESNET}[model]
-        inputs = random.standard_normal((batch, *sizes["input_shape"]), np.float32)
-        specs = (models.vit if model in VIT else models.resnet)(**sizes)
-        return specs, inputs, random.integers(0, sizes["classes"], batch, np.int32)
-    tokens = random.integers(0, VOCABULARY, (batch, positions(model) + 1), np.int32)
-    specs = models.gpt(vocabulary=VOCABULARY, **GPT[model])
-    return specs, tokens[:, :-1].copy(), tokens[:, 1:].copy()
-
-
-def worker(model: str, ranks: int, grains: str) -> None:
-    from plait.backend import kernels
-    from plait.mesh import Mesh
-    from plait.optim import AdamW
-    from plait.report import peak_bytes
-    from plait.train.engine import Engine, Settings
-    from plait.train.grains import auto_grains
-
-    kernels.set_threads(1)
-    batch = BATCH[model] * ranks
-    specs, inputs, targets = problem(model, batch)
-    data, tensor = (ranks, 1) if grains == "layout" else auto_grains(specs, batch)
-    mesh = Mesh(ranks, grains={"data": data, "tensor": tensor})
-    engine = Engine(specs, mesh, AdamW(weight_decay=0.1), Settings(batch, BATCH[model]))
-    mine = slice(engine.share.start, engine.share.stop)
-    inputs, targets = inputs[mine], targets[mine]
-    number = iter(range(1 << 30))
-
-    def step() -> None:
-        engine.step(next(number), 3e-4, inputs, targets)
-        mesh.world.barrier()
-
-    serve(mesh.world.rank, step, lambda: {"memory": peak_bytes() >> 20, **kernels.memory_use()})
-
-
 def compare(model: str, ranks: int, a: argparse.Namespace) -> dict[str, Any]:
-    from plait.launch.mpi import mpiexec
-
-    own = [sys.executable, "-m", "mpi4py", __file__, "--worker", model, str(ranks), a.grains]
-    plait = Side([str(mpiexec()), "-n", str(ranks), *own], ranks, ONE_THREAD)
+    plait = side(model, f"{ranks}x1x1", BATCH[model] * ranks, BATCH[model], a.grains)
     tokens = BATCH[model] * positions(model) * ranks
     units = "images" if model in RESNET else "tokens"
     print(f"{model}, data {ranks}, {tokens} {units} a step, one thread a rank")
@@ -99,18 +49,18 @@ def compare(model: str, ranks: int, a: argparse.Namespace) -> dict[str, Any]:
             flush=True,
         )
 
-    peer = str(Path(__file__).with_name("peers") / "torch_step.py")
+    script = str(Path(__file__).with_name("peers") / "torch_step.py")
     ways = VIT_WAYS if model in VIT else RESNET_WAYS if model in RESNET else WAYS
     for precision, form in ways if a.torch else []:
         for tuned, more in (("", {}), (", tuned malloc", TUNED)):
             for compiled in ((), ("compile",)) if a.compile else ((),):
-                command = [a.torch, peer, model, str(ranks), precision, form, *compiled]
-                side = Side(command, ranks, {**ONE_THREAD, **more})
+                command = [a.torch, script, model, str(ranks), precision, form, *compiled]
+                peer = Side(command, ranks, {**ONE_THREAD, **more})
                 start = len(plait.seconds)
-                rounds({"plait": plait, "peer": side}, a.rounds)  # two at a time: memory
-                side.close()
+                rounds({"plait": plait, "peer": peer}, a.rounds)  # two at a time: memory
+                peer.close()
                 name = f"torch {precision}, {form}{tuned}{''.join(', ' + c for c in compiled)}"
-                report(name, side, start)
+                report(name, peer, start)
     if not a.torch:
         rounds({"plait": plait}, a.rounds)
     plait.close()
@@ -127,12 +77,7 @@ def main() -> None:
     parser.add_argument("--torch")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--worker", nargs=3)
     a = parser.parse_args()
-    if a.worker:
-        model, ranks, grains = a.worker
-        worker(model, int(ranks), grains)
-        return
     found = {
         f"{model}, data {ranks}": compare(model, ranks, a)
         for model in a.models.split(",")

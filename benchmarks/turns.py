@@ -20,10 +20,16 @@ from select import select
 from typing import Any
 
 FOLDER = "PLAIT_BENCHMARK_FOLDER"
+# The C library keeps memory that was freed
+TUNED = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
+    "glibc.malloc.trim_threshold=34359738368"
+}
 
 
 def serve(rank: int, step: Callable[[], None], about: Callable[[], dict[str, Any]]) -> None:
-    """What a process does: steps when told to, until told to end. about() goes with each answer."""
+    """What a process does: steps when told to, until told to end. Every process calls about() after
+    its steps; that of rank 0 goes with its answer."""
     folder = Path(os.environ[FOLDER])
     with (folder / f"go.{rank}").open() as go:
         while count := int(go.readline()):
@@ -33,9 +39,10 @@ def serve(rank: int, step: Callable[[], None], about: Callable[[], dict[str, Any
                 step()
                 seconds.append(time.perf_counter() - begin)
                 cpu.append(time.process_time() - used)
+            found = {"seconds": seconds, "cpu": cpu, **about()}
             if rank == 0:
                 with (folder / "answer").open("w") as answer:
-                    answer.write(json.dumps({"seconds": seconds, "cpu": cpu, **about()}) + "\n")
+                    answer.write(json.dumps(found) + "\n")
 
 
 class Side:
@@ -101,7 +108,8 @@ def rounds(sides: dict[str, Side], count: int, steps: int = 1, warm_up: int = 2)
             sides[name].run(steps)
 
 
-def ratio_text(mine: list[float], peer: list[float]) -> str:
-    """How many times as fast `mine` is, round by round: median (lowest..highest)."""
-    ratios = [b / a for a, b in zip(mine, peer, strict=True)]
+def ratio_text(mine: list[float], peer: list[float], work: float = 1) -> str:
+    """How many times as fast `mine` is, which does `work` times the peer's work, round by round:
+    median (lowest..highest)."""
+    ratios = [work * b / a for a, b in zip(mine, peer, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"

@@ -7,9 +7,7 @@ deepspeed ninja`), whose source is compiled on the first run.
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
 import os
-import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,17 +15,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from collectives import SIZES, measure, pin, reps, slowest
+from torch_ranks import start
 from turns import serve
 
 
-def work(rank: int, ranks: int, port: int) -> None:
+def work(rank: int, ranks: int) -> None:
     import torch
     from torch import distributed
     from torch.utils import cpp_extension
 
     pin(rank)
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_SIZE=str(ranks))
+    os.environ.update(LOCAL_SIZE=str(ranks))
     distributed.init_process_group("gloo", rank=rank, world_size=ranks)
     spec = importlib.util.find_spec("deepspeed")
     assert spec is not None
@@ -70,16 +69,7 @@ def work(rank: int, ranks: int, port: int) -> None:
 
 def main() -> None:
     ranks = int(sys.argv[1])
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    others = [context.Process(target=work, args=(rank, ranks, port)) for rank in range(1, ranks)]
-    for process in others:
-        process.start()
-    work(0, ranks, port)
-    for process in others:
-        process.join()
+    start(work, ranks, ranks)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,15 @@ are channels_last. Several ranks are DistributedDataParallel over gloo.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import resource
-import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sizes import BATCH, GPT, RESNET, VIT, VOCABULARY, positions
+from torch_ranks import start
 from torch_resnet import build_resnet
 from turns import serve
 
@@ -34,13 +33,13 @@ def block(torch: Any, width: int, heads: int, causal: bool) -> Any:
             self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
         def forward(self, x):
-            b, s, c = x.shape
-            q, k, v = (
-                t.view(b, s, heads, -1).transpose(1, 2)
-                for t in self.qkv(self.norm1(x)).split(width, 2)
+            b, s, _ = x.shape
+            q, k, v = (  # of this rank's heads, if there are several
+                t.view(b, s, -1, width // heads).transpose(1, 2)
+                for t in self.qkv(self.norm1(x)).chunk(3, 2)
             )
             y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-            x = x + self.out(y.transpose(1, 2).reshape(b, s, c))
+            x = x + self.out(y.transpose(1, 2).reshape(b, s, -1))
             return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
 
     return Block()
@@ -98,8 +97,11 @@ def build_gpt(torch: Any, sizes: dict[str, int], chunks: bool) -> Any:
             self.norm = nn.LayerNorm(width)
             initialize(torch, self)
 
+        def head(self, x):
+            return F.linear(x, self.tokens.weight)
+
         def _loss(self, x, targets):
-            logits = F.linear(x, self.tokens.weight)
+            logits = self.head(x)
             return F.cross_entropy(logits.float(), targets, reduction="sum")
 
         def forward(self, inputs, targets):
@@ -118,9 +120,26 @@ def build_gpt(torch: Any, sizes: dict[str, int], chunks: bool) -> Any:
     return Model()
 
 
-def work(
-    rank: int, model: str, ranks: int, precision: str, form: str, compiled: bool, port: int
-) -> None:
+def updates(torch: Any, parameters: list[Any], precision: str) -> Callable[[], None]:
+    """What updates them by their gradients, each rank's own part of those that are cut."""
+    own = [p.to_local() if hasattr(p, "to_local") else p for p in parameters]
+    masters = [p.detach().float().requires_grad_() for p in own]  # the weights, if float32
+    optimizer = torch.optim.AdamW(masters, 3e-4, weight_decay=0.1, fused=True)
+
+    def update() -> None:
+        for master, p in zip(masters, parameters, strict=True):
+            grad = p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad
+            master.grad = grad.float()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if precision == "masters":
+            with torch.no_grad():
+                torch._foreach_copy_([p.detach() for p in own], masters)
+
+    return update
+
+
+def work(rank: int, model: str, ranks: int, precision: str, form: str, compiled: bool) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -131,14 +150,11 @@ def work(
         net = build_resnet(torch, RESNET[model]).to(memory_format=torch.channels_last)
     else:
         net = build_gpt(torch, GPT[model], form == "chunks loss")
-    masters = None
     if precision == "masters":
         net = net.bfloat16()
-        masters = [p.detach().float().clone().requires_grad_() for p in net.parameters()]
-    optimizer = torch.optim.AdamW(masters or net.parameters(), 3e-4, weight_decay=0.1, fused=True)
+    update = updates(torch, list(net.parameters()), precision)
     call = net
     if ranks > 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
         call = torch.nn.parallel.DistributedDataParallel(net)
     if compiled:
@@ -161,14 +177,7 @@ def work(
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
             value = call(inputs, targets)
         value.backward()
-        if masters is None:
-            optimizer.step()
-        else:
-            for master, p in zip(masters, net.parameters(), strict=True):
-                master.grad = p.grad.float()
-            optimizer.step()
-            with torch.no_grad():
-                torch._foreach_copy_(list(net.parameters()), masters)
+        update()
         value.item()
         if ranks > 1:
             torch.distributed.barrier()
@@ -178,19 +187,7 @@ def work(
 
 def main() -> None:
     model, ranks, precision, form, *rest = sys.argv[1:]
-    arguments = (model, int(ranks), precision, form, "compile" in rest)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    others = [
-        context.Process(target=work, args=(rank, *arguments, port)) for rank in range(1, int(ranks))
-    ]
-    for process in others:
-        process.start()
-    work(0, *arguments, port)
-    for process in others:
-        process.join()
+    start(work, int(ranks), model, int(ranks), precision, form, "compile" in rest)
 
 
 if __name__ == "__main__":

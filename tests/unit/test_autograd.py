@@ -156,6 +156,48 @@ def test_work_is_waited_for_after_the_weight_gradient():
     assert order == ["weight", "wait"]
 
 
+@pytest.mark.parametrize("under_way", [False, True])
+def test_weight_gradients_come_after_the_inputs_that_somebody_waits_for(under_way):
+    order = []
+
+    class Work:
+        def test(self):
+            raise AssertionError("what is put off may not hang on how far a Work is")
+
+        def wait(self):
+            order.append("wait")
+            return 5.0
+
+    class Weighted(Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save(w)
+            return x
+
+        @staticmethod
+        def backward(ctx, grad):
+            name = ctx.saved[0].name
+            order.append(f"backward {name}")
+            ctx.later(lambda: order.append(f"weight {name}"))
+            return Work() if under_way and name == "b" else grad
+
+    a, b = Weight(1.0), Weight(1.0)
+    a.name, b.name = "a", "b"
+    with Tape() as tape:
+        y = Weighted.apply(Weighted.apply(tape.input(1.0), a), b)
+    result = tape.backward(
+        y, 5.0, lambda p: order.append(f"ready {p.name}"),
+        early=lambda grads: order.append(grads),
+    )  # fmt: skip
+    assert result == (5.0,)
+    ends = ["weight a", "ready a"]
+    if under_way:
+        begins = ["backward b", "weight b", "wait", "ready b", "backward a", (5.0,)]
+    else:
+        begins = ["backward b", "backward a", (5.0,), "weight b", "ready b"]
+    assert order == begins + ends
+
+
 def test_tensor_shape_is_the_arrays():
     class Fake:
         shape = (2, 3)

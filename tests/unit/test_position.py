@@ -70,3 +70,13 @@ def test_maximal_nodes_cover_any_run():
                 nodes = maximal_nodes(leaves, start, stop)
                 assert [leaf for a, b in nodes for leaf in range(a, b)] == list(range(start, stop))
                 assert len(nodes) <= 2 * max(leaves - 1, 1).bit_length()
+
+
+@pytest.mark.parametrize("batch", [1, 5, 8, 16])
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("microbatch", [None, 1, 3, 100])
+def test_the_usual_microbatch_is_the_largest_of_any_rank(batch, size, microbatch):
+    grains = min(8, batch)
+    if size <= grains:
+        shares = [Share(batch, Leaves.even(grains, size), r, microbatch) for r in range(size)]
+        assert {share.usual for share in shares} == {max(share.largest for share in shares)}

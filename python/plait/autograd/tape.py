@@ -53,7 +53,7 @@ class Context:
 
     def later(self, work: Callable[[], None]) -> None:
         """Runs `work` (a weight gradient) after backward returned, before its result is waited
-        for."""
+        for; or, where the inputs' gradients are in a hurry, after these."""
         self._later.append(work)
 
 
@@ -192,30 +192,53 @@ class Tape:
         grads: Array | Sequence[Array],
         on_grad_ready: Callable[[Any], None] | None = None,
         after_node: Callable[[], None] | None = None,
+        early: Callable[[tuple[Array | None, ...]], None] | None = None,
     ) -> tuple[Array | None, ...]:
         """Gradients of the inputs. on_grad_ready(parameter) is called once all its uses are done;
-        after_node() between nodes (to poke communication)."""
+        after_node() between nodes (to poke communication). early(gradients of the inputs), where
+        given, is called as soon as they are there: what later() put off comes after it, but for
+        what hides communication."""
         if isinstance(outputs, Tensor):
             outputs, grads = (outputs,), (grads,)
         found: dict[int, list[Array]] = {}
         for tensor, grad in zip(outputs, grads, strict=True):
             found.setdefault(tensor.key, []).append(grad)
-        while self._nodes:
-            function, ctx, inputs, parameters, output_keys = self._nodes.pop()
-            node_grads = [self._collect(found, key) for key in output_keys]
-            if any(g is not None for g in node_grads):
-                self._step(found, function, ctx, inputs, node_grads)
+        put_off: list[tuple[list[Callable[[], None]], tuple[Any, ...]]] = []
+
+        def done(parameters: tuple[Any, ...]) -> None:
             for p in parameters:
                 self._uses[p] -= 1
                 if self._uses[p] == 0 and on_grad_ready is not None:
                     on_grad_ready(p)
             if after_node is not None:
                 after_node()
-        return tuple(self._collect(found, key) for key in self._inputs)
+
+        while self._nodes:
+            function, ctx, inputs, parameters, output_keys = self._nodes.pop()
+            node_grads = [self._collect(found, key) for key in output_keys]
+            works: list[Callable[[], None]] = []
+            if any(g is not None for g in node_grads):
+                works = self._step(found, function, ctx, inputs, node_grads, early is not None)
+            if works:
+                put_off.append((works, parameters))
+                parameters = ()
+            done(parameters)
+        result = tuple(self._collect(found, key) for key in self._inputs)
+        if early is not None:
+            early(result)
+        for works, parameters in put_off:
+            for work in works:
+                work()
+            works.clear()  # and with it what it held
+            done(parameters)
+        return result
 
     def _step(
-        self, found: dict[int, list[Array]], function: Any, ctx: Context, inputs: Any, grads: Any
-    ) -> None:
+        self, found: dict[int, list[Array]], function: Any, ctx: Context, inputs: Any, grads: Any,
+        put_off: bool,
+    ) -> list[Callable[[], None]]:  # fmt: skip
+        """Returns what is put off: nothing, if it is not wanted, or if a Work is under way that it
+        can hide."""
         self.observer.backward(ctx.label)
         result = function.backward(ctx, *grads)
         if result is None and any(key is not None for key, _ in inputs):
@@ -227,8 +250,11 @@ class Tape:
                 f"{function.__name__}.backward returned {len(result)} gradients for "
                 f"{len(inputs)} tensor inputs"
             )
-        for work in ctx._later:
-            work()
+        works = ctx._later
+        if not put_off or any(hasattr(grad, "test") for grad in result):
+            for work in works:
+                work()
+            works = []
         wholes: list[Array | None] = []
         for (key, kind), grad in zip(inputs, result, strict=True):
             whole = grad.wait() if hasattr(grad, "wait") else grad
@@ -241,6 +267,7 @@ class Tape:
                     )
                 found.setdefault(key, []).append(whole)
         self.observer.gradients(ctx.label, self.position, tuple(wholes))
+        return works
 
     def _collect(self, found: dict[int, list[Array]], key: int) -> Array | None:
         grads = found.pop(key, None)

@@ -91,6 +91,13 @@ class Share:
         """Samples of the largest microbatch."""
         return max(stop - start for start, stop in pairwise(self._bounds))
 
+    @property
+    def usual(self) -> int:
+        """Samples of a full microbatch, the same number on every rank."""
+        if self.microbatch is None:
+            return -(-self.batch // self.leaves.count)
+        return min(self.microbatch, -(-self.batch // (len(self.leaves.bounds) - 1)))
+
     @cached_property
     def _bounds(self) -> list[int]:
         """Where microbatches start, and the end of the last."""

@@ -45,6 +45,7 @@ class Stage:
             for name, layer in self.layers:
                 observer.layer(name)
                 x = layer(x)
+                self._progress()
         if not self.last:
             self._send(x.array, self.pipeline.rank + 1, position)
         return tape, x, inputs
@@ -82,12 +83,31 @@ class Stage:
                 if not self.last:
                     grad = self._receive(self.pipeline.rank + 1, position)
                 reduction.begin(position, last=index == len(positions) - 1)
-                (grad_x,) = tape.backward(y, grad, reduction.ready, reduction.progress)
-                if grad_x is not None:
-                    self._send(grad_x, self.pipeline.rank - 1, position)
+                self._backward(tape, y, grad, position, reduction)
                 reduction.end()
         self.drain()
         return losses
+
+    def _backward(
+        self, tape: Tape, y: Tensor, grad: Any, position: Position, reduction: Reduction
+    ) -> None:
+        """The previous stage waits for the gradient of this one's input, and nobody for those of
+        the weights: these come after it is sent (as in Qi et al. 2023, Zero Bubble)."""
+
+        def send(grads: tuple[Any, ...]) -> None:
+            if grads[0] is not None:
+                self._send(grads[0], self.pipeline.rank - 1, position)
+
+        def progress() -> None:
+            reduction.progress()
+            self._progress()
+
+        tape.backward(y, grad, reduction.ready, progress, early=None if self.first else send)
+
+    def _progress(self) -> None:
+        """Between layers: moves what is being sent along."""
+        if self._sends:
+            self.pipeline.progress()
 
     def drain(self) -> None:
         """Waits for all sends."""

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from plait.comm.tree import Leaves
 from plait.ops.position import Share
-from plait.parallel.partition import partition
+from plait.parallel.partition import stage_bounds
 
 PROCESS = 90 << 20  # interpreter, numpy, MPI; measured
 
@@ -81,7 +81,7 @@ class Memory:
 
 def memory(specs: Sequence[Spec], request: Request) -> Memory:
     """The needs of the stage that needs most."""
-    bounds = partition([spec.flops + 1.0 for spec in specs], request.pipeline)
+    bounds = stage_bounds(specs, request.pipeline, _share(request).usual)
     stages = [
         _stage(specs[a:b], request, stage)
         for stage, (a, b) in enumerate(itertools.pairwise(bounds))

@@ -22,7 +22,7 @@ from plait.ops.position import Position, Share
 from plait.optim import Optimizer
 from plait.parallel.bucket import Bucket, Span, make_buckets
 from plait.parallel.declared import Declared, checked
-from plait.parallel.partition import partition
+from plait.parallel.partition import stage_bounds
 from plait.parallel.reduction import Reduction
 from plait.parallel.schedule import SCHEDULES
 from plait.parallel.stage import Stage
@@ -93,7 +93,7 @@ class Engine:
         self.data, self.tensor, self.pipeline = mesh.data, mesh.tensor, mesh.pipeline
         self.share = Share(settings.batch, self.data.leaves, self.data.rank, settings.microbatch)
         precision = PRECISIONS[settings.precision]
-        bounds = partition([spec.flops + 1.0 for spec in specs], self.pipeline.size)
+        bounds = stage_bounds(specs, self.pipeline.size, self.share.usual)
         self.stage_bounds = bounds
         first, last = bounds[self.pipeline.rank], bounds[self.pipeline.rank + 1]
         self.layers = [
