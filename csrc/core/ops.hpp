@@ -116,10 +116,11 @@ void attention_backward(const ConstArray& grad, const ConstArray& q, const Const
 // tokens (R) int32; weight (V, C) holds rows first_row .. first_row + V; tokens outside give +0 rows. out (R, C).
 void embedding_forward(const ConstArray& tokens, const ConstArray& weight, int64_t first_row, const Array& out);
 // A stack (slots, V, C) float32, with leaves of tokens as in matmul_backward_weight: per row and leaf one chain in token
-// order. A row adds nothing to a merge with a leaf that has none of its tokens.
+// order. A row adds nothing to a merge with a leaf that has none of its tokens. rows int64, sorted: all that have tokens here
+// or anything in the stack so far; the others are zero, and need not be looked at. Without it any may have.
 void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_t first_row,
                         const std::vector<int64_t>& leaves, const std::vector<int>& merges, int64_t slot,
-                        bool accumulate, const Array& grad_weight);
+                        bool accumulate, const std::optional<ConstArray>& rows, const Array& grad_weight);
 
 // --- cross-entropy over a sharded vocabulary -----------------------------------------------------
 // logits (R, V) of columns first_column ..., columns at or beyond `vocabulary` are padding and never win.

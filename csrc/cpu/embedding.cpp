@@ -105,6 +105,20 @@ void run_row(const Program& p, const std::vector<int>& merges, const T* grad, in
     if (some[s] || p.every_row) std::memcpy(out + s * stride, stack[s], bytes);
 }
 
+// Rows that are visited rise, lie in the table, and have all tokens among them.
+void check_visited(const std::vector<int64_t>& visited, const std::vector<Occurrence>& found,
+                   int64_t rows, bool every_row) {
+  size_t next = 0;
+  for (size_t i = 0; i < visited.size(); i++) {
+    PLAIT_CHECK(visited[i] >= 0 && visited[i] < rows && (i == 0 || visited[i - 1] < visited[i]),
+                "embedding_backward", "rows must rise from 0 to below ", rows, ", got ", visited[i],
+                " at ", i);
+    while (next < found.size() && found[next].row == visited[i]) next++;
+  }
+  PLAIT_CHECK(every_row || next == found.size(), "embedding_backward", "rows lack row ",
+              next < found.size() ? found[next].row : 0, " of a token");
+}
+
 }  // namespace
 
 void embedding_forward(const ConstArray& tokens, const ConstArray& weight, int64_t first_row,
@@ -134,7 +148,8 @@ void embedding_forward(const ConstArray& tokens, const ConstArray& weight, int64
 
 void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_t first_row,
                         const std::vector<int64_t>& leaves, const std::vector<int>& merges,
-                        int64_t slot, bool accumulate, const Array& grad_weight) {
+                        int64_t slot, bool accumulate, const std::optional<ConstArray>& touched,
+                        const Array& grad_weight) {
   const char* call = "embedding_backward";
   expect_ndim(call, "tokens", tokens, 1);
   expect_ndim(call, "grad_weight", grad_weight, 3);
@@ -149,14 +164,27 @@ void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_
               ", must be a stack of contiguous float32");
   check_leaves(call, leaves, count);
   check_merges(call, leaves, merges, slot, accumulate, grad_weight.shape[0]);
+  if (touched) {
+    expect_ndim(call, "rows", *touched, 1);
+    expect_array(call, "rows", *touched, DType::int64, {touched->shape[0]});
+  }
   float* out = grad_weight.as<float>();
   const Program program = make_program(merges, slot, accumulate);
-  for (int64_t fresh : program.every_row ? std::vector<int64_t>{} : program.fresh)
+  const bool every_row = program.every_row && !touched;
+  for (int64_t fresh : every_row ? std::vector<int64_t>{} : program.fresh)
     parallel_for(rows, 1 + 65536 / (channels + 1), [=](int64_t begin, int64_t end) {
       float* to = out + fresh * stride;
       std::fill(to + begin * channels, to + end * channels, 0.0f);
     });
   const std::vector<Occurrence> found = occurrences(tokens.as<int32_t>(), leaves, first_row, rows);
+  std::vector<int64_t> visited;  // unless it is every row
+  if (program.every_row && touched)
+    visited.assign(touched->as<int64_t>(), touched->as<int64_t>() + touched->shape[0]);
+  else if (!every_row)
+    for (const Occurrence& o : found)
+      if (visited.empty() || visited.back() != o.row) visited.push_back(o.row);
+  check_visited(visited, found, rows, every_row);
+  const int64_t visits = every_row ? rows : int64_t(visited.size());
   PLAIT_FLOATS(grad.dtype, call, [&](auto zero) {
     using T = decltype(zero);
     const T* grad_data = grad.as<T>();
@@ -165,14 +193,13 @@ void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_
       for (int64_t strip = begin; strip < end; strip++) {
         const int64_t first = strip * STRIP, width = std::min(STRIP, channels - first);
         size_t next = 0;
-        int64_t row = program.every_row || found.empty() ? 0 : found[0].row;
-        while (row < rows && (program.every_row || next < found.size())) {
+        for (int64_t visit = 0; visit < visits; visit++) {
+          const int64_t row = every_row ? visit : visited[size_t(visit)];
           size_t last = next;
           while (last < found.size() && found[last].row == row) last++;
           run_row(program, merges, grad_data + first, channels, width, found.data() + next,
                   found.data() + last, out + row * channels + first, stride);
           next = last;
-          row = program.every_row ? row + 1 : next < found.size() ? found[next].row : rows;
         }
       }
     });

@@ -231,11 +231,24 @@ def a_missing_all_reduce_over_tensor(world: Communicator) -> None:
 @case(4, limit=60.0)
 def a_missing_all_reduce_over_data(world: Communicator) -> None:
     plant = Plant("2x1x2", 3)
+    kept: dict[Bucket, Any] = {}
+
+    def made(engine: Engine) -> None:
+        name = "blocks.1.mlp.down.weight"
+        (bucket,) = (b for b in engine.buckets if name in [p.name for p in b.parameters])
+        start = bucket.start
+
+        def keep(nodes: int) -> None:
+            kept[bucket] = bucket.grads[0].copy()
+            start(nodes)
+
+        bucket.start = keep  # type: ignore[method-assign]
 
     def own(_: Any, bucket: Bucket) -> None:
-        if any(p.name == "blocks.1.mlp.down.weight" for p in bucket.parameters):
-            bucket.gradient = bucket.grads[0].copy()
+        if bucket in kept:
+            bucket.gradient = kept[bucket]
 
+    plant.made = made
     plant.wrap(Bucket, "finish", own)
     plant.named("in step 1: reduced gradient of blocks.1.")
 

@@ -98,7 +98,7 @@ Outputs embedding(DType dtype, int64_t count, int64_t channels) {
                grad = normal(dtype, {count, channels}, 3);
   Tensor out = empty(dtype, {count, channels}), grad_weight = normal(F32, {4, 40, channels}, 4);
   embedding_forward(tokens, weight, 10, out);
-  embedding_backward(tokens, grad, 10, leaves_of(count, 5), tree_merges(5), 0, true, grad_weight);
+  embedding_backward(tokens, grad, 10, leaves_of(count, 5), tree_merges(5), 0, true, {}, grad_weight);
   return {out, grad_weight};
 }
 

@@ -64,7 +64,7 @@ def embedding(t: np.dtype) -> Chain:
         tokens, grad = x
         leaves = [0, tokens.size]
         _cpu.embedding_backward(
-            tokens.ravel(), grad.reshape(-1, 33), 10, leaves, [0], 0, accumulate, out[0][None]
+            tokens.ravel(), grad.reshape(-1, 33), 10, leaves, [0], 0, accumulate, None, out[0][None]
         )
 
     grad = (random((N, 80, 33)) ** 5).astype(t)  # of many sizes, or few sums would need rounding

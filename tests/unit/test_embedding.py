@@ -25,7 +25,7 @@ def test_forward(count, rows, channels, dtype):
 
 def backward(tokens, grad, first_row, accumulate, out):
     _cpu.embedding_backward(
-        tokens, grad, first_row, [0, len(tokens)], [0], 0, accumulate, out[None]
+        tokens, grad, first_row, [0, len(tokens)], [0], 0, accumulate, None, out[None]
     )
 
 
@@ -78,3 +78,40 @@ def test_bits():
 def test_errors():
     with pytest.raises(ValueError, match=r"tokens is \(2,\) int64, expected int32"):
         _cpu.embedding_forward(np.zeros(2, np.int64), random((3, 4)), 0, random((2, 4)))
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_rows_that_have_nothing_need_not_be_visited(dtype):
+    """Four microbatches of two leaves each, over a stack that held something else before."""
+    rows, channels, count = 40, 70, 12
+    random = np.random.default_rng(3)
+    stacks = [np.full((3, rows, channels), 7, np.float32) for _ in range(2)]
+    touched = np.zeros(0, np.int64)
+    for slot, merges in ((0, [0, 1]), (1, [0, 2]), (1, [0, 1]), (2, [0, 3])):
+        tokens = random.integers(5, 5 + rows // 3, count).astype(np.int32)
+        grad = (random.standard_normal((count, channels)) ** 5).astype(dtype)
+        touched = np.union1d(touched, tokens - 5)
+        for stack, visited in zip(stacks, (None, touched), strict=True):
+            _cpu.embedding_backward(
+                tokens, grad, 5, [0, 5, count], merges, slot, False, visited, stack
+            )
+    assert np.count_nonzero(stacks[0][0].any(1)) == len(touched) < rows
+    assert bits(stacks[0][0]) == bits(stacks[1][0])
+
+
+def test_rows_must_hold_every_token():
+    tokens, grad = np.array([3, 1, 3], np.int32), np.ones((3, 2), np.float32)
+    stack = np.zeros((2, 4, 2), np.float32)
+    for rows, match in (
+        ([1], "rows lack row 3 of a token"),
+        ([0, 3], "rows lack row 1 of a token"),
+        ([1, 1, 3], "rows must rise from 0 to below 4, got 1 at 1"),
+        ([1, 3, 4], "got 4 at 2"),
+        ([-1, 1, 3], "got -1 at 0"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            _cpu.embedding_backward(
+                tokens, grad, 0, [0, 3], [1], 1, True, np.array(rows, np.int64), stack
+            )
+    with pytest.raises(ValueError, match="rows"):
+        _cpu.embedding_backward(tokens, grad, 0, [0, 3], [1], 1, True, tokens, stack)

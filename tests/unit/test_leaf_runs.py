@@ -118,7 +118,7 @@ def test_what_does_not_fit_a_stack_is_refused():
         with pytest.raises(ValueError, match="do not fit a stack of 2"):
             _cpu.matmul_backward_weight(rows, columns, leaves, merges, slot, accumulate, 0, out)
         with pytest.raises(ValueError, match="do not fit a stack of 2"):
-            _cpu.embedding_backward(tokens, columns, 0, leaves, merges, slot, accumulate, out)
+            _cpu.embedding_backward(tokens, columns, 0, leaves, merges, slot, accumulate, None, out)
     with pytest.raises(ValueError, match=r"must be a float32 stack of \(4, 5\)"):
         _cpu.matmul_backward_weight(rows, columns, [0, 6], [0], 0, False, 0, out[:, :, :4].copy())
     with pytest.raises(ValueError, match="differ in length"):

@@ -40,7 +40,7 @@ class VocabEmbedding(Function):
             leaves = [bound * tokens.shape[1] for bound in run.bounds]
             kernels.embedding_backward(
                 part.ravel(), grad[run.samples].reshape(part.size, -1), first, leaves, run.merges,
-                run.slot, run.continues, run.stack,
+                run.slot, run.continues, run.touched, run.stack,
             )  # fmt: skip
 
 

@@ -31,7 +31,8 @@ class Init:
 @dataclass(frozen=True)
 class Run:
     """Samples of a microbatch, cut into leaves at `bounds`: leaf 0 goes to `slot` of the stack,
-    or continues the chain that is there; after leaf i the top two merge merges[i] times."""
+    or continues the chain that is there; after leaf i the top two merge merges[i] times. touched:
+    of a parameter by rows, the sorted ones that have anything by the end of it."""
 
     samples: slice
     bounds: list[int]
@@ -39,6 +40,7 @@ class Run:
     slot: int
     continues: bool
     stack: Array
+    touched: Array | None
 
 
 @dataclass(eq=False)
@@ -104,7 +106,7 @@ class Parameter:
         if self.observer.hears_chains:
             for part, grad in self.segments(position, rows):
                 bounds = [0, part.samples.stop - part.samples.start]
-                yield Run(part.samples, bounds, [0], 0, not part.begins, grad[None])
+                yield Run(part.samples, bounds, [0], 0, not part.begins, grad[None], self._so_far())
             return
         self._use(position, rows)
         parts = position.segments
@@ -112,7 +114,10 @@ class Parameter:
             bounds = [0, *(part.samples.stop for part in parts)]
             merges = [part.merges for part in parts]
             first = parts[0]
-            yield Run(slice(None), bounds, merges, first.slot, not first.begins, self.grads)
+            yield Run(
+                slice(None), bounds, merges, first.slot, not first.begins, self.grads,
+                self._so_far(),
+            )  # fmt: skip
 
     def slot(self, slot: int) -> Array:
         """The chains in a slot, [tensor leaves,] local rows, ...; beyond those that stay between
@@ -126,9 +131,15 @@ class Parameter:
 
     def touched(self) -> Array:
         """The local rows, sorted, that got anything since this was last asked. Of by_rows only."""
-        found = np.unique(np.concatenate([_NO_ROWS, *self._touched]))
+        found = self._so_far()
         self._touched.clear()
-        return found
+        return _NO_ROWS if found is None else found
+
+    def _so_far(self) -> Array | None:
+        if not self.by_rows:
+            return None
+        self._touched[:] = [np.unique(np.concatenate([_NO_ROWS, *self._touched]))]
+        return self._touched[0]
 
     def _use(self, position: Position, rows: Array | None) -> None:
         if self._position is position:
