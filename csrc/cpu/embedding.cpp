@@ -171,11 +171,14 @@ void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_
   float* out = grad_weight.as<float>();
   const Program program = make_program(merges, slot, accumulate);
   const bool every_row = program.every_row && !touched;
-  for (int64_t fresh : every_row ? std::vector<int64_t>{} : program.fresh)
+  for (int64_t fresh : program.fresh) {
+    // What held something before has it in rows that are visited.
+    if (every_row || (program.every_row && fresh < slot + accumulate)) continue;
     parallel_for(rows, 1 + 65536 / (channels + 1), [=](int64_t begin, int64_t end) {
       float* to = out + fresh * stride;
       std::fill(to + begin * channels, to + end * channels, 0.0f);
     });
+  }
   const std::vector<Occurrence> found = occurrences(tokens.as<int32_t>(), leaves, first_row, rows);
   std::vector<int64_t> visited;  // unless it is every row
   if (program.every_row && touched)

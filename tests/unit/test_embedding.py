@@ -82,18 +82,24 @@ def test_errors():
 
 @pytest.mark.parametrize("dtype", STORAGE)
 def test_rows_that_have_nothing_need_not_be_visited(dtype):
-    """Four microbatches of two leaves each, over a stack that held something else before."""
+    """Microbatches of two leaves each, over a stack that held something else before."""
     rows, channels, count = 40, 70, 12
     random = np.random.default_rng(3)
     stacks = [np.full((3, rows, channels), 7, np.float32) for _ in range(2)]
     touched = np.zeros(0, np.int64)
-    for slot, merges in ((0, [0, 1]), (1, [0, 2]), (1, [0, 1]), (2, [0, 3])):
+    for slot, merges, accumulate in (
+        (0, [0, 1], False),
+        (1, [0, 2], False),
+        (1, [0, 0], False),
+        (2, [2, 0], True),  # slot 1, which ends here, begins again
+        (1, [0, 2], True),
+    ):
         tokens = random.integers(5, 5 + rows // 3, count).astype(np.int32)
         grad = (random.standard_normal((count, channels)) ** 5).astype(dtype)
         touched = np.union1d(touched, tokens - 5)
         for stack, visited in zip(stacks, (None, touched), strict=True):
             _cpu.embedding_backward(
-                tokens, grad, 5, [0, 5, count], merges, slot, False, visited, stack
+                tokens, grad, 5, [0, 5, count], merges, slot, accumulate, visited, stack
             )
     assert np.count_nonzero(stacks[0][0].any(1)) == len(touched) < rows
     assert bits(stacks[0][0]) == bits(stacks[1][0])
