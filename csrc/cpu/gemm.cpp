@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cpu/gemm_finish.hpp"
 #include "cpu/gemm_operand.hpp"
 #include "cpu/gemm_plan.hpp"
 #include "cpu/gemm_tile.hpp"
@@ -21,47 +22,6 @@ constexpr int64_t LEAST_ROWS = 256;
 constexpr double WORTH_A_THREAD = 1 << 20;  // multiply-adds
 
 thread_local Scratch packed_a, packed_b, slot_memory;
-
-template <class B, class T>
-PLAIT_INLINE void finish_body(const float* tile, int64_t stride, int rows, int columns,
-                              const B* bias, T* out, const int64_t* places) {
-  for (int i = 0; i < rows; i++) {
-    const float* from = tile + i * stride;
-    T* row = out + places[i];
-    if (bias) {
-#pragma GCC ivdep
-      for (int j = 0; j < columns; j++) row[j] = from_float<T>(from[j] + to_float(bias[j]));
-    } else {
-#pragma GCC ivdep
-      for (int j = 0; j < columns; j++) row[j] = from_float<T>(from[j]);
-    }
-  }
-}
-
-PLAIT_KERNEL(finish, finish_body)
-
-// Bias and the one rounding: float32 tile to out at (row, column).
-void finish_tile(const Gemm& g, const float* tile, int64_t stride, int slot, int64_t row,
-                 int64_t column, int rows, int columns) {
-  const int64_t offset = slot * g.slot_stride + column;
-  int64_t places[MAX_ROWS];
-  if (g.out_rows)
-    Row(*g.out_rows, row).fill(rows, places);
-  else
-    for (int i = 0; i < rows; i++) places[i] = (row + i) * g.out_stride;
-  auto to = [&](auto* out) {
-    if (g.bias_dtype == DType::bfloat16)
-      finish(tile, stride, rows, columns,
-             g.bias ? static_cast<const bfloat16*>(g.bias) + column : nullptr, out, places);
-    else
-      finish(tile, stride, rows, columns,
-             g.bias ? static_cast<const float*>(g.bias) + column : nullptr, out, places);
-  };
-  if (g.out_dtype == DType::float32)
-    to(static_cast<float*>(g.out) + offset);
-  else
-    to(static_cast<bfloat16*>(g.out) + offset);
-}
 
 struct Region {
   int64_t row, column, rows, columns;
@@ -122,12 +82,17 @@ void run_chunks(const Gemm& g, const TileKernel& kernel, const Pass& pass, const
     if (c.init == OUT && whole) t.init = out(c.slot), t.init_stride = g.out_stride;
     if (c.init == OUT && !whole) load_edge(g, p, c.slot, kernel.columns, local), t.init = local;
     const int target = c.slot - c.merges;
-    const bool direct = c.last && whole && g.out_dtype == DType::float32 && !g.bias && !g.out_rows;
+    const bool direct = c.last && whole && !needs_finish(g);
     if (!c.last) t.out = p.slots + target * p.slot_size;
     if (direct) t.out = out(target), t.out_stride = g.out_stride;
+    if (!c.last) {
+      kernel.run(t, p.rows, p.columns);
+      continue;
+    }
+    const Places places(g, target, p.row, p.column, p.rows);
+    if (c.init != OUT) prefetch_tile(g, places, p.rows, p.columns);
     kernel.run(t, p.rows, p.columns);
-    if (c.last && !direct)
-      finish_tile(g, local, kernel.columns, target, p.row, p.column, p.rows, p.columns);
+    if (!direct) finish_tile(g, local, kernel.columns, p.column, p.rows, p.columns, places);
   }
 }
 
