@@ -11,23 +11,16 @@ namespace {
 template <class V, class B, class T>
 PLAIT_INLINE void finish_body(const float* tile, int64_t stride, int rows, int columns,
                               const B* bias, T* out, const int64_t* places) {
-  if (columns == 2 * WIDTH<V>) {  // most tiles with AVX: no loop, no edge
-    const V left = bias ? load<V>(bias) : V{}, right = bias ? load<V>(bias + WIDTH<V>) : V{};
-    for (int i = 0; i < rows; i++, tile += stride) {
-      V x = load<V>(tile), y = load<V>(tile + WIDTH<V>);
-      if (bias) x = x + left, y = y + right;
-      store(out + places[i], x);
-      store(out + places[i] + WIDTH<V>, y);
+  for (int i = 0; i < rows; i++, tile += stride) {
+    T* row = out + places[i];
+    int64_t j = 0;
+    for (; j + WIDTH<V> <= columns; j += WIDTH<V>) {
+      const V x = load<V>(tile + j);
+      store(row + j, bias ? x + load<V>(bias + j) : x);
     }
-    return;
+    for (; j < columns; j++)
+      row[j] = from_float<T>(bias ? tile[j] + to_float(bias[j]) : tile[j]);
   }
-  for (int i = 0; i < rows; i++, tile += stride)
-    for (int64_t j = 0; j < columns; j += WIDTH<V>) {
-      const int64_t count = columns - j;
-      V x = load<V>(tile + j, count);
-      if (bias) x = x + load<V>(bias + j, count);
-      store(out + places[i] + j, x, count);
-    }
 }
 PLAIT_VECTOR_KERNEL(finish, finish_body)
 

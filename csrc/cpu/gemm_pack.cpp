@@ -166,8 +166,11 @@ PLAIT_INLINE void pack_group(const T* x, int64_t wide_stride, Even at, int valid
   } else if (at.stride == 1) {
     int64_t k = 0;
     if (valid == WIDTH)
-      for (; k + AT_ONCE <= depth; k += AT_ONCE)
+      for (; k + AT_ONCE <= depth; k += AT_ONCE) {
+        if (k % (2 * AT_ONCE) == 0)  // a line of the same rows of the next panel
+          for (int w = 0; w < WIDTH; w++) __builtin_prefetch(x + (w + panel) * wide_stride + k);
         turn<FORM, WIDTH, true>(x + k, wide_stride, valid, panel, out + place<FORM>(k) * panel);
+      }
     for (; k + AT_ONCE <= depth; k += AT_ONCE)
       turn<FORM, WIDTH, false>(x + k, wide_stride, valid, panel, out + place<FORM>(k) * panel);
     plain<FORM>(x + k, wide_stride, 1, valid, depth - k, WIDTH, panel,
@@ -189,17 +192,28 @@ PLAIT_INLINE void pack_group(const T* x, int64_t, Listed at, int valid, int64_t 
     along_part<FORM, WIDTH>(x, at, valid, depth, panel, out);
 }
 
+// Asks for what the next 16 rows of x have for this panel: their lines lie too far apart for the
+// processor to guess.
+template <int PANEL, class T, class At>
+PLAIT_INLINE void fetch_rows(const T* x, At at, int64_t k, int64_t depth) {
+  const int64_t end = depth < k + 16 ? depth : k + 16;
+  for (; k < end; k++)
+    for (int64_t w = 0; w < PANEL; w += 64 / int64_t(sizeof(T))) __builtin_prefetch(x + at(k) + w);
+}
+
 template <class T, class At, int PANEL, Packing FORM>
 PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, At at, int64_t wide, int64_t depth,
                             std::integral_constant<int, PANEL>, int64_t panel_stride, Form<FORM>,
                             float* out) {
   // Along the rows of x, a few at a time: whole cache lines are used before they leave.
+  constexpr int64_t FAR = 64;
   const int64_t run = wide_stride == 1 ? 16 : depth;
   for (int64_t first = 0; first < depth; first += run) {
     const int64_t here = depth - first < run ? depth - first : run;
     for (int64_t w = 0; w < wide; w += PANEL) {
       const int width = int(wide - w < PANEL ? wide - w : PANEL);
       const T* from = x + w * wide_stride;
+      if (wide_stride == 1 && wide >= FAR) fetch_rows<PANEL>(from, at, first + here, depth);
       float* to = out + w / PANEL * panel_stride + place<FORM>(first) * PANEL;
       if (wide_stride == 1 && width == PANEL && !at.dense()) {
         along<FORM, PANEL>(from + at.skip(first), at.from(first), here, PANEL, to);
