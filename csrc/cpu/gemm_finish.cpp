@@ -26,7 +26,7 @@ PLAIT_VECTOR_KERNEL(finish, finish_body)
 
 }  // namespace
 
-Places::Places(const Gemm& g, int slot, int64_t row, int64_t column, int rows) {
+TileRows::TileRows(const Gemm& g, int slot, int64_t row, int64_t column, int rows) {
   const int64_t offset = slot * g.slot_stride + column;
   if (g.out_rows) {
     Row(*g.out_rows, row).fill(rows, at);
@@ -36,7 +36,7 @@ Places::Places(const Gemm& g, int slot, int64_t row, int64_t column, int rows) {
   }
 }
 
-void prefetch_tile(const Gemm& g, const Places& places, int rows, int columns) {
+void prefetch_tile(const Gemm& g, const TileRows& places, int rows, int columns) {
   constexpr int64_t LINE = 64;
   const int64_t size = size_of(g.out_dtype), length = columns * size;
   for (int i = 0; i < rows; i++) {
@@ -46,7 +46,7 @@ void prefetch_tile(const Gemm& g, const Places& places, int rows, int columns) {
 }
 
 void finish_tile(const Gemm& g, const float* tile, int64_t stride, int64_t column, int rows,
-                 int columns, const Places& places) {
+                 int columns, const TileRows& places) {
   PLAIT_FLOATS(g.out_dtype, "matmul", [&](auto t) {
     PLAIT_FLOATS(g.bias_dtype, "matmul", [&](auto b) {
       using B = decltype(b);
