@@ -21,14 +21,15 @@ PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, At at, int64_t wide
                             std::integral_constant<int, PANEL>, int64_t panel_stride, Form<FORM>,
                             float* out) {
   // Along the rows of x, a few at a time: whole cache lines are used before they leave.
-  constexpr int64_t FAR = 64;
+  constexpr int64_t FAR = 64;  // pixels of fewer channels lie near each other
   const int64_t run = wide_stride == 1 ? 16 : depth;
   for (int64_t first = 0; first < depth; first += run) {
     const int64_t here = depth - first < run ? depth - first : run;
     for (int64_t w = 0; w < wide; w += PANEL) {
       const int width = int(wide - w < PANEL ? wide - w : PANEL);
       const T* from = x + w * wide_stride;
-      if (wide_stride == 1 && wide >= FAR) fetch_rows<PANEL>(from, at, first + here, depth);
+      if (wide_stride == 1 && (!At::LISTED || wide >= FAR))
+        fetch_rows<PANEL>(from, at, first + here, depth);
       float* to = out + w / PANEL * panel_stride + place<FORM>(first) * PANEL;
       if (wide_stride == 1 && width == PANEL && !at.dense()) {
         along<FORM, PANEL>(from + at.skip(first), at.from(first), here, PANEL, to);
