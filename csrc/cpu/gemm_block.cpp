@@ -1,5 +1,5 @@
-// Tile by tile: every one goes through all chunks of the pass while its slots lie in L1, and where a
-// chunk ends a tree it becomes out.
+// Tile by tile: each goes through all chunks of the pass while its slots lie in L1; where a chunk
+// ends a tree, the tile becomes out.
 #include "cpu/gemm_block.hpp"
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// A few places of a panel at a time: eight by eight elements, in compiler vectors, one text for every
-// instruction path.
+// A few places of a panel at a time: eight by eight elements, in compiler vectors, one text for
+// every instruction path.
 #pragma once
 #include <type_traits>
 
