@@ -6,6 +6,7 @@
 #include "cpu/isa.hpp"
 #include "cpu/scratch.hpp"
 #include "cpu/threads.hpp"
+#include "cpu/vec.hpp"
 
 namespace plait {
 namespace {
@@ -24,6 +25,21 @@ PLAIT_INLINE void convert_body(const X* x, Y* out, int64_t n) {
 template <class X>
 PLAIT_INLINE void add_body(const float* lower, const X* upper, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i++) out[i] = lower[i] + to_float(upper[i]);
+}
+template <class V, class X, class Y>
+PLAIT_INLINE void add_two_body(const X* x, const X* y, Y* out, int64_t n) {
+  int64_t i = 0;
+  for (; i + WIDTH<V> <= n; i += WIDTH<V>) store(out + i, load<V>(x + i) + load<V>(y + i));
+  if (i < n) store(out + i, load<V>(x + i, n - i) + load<V>(y + i, n - i), n - i);
+}
+template <class V, class X, class Y>
+PLAIT_INLINE void add_all_body(const X* const* x, int64_t count, int64_t begin, int64_t end,
+                               Y* out) {
+  for (int64_t i = begin; i < end; i += WIDTH<V>) {
+    V sum = load<V>(x[0] + i, end - i);
+    for (int64_t k = 1; k < count; k++) sum += load<V>(x[k] + i, end - i);
+    store(out + i, sum, end - i);
+  }
 }
 // Complete trees of four and eight parts in registers: memory delivers that many streams side by
 // side at full rate, and one short block after the other at half of it.
@@ -58,6 +74,8 @@ PLAIT_INLINE void sum_rows_body(const X* x, int64_t samples, int64_t positions,
 
 PLAIT_KERNEL(convert_run, convert_body)
 PLAIT_KERNEL(add_run, add_body)
+PLAIT_VECTOR_KERNEL(add_two_run, add_two_body)
+PLAIT_VECTOR_KERNEL(add_all_run, add_all_body)
 PLAIT_KERNEL(tree4_run, tree4_body)
 PLAIT_KERNEL(tree8_run, tree8_body)
 PLAIT_KERNEL(finish_run, finish_body)
@@ -134,16 +152,16 @@ void add(const std::vector<ConstArray>& inputs, const Array& out) {
     PLAIT_FLOATS(out.dtype, "add", [&](auto y) {
       using X = decltype(x);
       using Y = decltype(y);
-      parallel_for(out.size(), WORTH_A_THREAD, [&](int64_t begin, int64_t end) {
-        alignas(64) float sum[BLOCK];
-        for (int64_t first = begin; first < end; first += BLOCK) {
-          const int64_t n = std::min(BLOCK, end - first);
-          convert_run(inputs[0].as<X>() + first, static_cast<float*>(sum), n);
-          for (size_t i = 1; i < inputs.size(); i++)
-            add_run(static_cast<const float*>(sum), inputs[i].as<X>() + first,
-                    static_cast<float*>(sum), n);
-          convert_run(static_cast<const float*>(sum), out.as<Y>() + first, n);
-        }
+      std::vector<const X*> from;
+      for (const ConstArray& input : inputs) from.push_back(input.as<X>());
+      const X* const* data = from.data();
+      const int64_t count = int64_t(inputs.size());
+      Y* to = out.as<Y>();
+      parallel_for(out.size(), WORTH_A_THREAD, [=](int64_t begin, int64_t end) {
+        if (count == 2)
+          add_two_run(data[0] + begin, data[1] + begin, to + begin, end - begin);
+        else
+          add_all_run(data, count, begin, end, to);
       });
     });
   });

@@ -176,6 +176,20 @@ PLAIT_INLINE V keep(V x, int64_t count, float other) {
 // ---------------------------------------------------------------------------------------------- A
 // term's at<V>(i, count) gives the elements i .. i + count of a row, the other lanes anything.
 
+// The sum of lanes, folded in halves: l + (l + W/2), ..., l + (l + 2), l + (l + 1).
+template <class V>
+PLAIT_INLINE float fold(V x) {
+  constexpr int64_t HALF = WIDTH<V> / 2;
+  float s[WIDTH<V>];
+  store(s, x);
+  if constexpr (HALF >= 4) {
+    using Half = typename VectorOf<HALF>::Floats;
+    return fold(load<Half>(s) + load<Half>(s + HALF));
+  } else {
+    return (s[0] + s[2]) + (s[1] + s[3]);
+  }
+}
+
 // The sum of a row. One order for every path, thread and length: element i goes to lane i mod 64,
 // in ascending i, from +0; then lane l adds lane l + 32, then l + 16, l + 8, l + 4, l + 2, l + 1.
 // Places past the end add nothing.
@@ -190,14 +204,17 @@ PLAIT_INLINE float sum_row(int64_t n, const Term& term) {
 #pragma GCC unroll 16
     for (int64_t j = 0; j < SUMS; j++) a[j] += term.template at<V>(i + j * WIDTH<V>, WIDTH<V>);
   }
-  float s[64];
+  if (i < n) {
 #pragma GCC unroll 16
-  for (int64_t j = 0; j < SUMS; j++) store(s + j * WIDTH<V>, a[j]);
-  for (int64_t j = 0; i < n; i += WIDTH<V>, j += WIDTH<V>)
-    store(s + j, load<V>(s + j) + keep(term.template at<V>(i, n - i), n - i, 0.0f));
-  for (int64_t width = 32; width > 0; width /= 2)
-    for (int64_t l = 0; l < width; l++) s[l] += s[l + width];
-  return s[0];
+    for (int64_t j = 0; j < SUMS; j++, i += WIDTH<V>)
+      if (i < n) a[j] += keep(term.template at<V>(i, n - i), n - i, 0.0f);
+  }
+#pragma GCC unroll 4
+  for (int64_t half = SUMS / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < half; j++) a[j] += a[j + half];
+  }
+  return fold(a[0]);
 }
 
 // The largest element, NaN skipped; -infinity if there is none.
