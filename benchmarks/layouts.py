@@ -138,7 +138,7 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for model in a.models.split(","):
         print(f"{model}, {batch_of(model) * positions(model)} tokens a step at {ONE}")
-        found[model] = scaling(model, a)
+        found[model] = scaling(model, a) if set(a.modes) - {"single"} else {}
         for mode in a.modes if a.torch else []:
             found[model] |= beside(model, mode, a)
         if a.json:
