@@ -69,6 +69,13 @@ class Parameter:
 
     is_parameter = True
 
+    def __post_init__(self) -> None:
+        if self.by_rows and self.replicated:
+            raise ValueError(
+                f"parameter {self.name} is by_rows and replicated: by_rows is for one that is "
+                "split over the tensor axis (Build.split)"
+            )
+
     @property
     def statistic(self) -> bool:
         return self.momentum is not None

@@ -113,9 +113,9 @@ class Bucket:
         touched = p.touched()
         if self.data.size == 1:
             return None
-        rows = p.local_shape[0]
-        chains = p.grads[:nodes].reshape(nodes, rows, -1)
-        bounds = [min(bound, chains[0].size) for bound in self.bounds]
+        rows, width = p.local_shape[0], prod(p.shape[1:])
+        chains = p.grads[:nodes].reshape(nodes, rows, width)
+        bounds = [min(bound, rows * width) for bound in self.bounds]
         found = RowSum(self.data, chains, touched, bounds)
         if not found.sparse:
             return None

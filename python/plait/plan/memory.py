@@ -3,9 +3,9 @@
 For P elements of parameters on a rank (its stage's, divided by the tensor size):
 weights P w, gradients 4 P s, masters 4 P / z (bfloat16 only), optimizer state 4 P m / z, where w =
 2 or 4 bytes, s = open gradient chains (Share.slots), m = arrays of optimizer state, z = data size
-with ZeRO, else 1; one more 4 P / data for the reduced gradient (4 P without ZeRO). Activations: A
-bytes a sample and stage, times microbatch, times microbatches in flight; with recompute only each
-layer's input, and one layer's A.
+with ZeRO, else 1; with ZeRO 4 P / data more for the reduced gradient, which else takes the place of
+the chains. Activations: A bytes a sample and stage, times microbatch, times microbatches in flight;
+with recompute only each layer's input, and one layer's A.
 """
 
 from __future__ import annotations
@@ -17,20 +17,12 @@ from typing import Protocol
 
 from plait.comm.tree import Leaves
 from plait.ops.position import Share
-from plait.parallel.partition import stage_bounds
+from plait.parallel.partition import Costs, stage_bounds
 
 PROCESS = 90 << 20  # interpreter, numpy, MPI; measured
 
 
-class Spec(Protocol):
-    @property
-    def parameters(self) -> int: ...
-    @property
-    def copies(self) -> int: ...
-    @property
-    def flops(self) -> int: ...
-    @property
-    def activation(self) -> int: ...
+class Spec(Costs, Protocol):
     @property
     def output(self) -> int: ...
 
