@@ -19,7 +19,7 @@ export LD_LIBRARY_PATH := $(subst $(space),:,$(strip $(foreach folder,$(subst :,
   $(if $(wildcard $(folder)/libmpi*.so* $(folder)/libucp.so* $(folder)/libfabric.so*),,$(folder)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster test-aarch64 test-long test-python lint package build clean
+.PHONY: help demo test test-cluster test-aarch64 test-long test-python lint package build fibers clean
 
 help:  ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*##/make \1	/p' Makefile | expand -t 20
@@ -71,6 +71,17 @@ build: $(VENV)/.tools  ## compiles _cpu in place, for development: then PYTHONPA
 	cmake --build build/dev
 	cp --remove-destination build/dev/_cpu*.so python/plait/
 
+# csrc/cuda compiled for the CPU, on which the tests of its kernels run where there is no GPU
+FIBERS = build/fibers$(subst .venv,,$(notdir $(VENV)))
+fibers: $(FIBERS)/.built  ## compiles the CUDA kernels for the CPU, for tests
+
+$(FIBERS)/.built: $(SOURCES) $(shell find tests/fibers csrc/cuda -type f) | $(VENV)/.tools
+	@echo "plait: compiling the CUDA kernels for the CPU"
+	@PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(FIBERS) -G Ninja -DPLAIT_FIBERS=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) >/dev/null
+	@PATH="$(abspath $(BIN)):$$PATH" cmake --build $(FIBERS) >/dev/null
+	@touch $@
+
 clean:  ## removes environments and builds; runs/ stays
 	rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache python/plait/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -98,6 +109,6 @@ $(VENV)/.plait: $(WHEEL)/.built | $(BIN)/python
 	@$(PIP_INSTALL) "$$(echo $(WHEEL)/plait-*.whl)[$(EXTRAS)]"
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.plait
+$(VENV)/.dev: $(VENV)/.plait $(FIBERS)/.built
 	@$(PIP_INSTALL) "$$(echo $(WHEEL)/plait-*.whl)[dev,images]"
 	@touch $@

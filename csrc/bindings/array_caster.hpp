@@ -1,11 +1,11 @@
-// numpy arrays as plait::ConstArray (any) and plait::Array (writable). bfloat16 is ml_dtypes', found by its type number.
+// A backend's arrays as plait::ConstArray (any) and plait::Array (writable): numpy's (numpy_array.hpp) or those of a CUDA
+// device (cuda_array.hpp). bfloat16 is ml_dtypes', found by its type number.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "core/array.hpp"
-#include "cpu/threads.hpp"
 
 namespace plait {
 
@@ -35,38 +35,20 @@ inline bool dtype_from(const pybind11::dtype& d, DType& out) {
   }
 }
 
-inline bool load_array(pybind11::handle src, ConstArray& a, bool writable) {
-  namespace py = pybind11;
-  if (!py::isinstance<py::array>(src)) return false;
-  reset_rounding();  // before the call's numbers become float32: they come after its first array
-  auto x = py::reinterpret_borrow<py::array>(src);
-  if (x.ndim() > MAX_DIMS || (writable && !x.writeable()) || !dtype_from(x.dtype(), a.dtype))
-    return false;
-  a.data = x.data();
-  a.ndim = int(x.ndim());
-  const int64_t item = size_of(a.dtype);
-  for (int i = 0; i < a.ndim; i++) {
-    a.shape[i] = x.shape(i);
-    if (x.strides(i) % item) return false;
-    a.strides[i] = x.strides(i) / item;
-  }
-  return true;
-}
+// The backend's; false if src is no such array.
+bool load_array(pybind11::handle src, ConstArray& a, bool writable);
 
 }  // namespace plait
 
 namespace pybind11::detail {
-
 template <>
 struct type_caster<plait::ConstArray> {
-  PYBIND11_TYPE_CASTER(plait::ConstArray, const_name("numpy.ndarray"));
+  PYBIND11_TYPE_CASTER(plait::ConstArray, const_name("plait.backend.Array"));
   bool load(handle src, bool) { return plait::load_array(src, value, false); }
 };
-
 template <>
 struct type_caster<plait::Array> {
-  PYBIND11_TYPE_CASTER(plait::Array, const_name("numpy.ndarray (writable)"));
+  PYBIND11_TYPE_CASTER(plait::Array, const_name("plait.backend.Array (writable)"));
   bool load(handle src, bool) { return plait::load_array(src, value, true); }
 };
-
 }  // namespace pybind11::detail

@@ -1,100 +1,110 @@
-// The module: one m.def per op, no logic; the GIL is released, the rounding mode is the default.
-#include "core/ops.hpp"
+// One line per op, no logic; the GIL is released. Errors of a device get the shapes that the op was called with.
+#include "bindings/ops.hpp"
 
 #include "bindings/array_caster.hpp"
-#include "bindings/peer.hpp"
-#include "cpu/isa.hpp"
-#include "cpu/threads.hpp"
+#include "core/ops.hpp"
 
 namespace py = pybind11;
-using namespace plait;
 
+namespace plait {
 namespace {
-struct Rounding {
-  Rounding() { reset_rounding(); }
-};
+
+void describe(std::ostringstream& text, const ConstArray& x) { text << " " << shape_text(x); }
+void describe(std::ostringstream& text, const std::vector<ConstArray>& all) {
+  for (const ConstArray& x : all) describe(text, x);
+}
+void describe(std::ostringstream& text, const std::optional<ConstArray>& x) {
+  if (x) describe(text, *x);
+}
+template <class T>
+void describe(std::ostringstream&, const T&) {}
+
+template <class R, class... A>
+void op(py::module_& m, const char* name, R (*function)(A...)) {
+  const auto call = [=](A... arguments) -> R {
+    const py::gil_scoped_release free;
+    prepare_thread();
+    try {
+      return function(arguments...);
+    } catch (const DeviceError& error) {
+      std::ostringstream text;
+      text << name << ": " << error.what() << "; called with";
+      (describe(text, arguments), ...);
+      throw DeviceError(text.str());
+    }
+  };
+  m.def(name, call);
+}
+
 }  // namespace
 
-PYBIND11_MODULE(_cpu, m) {
+void bind_ops(py::module_& m) {
   bfloat16_number() = py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")).num();
-  py::call_guard<py::gil_scoped_release, Rounding> nogil;
-
-  m.def("set_threads", &set_threads, nogil);
-  m.def("threads", &threads);
-  m.def("isa", [] { return name_of(active_isa()); });
-  m.def("set_isa", [](const std::string& name) {
-    for (int i = 0; i <= int(Isa::amx_bf16_emulated); i++)
-      if (name == name_of(Isa(i))) return set_isa(Isa(i));
-    fail("set_isa", "unknown instruction path ", name);
-  });
-
   // matmul
-  m.def("matmul", &matmul, nogil);
-  m.def("matmul_backward_weight", &matmul_backward_weight, nogil);
+  op(m, "matmul", &matmul);
+  op(m, "matmul_backward_weight", &matmul_backward_weight);
 
   // sums and copies
-  m.def("add", &add, nogil);
-  m.def("tree_sum", &tree_sum, nogil);
-  m.def("sum_rows", &sum_rows, nogil);
-  m.def("convert", &convert, nogil);
-  m.def("exact_sum", &exact_sum, nogil);
-  m.def("exact_value", &exact_value, nogil);
-  m.def("fingerprint", &fingerprint, nogil);
-  m.def("weighted_bits", &weighted_bits, nogil);
+  op(m, "add", &add);
+  op(m, "tree_sum", &tree_sum);
+  op(m, "sum_rows", &sum_rows);
+  op(m, "convert", &convert);
+  op(m, "exact_sum", &exact_sum);
+  op(m, "exact_value", &exact_value);
+  op(m, "fingerprint", &fingerprint);
+  op(m, "weighted_bits", &weighted_bits);
   m.attr("LIMBS") = LIMBS;
 
   // randomness
-  m.def("random_normal", &random_normal, nogil);
-  m.def("dropout", &dropout, nogil);
+  op(m, "random_normal", &random_normal);
+  op(m, "dropout", &dropout);
 
   // norms
-  m.def("layer_norm_forward", &layer_norm_forward, nogil);
-  m.def("layer_norm_backward", &layer_norm_backward, nogil);
-  m.def("layer_norm_backward_weight", &layer_norm_backward_weight, nogil);
-  m.def("rms_norm_forward", &rms_norm_forward, nogil);
-  m.def("rms_norm_backward", &rms_norm_backward, nogil);
-  m.def("rms_norm_backward_weight", &rms_norm_backward_weight, nogil);
+  op(m, "layer_norm_forward", &layer_norm_forward);
+  op(m, "layer_norm_backward", &layer_norm_backward);
+  op(m, "layer_norm_backward_weight", &layer_norm_backward_weight);
+  op(m, "rms_norm_forward", &rms_norm_forward);
+  op(m, "rms_norm_backward", &rms_norm_backward);
+  op(m, "rms_norm_backward_weight", &rms_norm_backward_weight);
 
   // activations
-  m.def("gelu_forward", &gelu_forward, nogil);
-  m.def("gelu_backward", &gelu_backward, nogil);
-  m.def("relu_forward", &relu_forward, nogil);
-  m.def("relu_backward", &relu_backward, nogil);
-  m.def("swiglu_forward", &swiglu_forward, nogil);
-  m.def("swiglu_backward", &swiglu_backward, nogil);
-  m.def("rope", &rope, nogil);
+  op(m, "gelu_forward", &gelu_forward);
+  op(m, "gelu_backward", &gelu_backward);
+  op(m, "relu_forward", &relu_forward);
+  op(m, "relu_backward", &relu_backward);
+  op(m, "swiglu_forward", &swiglu_forward);
+  op(m, "swiglu_backward", &swiglu_backward);
+  op(m, "rope", &rope);
 
   // attention
-  m.def("attention_forward", &attention_forward, nogil);
-  m.def("attention_backward", &attention_backward, nogil);
+  op(m, "attention_forward", &attention_forward);
+  op(m, "attention_backward", &attention_backward);
 
   // embedding
-  m.def("embedding_forward", &embedding_forward, nogil);
-  m.def("embedding_backward", &embedding_backward, nogil);
+  op(m, "embedding_forward", &embedding_forward);
+  op(m, "embedding_backward", &embedding_backward);
 
   // cross-entropy
-  m.def("cross_entropy_statistics", &cross_entropy_statistics, nogil);
-  m.def("cross_entropy_merge", &cross_entropy_merge, nogil);
-  m.def("cross_entropy_loss", &cross_entropy_loss, nogil);
-  m.def("cross_entropy_backward", &cross_entropy_backward, nogil);
+  op(m, "cross_entropy_statistics", &cross_entropy_statistics);
+  op(m, "cross_entropy_merge", &cross_entropy_merge);
+  op(m, "cross_entropy_loss", &cross_entropy_loss);
+  op(m, "cross_entropy_backward", &cross_entropy_backward);
 
   // convolution
-  m.def("conv2d_forward", &conv2d_forward, nogil);
-  m.def("conv2d_backward", &conv2d_backward, nogil);
-  m.def("conv2d_backward_weight", &conv2d_backward_weight, nogil);
-  m.def("batch_norm_forward", &batch_norm_forward, nogil);
-  m.def("batch_norm_backward", &batch_norm_backward, nogil);
-  m.def("batch_norm_backward_weight", &batch_norm_backward_weight, nogil);
-  m.def("max_pool_forward", &max_pool_forward, nogil);
-  m.def("max_pool_backward", &max_pool_backward, nogil);
-  m.def("mean_pool_forward", &mean_pool_forward, nogil);
-  m.def("mean_pool_backward", &mean_pool_backward, nogil);
+  op(m, "conv2d_forward", &conv2d_forward);
+  op(m, "conv2d_backward", &conv2d_backward);
+  op(m, "conv2d_backward_weight", &conv2d_backward_weight);
+  op(m, "batch_norm_forward", &batch_norm_forward);
+  op(m, "batch_norm_backward", &batch_norm_backward);
+  op(m, "batch_norm_backward_weight", &batch_norm_backward_weight);
+  op(m, "max_pool_forward", &max_pool_forward);
+  op(m, "max_pool_backward", &max_pool_backward);
+  op(m, "mean_pool_forward", &mean_pool_forward);
+  op(m, "mean_pool_backward", &mean_pool_backward);
 
   // optimizers
-  m.def("adamw", &adamw, nogil);
-  m.def("sgd", &sgd, nogil);
-
-  // memory, and collectives of a node
-  bind_memory(m);
-  bind_peer(m);
+  op(m, "adamw", &adamw);
+  op(m, "sgd", &sgd);
 }
+
+}  // namespace plait

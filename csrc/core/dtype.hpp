@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/inline.hpp"
+
 // Flags such as -ffast-math would leave the order of additions to the compiler.
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
     (defined(__GCC_IEC_559) && __GCC_IEC_559 == 0)
@@ -28,8 +30,8 @@ struct bfloat16 {
   uint16_t bits;
 };
 
-inline float to_float(float x) { return x; }
-inline float to_float(bfloat16 x) {
+PLAIT_HOST_DEVICE inline float to_float(float x) { return x; }
+PLAIT_HOST_DEVICE inline float to_float(bfloat16 x) {
   uint32_t u = uint32_t(x.bits) << 16;
   float f;
   std::memcpy(&f, &u, 4);
@@ -37,12 +39,12 @@ inline float to_float(bfloat16 x) {
 }
 
 template <class T>
-T from_float(float x);
+PLAIT_HOST_DEVICE T from_float(float x);
 template <>
-inline float from_float<float>(float x) { return x; }
+PLAIT_HOST_DEVICE inline float from_float<float>(float x) { return x; }
 // Round to nearest, ties to even; NaN stays a quiet NaN. Branch-free, so loops vectorise.
 template <>
-inline bfloat16 from_float<bfloat16>(float x) {
+PLAIT_HOST_DEVICE inline bfloat16 from_float<bfloat16>(float x) {
   uint32_t u;
   std::memcpy(&u, &x, 4);
   uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;

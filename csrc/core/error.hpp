@@ -10,6 +10,11 @@ struct ValueError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+// A call of a device's library failed. The bindings add the op and the shapes it was called with.
+struct DeviceError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 template <class... Args>
 [[noreturn]] void fail(const char* call, const Args&... args) {
   std::ostringstream text;

@@ -8,6 +8,8 @@
 #pragma once
 #include <cstdint>
 
+#include "core/inline.hpp"
+
 namespace plait {
 
 struct PhiloxBlock {
@@ -19,7 +21,7 @@ constexpr uint32_t PHILOX_WEYL_0 = 0x9E3779B9u, PHILOX_WEYL_1 = 0xBB67AE85u;
 constexpr int PHILOX_ROUNDS = 10;
 
 // counter = (low, high), key: 128 and 64 bits.
-inline PhiloxBlock philox(uint64_t low, uint64_t high, uint64_t key) {
+PLAIT_HOST_DEVICE inline PhiloxBlock philox(uint64_t low, uint64_t high, uint64_t key) {
   uint32_t c0 = uint32_t(low), c1 = uint32_t(low >> 32), c2 = uint32_t(high),
            c3 = uint32_t(high >> 32);
   uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
@@ -34,7 +36,7 @@ inline PhiloxBlock philox(uint64_t low, uint64_t high, uint64_t key) {
   return {{c0, c1, c2, c3}};
 }
 
-inline uint64_t dropout_key(int64_t seed, int64_t step, int64_t layer) {
+PLAIT_HOST_DEVICE inline uint64_t dropout_key(int64_t seed, int64_t step, int64_t layer) {
   const PhiloxBlock block = philox(uint64_t(step), uint64_t(layer), uint64_t(seed));
   return uint64_t(block.word[1]) << 32 | block.word[0];
 }

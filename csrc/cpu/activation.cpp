@@ -1,46 +1,12 @@
-// GELU, ReLU and SwiGLU: one function on vectors each, over strided arrays.
+// GELU, ReLU and SwiGLU: one function on vectors each (core/activation.hpp), over strided arrays.
 #include "core/ops.hpp"
 #include "cpu/math.hpp"
+#include "core/activation.hpp"
 #include "cpu/runs.hpp"
 #include "cpu/vec.hpp"
 
 namespace plait {
 namespace {
-
-// GELU(x) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3), since (1 + tanh u) / 2 = sigmoid(2u).
-constexpr float GELU_1 = 1.5957691216057308f,
-                GELU_3 = 0.07135481627260025f;  // 2u = GELU_1 x + GELU_3 x^3
-
-struct Gelu {
-  template <class V>
-  static PLAIT_INLINE V forward(V x) {
-    const V twice_u = x * fma(all<V>(GELU_3), x * x, all<V>(GELU_1));
-    return x / (1.0f + math::exp(-twice_u));
-  }
-  // The derivative is sigmoid(2u) + x sigmoid(2u) sigmoid(-2u) (2u)'; from |x| = 30 on it is 0
-  // or 1.
-  template <class V>
-  static PLAIT_INLINE V backward(V grad, V x) {
-    const V low = x < -30.0f ? all<V>(-30.0f) : x;
-    const V y = low > 30.0f ? all<V>(30.0f) : low;
-    const V square = y * y;
-    const math::Sigmoid<V> s = math::sigmoid(y * fma(all<V>(GELU_3), square, all<V>(GELU_1)));
-    const V slope = fma(all<V>(3.0f * GELU_3), square, all<V>(GELU_1));
-    return grad * fma(y * s.value * s.complement, slope, s.value);
-  }
-};
-
-// NaN passes through both.
-struct Relu {
-  template <class V>
-  static PLAIT_INLINE V forward(V x) {
-    return x <= 0.0f ? all<V>(0.0f) : x;
-  }
-  template <class V>
-  static PLAIT_INLINE V backward(V grad, V out) {
-    return out == 0.0f ? all<V>(0.0f) : grad;
-  }
-};
 
 template <class V, class F, class T>
 PLAIT_INLINE void forward_body(F, const T* x, T* out, int64_t n) {
@@ -64,7 +30,7 @@ void forward(const char* call, const ConstArray& x, const Array& out) {
   const Runs<2> runs(call, {&x, &out});
   PLAIT_FLOATS(x.dtype, call, [&](auto zero) {
     using T = decltype(zero);
-    runs.parallel([x = x.as<T>(), out = out.as<T>()](const auto& p) {
+    parallel_runs(runs, [x = x.as<T>(), out = out.as<T>()](const auto& p) {
       forward_run(F{}, x + p.offset[0], out + p.offset[1], p.length);
     });
   });
@@ -75,7 +41,7 @@ void backward(const char* call, const ConstArray& grad, const ConstArray& x, con
   const Runs<3> runs(call, {&grad, &x, &grad_x});
   PLAIT_FLOATS(x.dtype, call, [&](auto zero) {
     using T = decltype(zero);
-    runs.parallel([grad = grad.as<T>(), x = x.as<T>(), grad_x = grad_x.as<T>()](const auto& p) {
+    parallel_runs(runs, [grad = grad.as<T>(), x = x.as<T>(), grad_x = grad_x.as<T>()](const auto& p) {
       backward_run(F{}, grad + p.offset[0], x + p.offset[1], grad_x + p.offset[2], p.length);
     });
   });
@@ -85,20 +51,20 @@ template <class V, class T>
 PLAIT_INLINE void swiglu_forward_body(const T* gate, const T* up, T* out, int64_t n) {
   for (int64_t i = 0; i < n; i += WIDTH<V>) {
     const V a = load<V>(gate + i, n - i), b = load<V>(up + i, n - i);
-    store(out + i, a / (1.0f + math::exp(-a)) * b, n - i);
+    store(out + i, Swiglu::forward(a, b), n - i);
   }
 }
 PLAIT_VECTOR_KERNEL(swiglu_forward_run, swiglu_forward_body)
 
-// silu'(x) = sigmoid(x) (1 + x sigmoid(-x))
 template <class V, class T>
 PLAIT_INLINE void swiglu_backward_body(const T* grad, const T* gate, const T* up, T* grad_gate,
                                        T* grad_up, int64_t n) {
   for (int64_t i = 0; i < n; i += WIDTH<V>) {
     const V g = load<V>(grad + i, n - i), a = load<V>(gate + i, n - i), b = load<V>(up + i, n - i);
-    const math::Sigmoid<V> s = math::sigmoid(a);
-    store(grad_gate + i, g * b * (s.value * fma(a, s.complement, all<V>(1.0f))), n - i);
-    store(grad_up + i, g * (a * s.value), n - i);
+    V to_gate, to_up;
+    Swiglu::backward(g, a, b, &to_gate, &to_up);
+    store(grad_gate + i, to_gate, n - i);
+    store(grad_up + i, to_up, n - i);
   }
 }
 PLAIT_VECTOR_KERNEL(swiglu_backward_run, swiglu_backward_body)
@@ -122,7 +88,7 @@ void swiglu_forward(const ConstArray& gate, const ConstArray& up, const Array& o
   const Runs<3> runs("swiglu_forward", {&gate, &up, &out});
   PLAIT_FLOATS(gate.dtype, "swiglu_forward", [&](auto zero) {
     using T = decltype(zero);
-    runs.parallel([gate = gate.as<T>(), up = up.as<T>(), out = out.as<T>()](const auto& p) {
+    parallel_runs(runs, [gate = gate.as<T>(), up = up.as<T>(), out = out.as<T>()](const auto& p) {
       swiglu_forward_run(gate + p.offset[0], up + p.offset[1], out + p.offset[2], p.length);
     });
   });
@@ -133,7 +99,7 @@ void swiglu_backward(const ConstArray& grad, const ConstArray& gate, const Const
   const Runs<5> runs("swiglu_backward", {&grad, &gate, &up, &grad_gate, &grad_up});
   PLAIT_FLOATS(gate.dtype, "swiglu_backward", [&](auto zero) {
     using T = decltype(zero);
-    runs.parallel([grad = grad.as<T>(), gate = gate.as<T>(), up = up.as<T>(),
+    parallel_runs(runs, [grad = grad.as<T>(), gate = gate.as<T>(), up = up.as<T>(),
                    to_gate = grad_gate.as<T>(), to_up = grad_up.as<T>()](const auto& p) {
       swiglu_backward_run(grad + p.offset[0], gate + p.offset[1], up + p.offset[2],
                           to_gate + p.offset[3], to_up + p.offset[4], p.length);

@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "cpu/attention_pairs.hpp"
-#include "cpu/expect.hpp"
+#include "core/expect.hpp"
 #include "cpu/math.hpp"
 #include "cpu/scratch.hpp"
 #include "cpu/threads.hpp"

@@ -5,7 +5,7 @@
 #include "core/ops.hpp"
 #include "cpu/conv_shape.hpp"
 #include "cpu/gemm.hpp"
-#include "cpu/leaves.hpp"
+#include "core/leaves.hpp"
 
 namespace plait {
 namespace {

@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "core/ops.hpp"
-#include "cpu/expect.hpp"
-#include "cpu/leaves.hpp"
+#include "core/expect.hpp"
+#include "core/leaves.hpp"
 #include "cpu/threads.hpp"
 #include "cpu/vec.hpp"
 

@@ -3,6 +3,8 @@
 #pragma once
 #include <string>
 
+#include "core/inline.hpp"
+
 namespace plait {
 
 // amx_bf16_emulated is amx_bf16 in plain C++ (amx.hpp), for tests on any processor; never the best.
@@ -15,8 +17,6 @@ void set_isa(Isa isa);              // throws ValueError beyond best_isa(), but 
 const char* name_of(Isa isa);
 
 }  // namespace plait
-
-#define PLAIT_INLINE inline __attribute__((always_inline))
 
 // PLAIT_KERNEL(name, body) defines name(args...) that runs body(args...) compiled for the active path.
 // body must be PLAIT_INLINE and take pointers and numbers by value; lambdas inside it would lose the path.

@@ -1,7 +1,7 @@
 // Checks of matmul; gemm.cpp does the work.
 #include "core/ops.hpp"
 #include "cpu/gemm.hpp"
-#include "cpu/leaves.hpp"
+#include "core/leaves.hpp"
 
 namespace plait {
 namespace {

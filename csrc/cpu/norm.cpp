@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "core/ops.hpp"
-#include "cpu/expect.hpp"
+#include "core/expect.hpp"
 #include "cpu/threads.hpp"
 #include "cpu/vec.hpp"
 

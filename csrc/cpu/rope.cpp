@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "core/ops.hpp"
-#include "cpu/expect.hpp"
+#include "core/expect.hpp"
 #include "cpu/math.hpp"
 #include "cpu/scratch.hpp"
 #include "cpu/threads.hpp"

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "core/dtype.hpp"
+#include "core/scalar.hpp"
 #include "cpu/fma.hpp"
 #include "cpu/isa.hpp"
 
@@ -88,19 +89,9 @@ PLAIT_INLINE V all(float x) {
 #endif
   return x - V{};
 }
-template <>
-PLAIT_INLINE float all<float>(float x) {
-  return x;
-}
 
 // a * b + c, rounded once. The instruction is written out: -ffp-contract=off leaves vector
 // operators unfused, and compilers turn loops of scalar fma into vectors only sometimes.
-PLAIT_INLINE float fma(float a, float b, float c) {
-  return __builtin_fmaf(a, b, c);
-}
-PLAIT_INLINE double fma(double a, double b, double c) {
-  return __builtin_fma(a, b, c);
-}
 template <class V>
 PLAIT_INLINE V fma(V a, V b, V c) {
 #if defined(__x86_64__)

@@ -1,0 +1,59 @@
+// One way to start a kernel: launch(PLAIT_AT("add"), kernel<T>, {blocks, threads}, arguments...), on stream(), checked.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <type_traits>
+
+#include "cuda/check.hpp"
+#include "cuda/device.hpp"
+
+namespace plait {
+
+struct At {
+  const char *kernel, *file;
+  int line;
+};
+#define PLAIT_AT(kernel) ::plait::At{kernel, __FILE__, __LINE__}
+
+struct Grid {
+  dim3 blocks = 1, threads = 1;
+  size_t shared = 0;     // bytes of dynamic_shared()
+  unsigned cluster = 1;  // blocks along x that run together
+};
+
+template <class T>
+struct Same {
+  using type = T;
+};
+
+template <class... P>
+void launch(const At& at, void (*kernel)(P...), const Grid& grid, typename Same<P>::type... arguments) {
+  if (!grid.blocks.x || !grid.blocks.y || !grid.blocks.z) return;  // nothing to do
+  if (grid.shared > 48 * 1024) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared));
+    if (error != cudaSuccess) cuda_failed(error, at.kernel, at.file, at.line);
+  }
+  cudaLaunchAttribute attribute[1] = {};
+  attribute[0].id = cudaLaunchAttributeClusterDimension;
+  attribute[0].val.clusterDim.x = grid.cluster;
+  attribute[0].val.clusterDim.y = attribute[0].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid.blocks;
+  config.blockDim = grid.threads;
+  config.dynamicSmemBytes = grid.shared;
+  config.stream = stream();
+  config.attrs = attribute;
+  config.numAttrs = grid.cluster > 1;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  if (error != cudaSuccess) cuda_failed(error, at.kernel, at.file, at.line);
+}
+
+// As many blocks as `work` items of `per_block` need, at most what a few waves of the device hold: kernels loop.
+inline unsigned blocks_for(int64_t work, int64_t per_block, int waves = 16) {
+  const int64_t needed = (work + per_block - 1) / per_block;
+  const int64_t most = int64_t(device_properties().multiprocessors) * waves;
+  return unsigned(needed < most ? needed : most);
+}
+
+}  // namespace plait

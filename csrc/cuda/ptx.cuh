@@ -1,0 +1,23 @@
+// Instructions that C++ has no words for. What is here is all that the project writes in PTX.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "core/dtype.hpp"
+
+namespace plait {
+
+// Rounded to nearest even; low goes to the lower half.
+__device__ __forceinline__ uint32_t rounded_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+__device__ __forceinline__ bfloat16 rounded(float x) {
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bfloat16{bits};
+}
+
+}  // namespace plait

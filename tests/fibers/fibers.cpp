@@ -1,0 +1,245 @@
+#include "fibers.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+thread_local uint3 threadIdx, blockIdx;
+thread_local dim3 blockDim, gridDim;
+
+// Keeps the callee-saved registers on the stack it leaves and takes those of the stack it enters.
+extern "C" void fiber_switch(void** save, void* load);
+asm(R"(
+.text
+.type fiber_switch, @function
+fiber_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size fiber_switch, .-fiber_switch
+.section .note.GNU-stack,"",@progbits
+.text
+)");
+
+namespace fibers {
+namespace {
+
+constexpr size_t STACK = 128 * 1024;
+
+struct Barrier {
+  int arrived = 0, expected = 0;
+  uint64_t passed = 0;
+};
+struct Meeting {  // lanes of one mask
+  unsigned arrived = 0;
+  const char* operation = nullptr;
+  uint64_t passed = 0;
+  Lanes given, result[2];
+};
+struct Block {
+  uint3 index;
+  int alive = 0;
+  std::vector<unsigned char> shared;
+  Barrier all;
+  std::map<int, Barrier> named;
+  std::map<std::pair<int, unsigned>, Meeting> meetings;  // by warp and mask
+};
+struct Fiber {
+  void* stack_pointer;
+  Block* block;
+  int index;
+  bool done, waiting;
+  const char* at;
+  std::function<bool()> ready;
+};
+
+uint64_t order_ = 0;
+thread_local std::vector<void*> stacks;
+thread_local std::vector<Fiber> all;
+thread_local Fiber* current;
+thread_local void* scheduler;
+thread_local const std::function<void()>* body_;
+thread_local std::exception_ptr failure;
+thread_local std::vector<std::unique_ptr<Block>> cluster_;
+thread_local Barrier cluster_barrier;
+thread_local dim3 threads_;
+
+void enter(Fiber& fiber) {
+  current = &fiber;
+  const unsigned t = unsigned(fiber.index);
+  threadIdx = {t % threads_.x, t / threads_.x % threads_.y, t / threads_.x / threads_.y};
+  blockIdx = fiber.block->index;
+  fiber_switch(&scheduler, fiber.stack_pointer);
+}
+
+void leave() { fiber_switch(&current->stack_pointer, scheduler); }
+
+extern "C" void fiber_main() {
+  try {
+    (*body_)();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  current->done = true;
+  current->block->alive--;
+  for (;;) leave();
+}
+
+void* new_stack(size_t number) {
+  while (stacks.size() <= number) {
+    void* p = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    stacks.push_back(p);
+  }
+  // Six registers, the address that fiber_switch returns to, and a place where fiber_main's caller would be.
+  void** top = reinterpret_cast<void**>(static_cast<char*>(stacks[number]) + STACK) - 8;
+  std::fill(top, top + 8, nullptr);
+  top[6] = reinterpret_cast<void*>(&fiber_main);
+  return top;
+}
+
+[[noreturn]] void stuck() {
+  std::map<std::string, int> where;
+  for (const Fiber& f : all)
+    if (!f.done) where[f.at]++;
+  std::ostringstream text;
+  text << "no thread can go on:";
+  for (const auto& [at, count] : where) text << " " << count << " wait at " << at << ";";
+  throw std::logic_error(text.str());
+}
+
+void run_cluster() {
+  std::vector<size_t> turns(all.size());
+  for (size_t i = 0; i < turns.size(); i++) turns[i] = order_ == 1 ? turns.size() - 1 - i : i;
+  std::mt19937_64 random(order_);
+  for (;;) {
+    if (order_ > 1) std::shuffle(turns.begin(), turns.end(), random);
+    bool moved = false, left = false;
+    for (size_t i : turns) {
+      Fiber& f = all[i];
+      if (f.done) continue;
+      left = true;
+      if (f.waiting && !f.ready()) continue;
+      f.waiting = false;
+      moved = true;
+      enter(f);
+      if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
+    }
+    if (!left) return;
+    if (!moved) stuck();
+  }
+}
+
+void sync(Barrier& barrier, const char* at, const std::function<int()>& expected) {
+  const uint64_t mine = barrier.passed;
+  barrier.arrived++;
+  Barrier* const b = &barrier;
+  wait_until(at, [=] {
+    if (b->passed == mine && b->arrived >= expected()) b->arrived = 0, b->passed++;
+    return b->passed != mine;
+  });
+}
+
+}  // namespace
+
+void set_order(uint64_t order) { order_ = order; }
+
+void wait_until(const char* what, const std::function<bool()>& condition) {
+  while (!condition()) {
+    current->waiting = true;
+    current->at = what;
+    current->ready = condition;
+    leave();
+  }
+}
+
+void sync_threads() {
+  Block* const block = current->block;  // threads that are gone count as arrived
+  sync(block->all, "__syncthreads", [=] { return block->alive; });
+}
+void sync_named(int barrier, int threads) {
+  sync(current->block->named[barrier], "a named barrier", [=] { return threads; });
+}
+void sync_cluster() {
+  sync(cluster_barrier, "a barrier of the cluster", [] {
+    int alive = 0;
+    for (const auto& block : cluster_) alive += block->alive;
+    return alive;
+  });
+}
+
+const Lanes& exchange(unsigned mask, const char* operation, const void* value, int bytes) {
+  const int lane = current->index % 32;
+  if (!(mask >> lane & 1)) throw std::logic_error(std::string(operation) + ": the lane is not in its own mask");
+  Meeting& meeting = current->block->meetings[{current->index / 32, mask}];
+  if (meeting.arrived && std::strcmp(meeting.operation, operation))
+    throw std::logic_error(std::string("lanes of a warp meet at ") + meeting.operation + " and " + operation);
+  meeting.operation = operation;
+  std::memcpy(meeting.given.value[lane], value, size_t(bytes));
+  meeting.arrived |= 1u << lane;
+  const uint64_t mine = meeting.passed;
+  Meeting* const m = &meeting;
+  if (m->arrived == mask) {
+    m->result[mine % 2] = m->given;
+    m->arrived = 0;
+    m->passed++;
+  }
+  wait_until(operation, [=] { return m->passed != mine; });
+  return m->result[mine % 2];
+}
+
+unsigned char* shared_memory() { return current->block->shared.data(); }
+unsigned char* shared_memory(unsigned rank) { return cluster_.at(rank)->shared.data(); }
+unsigned cluster_rank() { return unsigned(current->block->index.x % cluster_.size()); }
+int thread_index() { return current->index; }
+
+void run_grid(const Size& blocks, const Size& threads, unsigned cluster, int64_t shared_bytes, const std::function<void()>& body) {
+  const size_t per_block = size_t(threads.x) * threads.y * threads.z;
+  if (!per_block || per_block > 1024) throw std::logic_error("a block of " + std::to_string(per_block) + " threads");
+  if (blocks.x % cluster) throw std::logic_error("blocks along x are no multiple of the cluster");
+  if (shared_bytes > 227 * 1024) throw std::logic_error("more shared memory than a block can have");
+  gridDim = {blocks.x, blocks.y, blocks.z};
+  blockDim = threads_ = {threads.x, threads.y, threads.z};
+  body_ = &body;
+  for (unsigned z = 0; z < blocks.z; z++)
+    for (unsigned y = 0; y < blocks.y; y++)
+      for (unsigned x = 0; x < blocks.x; x += cluster) {
+        cluster_.clear();
+        all.clear();
+        cluster_barrier = {};
+        for (unsigned c = 0; c < cluster; c++) {
+          cluster_.push_back(std::make_unique<Block>());
+          Block& block = *cluster_.back();
+          block.index = {x + c, y, z};
+          block.alive = int(per_block);
+          block.shared.assign(size_t(shared_bytes) + 1024, 0xff);  // NaN: nothing may count on zeros
+          for (size_t t = 0; t < per_block; t++)
+            all.push_back({new_stack(c * per_block + t), &block, int(t), false, false, "", {}});
+        }
+        run_cluster();
+      }
+}
+
+}  // namespace fibers

@@ -1,0 +1,40 @@
+// CUDA's threads as fibers of one CPU thread: a block's threads run in turn, each until it waits for others.
+//
+// What is found out here and not on a GPU: threads that wait at different places for ever, lanes of a warp that meet at
+// different operations, and (by running the fibers in another order) shared memory that is read without a barrier.
+#pragma once
+#include <cstdint>
+#include <functional>
+
+namespace fibers {
+
+struct Size {
+  unsigned x, y, z;
+};
+
+// Runs body once for every thread of the grid; blocks of a cluster (along x) run together. Throws what body throws, and
+// std::logic_error if no thread can go on.
+void run_grid(const Size& blocks, const Size& threads, unsigned cluster, int64_t shared_bytes, const std::function<void()>& body);
+
+// In which order runnable threads take turns: 0 ascending, 1 descending, others a shuffle of their own.
+void set_order(uint64_t order);
+
+// --- for code that runs on a fiber -----------------------------------------------------------------------
+constexpr int LANE_BYTES = 64;
+struct Lanes {
+  unsigned char value[32][LANE_BYTES];
+};
+
+void sync_threads();
+void sync_named(int barrier, int threads);
+void sync_cluster();
+// Waits for all lanes of mask, which must give the same operation, and returns what each of them gave.
+const Lanes& exchange(unsigned mask, const char* operation, const void* value, int bytes);
+// Lets others run until condition() holds; throws if it never does.
+void wait_until(const char* what, const std::function<bool()>& condition);
+unsigned char* shared_memory();                   // of this block
+unsigned char* shared_memory(unsigned rank);      // of a block of this cluster
+unsigned cluster_rank();
+int thread_index();                               // x fastest
+
+}  // namespace fibers

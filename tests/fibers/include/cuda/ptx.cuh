@@ -1,0 +1,13 @@
+// cuda/ptx.cuh on fibers: what each instruction does, by PTX's description of it.
+#pragma once
+#include <cstdint>
+
+#include "core/dtype.hpp"
+#include "cuda_runtime.h"
+
+namespace plait {
+
+inline bfloat16 rounded(float x) { return from_float<bfloat16>(x); }
+inline uint32_t rounded_pair(float low, float high) { return uint32_t(rounded(low).bits) | uint32_t(rounded(high).bits) << 16; }
+
+}  // namespace plait

@@ -1,0 +1,20 @@
+// The module _cuda on fibers: the CUDA kernels on numpy arrays.
+#include "bindings/numpy_array.hpp"
+#include "bindings/ops.hpp"
+#include "fibers.hpp"
+
+namespace py = pybind11;
+
+namespace plait {
+
+void prepare_thread() {}
+
+bool load_array(py::handle src, ConstArray& a, bool writable) { return load_numpy(src, a, writable); }
+
+}  // namespace plait
+
+PYBIND11_MODULE(_cuda, m) {
+  plait::bind_ops(m);
+  plait::bind_device(m);
+  m.def("set_fiber_order", &fibers::set_order);
+}
