@@ -11,6 +11,8 @@ void bind_device(py::module_& m) {
   m.def("set_stream", &set_stream);
   m.def("check_faults", &check_faults, py::call_guard<py::gil_scoped_release>());
   m.def("scratch_reserved", &scratch_reserved);
+  m.def("driver_version", &driver_version);
+  m.def("runtime_version", &runtime_version);
   m.def("device_properties", [] {
     const DeviceProperties& p = device_properties();
     py::dict found;

@@ -54,6 +54,17 @@ const DeviceProperties& device_properties() {
   return known[number] = p;
 }
 
+int driver_version() {
+  int version = 0;
+  PLAIT_CUDA(cudaDriverGetVersion(&version));
+  return version;
+}
+int runtime_version() {
+  int version = 0;
+  PLAIT_CUDA(cudaRuntimeGetVersion(&version));
+  return version;
+}
+
 void set_stream(uintptr_t stream) { current = reinterpret_cast<cudaStream_t>(stream); }
 cudaStream_t stream() { return current; }
 

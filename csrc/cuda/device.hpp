@@ -14,6 +14,10 @@ struct DeviceProperties {
 };
 const DeviceProperties& device_properties();
 
+// Of CUDA, such as 13000; that of the driver is the newest it knows, 0 without one.
+int driver_version();
+int runtime_version();
+
 // Kernels of this thread go to this stream; the default stream until set.
 void set_stream(uintptr_t stream);
 cudaStream_t stream();

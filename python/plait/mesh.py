@@ -16,6 +16,7 @@ from plait.comm import Communicator, Leaves
 from plait.comm.alone import Alone
 from plait.comm.choose import communicator
 from plait.comm.launcher import launcher
+from plait.comm.staged import Staged
 from plait.errors import UserError
 from plait.job.hook import guard
 from plait.job.world import mpi_world, silent_worlds
@@ -112,6 +113,13 @@ class Mesh:
         other.grains = checked_grains(self.layout, {"data": data, "tensor": tensor})
         other.data = self.data.with_leaves(Leaves.even(data, self.data.size))
         other.tensor = self.tensor.with_leaves(Leaves.even(tensor, self.tensor.size))
+        return other
+
+    def staged(self) -> Mesh:
+        """This mesh for arrays of a device: its axes take them through host memory."""
+        other = copy.copy(self)
+        for name in ("data", "tensor", "pipeline"):
+            setattr(other, name, Staged(getattr(self, name)))
         return other
 
     def close(self) -> None:

@@ -6,6 +6,8 @@
 const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "an error of the test's CUDA"; }
 const char* cudaGetErrorName(cudaError_t error) { return error == cudaErrorInvalidConfiguration ? "cudaErrorInvalidConfiguration" : "cudaError"; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 

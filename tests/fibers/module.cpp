@@ -1,4 +1,5 @@
-// The module _cuda on fibers: the CUDA kernels on numpy arrays.
+// The module _cuda on fibers: the CUDA kernels on numpy arrays, and on those that say they lie on a device.
+#include "bindings/cuda_array.hpp"
 #include "bindings/numpy_array.hpp"
 #include "bindings/ops.hpp"
 #include "fibers.hpp"
@@ -9,7 +10,9 @@ namespace plait {
 
 void prepare_thread() {}
 
-bool load_array(py::handle src, ConstArray& a, bool writable) { return load_numpy(src, a, writable); }
+bool load_array(py::handle src, ConstArray& a, bool writable) {
+  return load_numpy(src, a, writable) || load_cuda(src, a, writable);
+}
 
 }  // namespace plait
 

@@ -1,7 +1,7 @@
-"""The kernels of both backends on numpy arrays: `kernels("cpu")` is plait._cpu, `kernels("cuda")` those of csrc/cuda.
+"""The kernels of both backends on numpy arrays: plait._cpu's, and those of csrc/cuda.
 
-On a machine with a GPU the latter are plait._cuda's, on copies of the arrays; elsewhere they are csrc/cuda compiled for
-the CPU (tests/fibers, `make fibers`).
+On a machine with a GPU the latter are plait._cuda's, on copies of the arrays; elsewhere they are
+csrc/cuda compiled for the CPU (tests/fibers, `make fibers`).
 """
 
 import functools

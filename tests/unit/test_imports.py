@@ -26,7 +26,7 @@ LAYERS = [
     {"job"},
     {"comm"},
     {"backend"},
-    {"_cpu", "errors"},
+    {"_cpu", "_cuda", "errors"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -111,18 +111,20 @@ def test_everything_imported_is_declared() -> None:
     assert names == set(foreign), f"declared but not imported: {names - set(foreign)}"
 
 
+SOURCES = {".cpp", ".hpp", ".cu", ".cuh"}
 INCLUDES = {  # what each folder of csrc may include besides the C++ and C libraries
     "core": {"core"},
     "cpu": {"core", "cpu"},
     "peer": {"core", "cpu", "peer"},
-    "bindings": {"core", "cpu", "peer", "bindings", "pybind11"},
+    "cuda": {"core", "cuda"},
+    "bindings": {"core", "cpu", "cuda", "peer", "bindings", "pybind11"},
 }
 
 
 @pytest.mark.parametrize("folder", INCLUDES)
 def test_includes_of_the_cpp(folder: str) -> None:
     wrong = []
-    files = [f for f in sorted((ROOT / "csrc" / folder).rglob("*")) if f.suffix in {".cpp", ".hpp"}]
+    files = [f for f in sorted((ROOT / "csrc" / folder).rglob("*")) if f.suffix in SOURCES]
     for file in files:
         for number, line in enumerate(file.read_text().splitlines(), 1):
             found = re.match(r'\s*#\s*include\s*(["<])([^">]+)', line)

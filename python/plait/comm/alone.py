@@ -6,9 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from plait.backend import copied
+from plait.backend import assign, copied, share_memory
 from plait.comm.combine import Bounds, Reduction
 from plait.comm.communicator import Communicator
 from plait.comm.tree import Leaves
@@ -43,17 +41,17 @@ class Alone(Communicator):
 
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
         parts = list(reduction.nodes)
-        if np.may_share_memory(reduction.nodes, out):
+        if share_memory(reduction.nodes, out):
             parts = [copied(part) for part in parts]
         reduction.combine(parts, 0, reduction.bounds[-1], out)
         yield from ()
 
     def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
-        out[:] = x
+        assign(out, x)
         yield from ()
 
     def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:
-        out[:] = x
+        assign(out, x)
         yield from ()
 
     def _broadcast(self, x: Array, root: int) -> Steps:
@@ -65,7 +63,7 @@ class Alone(Communicator):
 
     def _recv(self, out: Array, source: int, tag: int) -> Steps:
         yield lambda: bool(self._sent.get(tag))
-        out[:] = self._sent[tag].pop(0)
+        assign(out, self._sent[tag].pop(0))
 
     def _barrier(self) -> Steps:
         yield from ()

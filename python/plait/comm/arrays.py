@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from plait.backend import contiguous, empty, kernels
+from plait.backend import (
+    address,
+    assign,
+    beside,
+    contiguous,
+    on_device,
+    put,
+    to_device,
+    to_host,
+    writeable,
+)
 from plait.comm.combine import (
     FLOAT32,
     FLOATS,
@@ -24,14 +34,20 @@ from plait.comm.tree import Leaves
 from plait.comm.work import Array, Poll, Steps
 
 
-def checked_out(name: str, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+def checked_out(
+    name: str, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any], x: Array
+) -> Array:
+    """out, or a new array beside x."""
     if out is None:
-        return empty(tuple(shape), dtype)
-    if out.shape != tuple(shape) or out.dtype != dtype or not out.flags.writeable:
+        return beside(x, tuple(shape), dtype)
+    if out.shape != tuple(shape) or out.dtype != dtype or not writeable(out):
         raise ValueError(
             f"{name}: out must be writable {tuple(shape)} {dtype}, got {out.shape} {out.dtype}"
-            f"{'' if out.flags.writeable else ', read-only'}"
+            f"{'' if writeable(out) else ', read-only'}"
         )
+    if on_device(out) != on_device(x):
+        where = {True: "on the device", False: "in host memory"}
+        raise ValueError(f"{name}: x lies {where[on_device(x)]}, out {where[on_device(out)]}")
     return out
 
 
@@ -59,10 +75,6 @@ def checked_axis(name: str, axis: int, ndim: int) -> int:
     return axis % ndim
 
 
-def address(x: Array) -> int:
-    return int(kernels.address(x))
-
-
 def is_node(out: Array, nodes: Array) -> bool:
     distance, rest = divmod(address(out) - address(nodes), max(out.nbytes, 1))
     return out.dtype == nodes.dtype and rest == 0 and 0 <= distance < len(nodes)
@@ -76,7 +88,8 @@ def reducible(name: str, x: Array, op: Op) -> tuple[bool, Array]:
         raise ValueError(f"{name}: no {op} of {x.dtype}; floats and integers have one")
     x = contiguous(x)
     if op != "sum" and x.dtype in FLOATS:
-        return True, order_keys(x, op)
+        keys = order_keys(to_host(x), op)
+        return True, to_device(keys) if on_device(x) else keys
     return False, x
 
 
@@ -86,7 +99,8 @@ def flat_reduction(
     """A reduction whose cut does not matter: by elements, by rows where there is a bias."""
     k, n = len(nodes), math.prod(nodes.shape[1:])
     if bias is not None and 0 < n < size * bias.size:
-        bias = np.tile(bias, n // bias.size)
+        tiled = np.tile(to_host(bias), n // bias.size)
+        bias = to_device(tiled) if on_device(nodes) else tiled
         return Reduction(nodes.reshape(k, 1, n, 1), leaves, op, even_bounds(n, size), bias, True)
     inner = 1 if bias is None or n == 0 else bias.size
     rows = n // inner
@@ -95,7 +109,8 @@ def flat_reduction(
 
 def direct(out: Array, dtype: np.dtype[Any]) -> Array:
     """out itself if a transport can write there, else an array to deliver from."""
-    return out if out.flags.c_contiguous and out.dtype == dtype else empty(out.shape, dtype)
+    fits = out.flags.c_contiguous and out.dtype == dtype
+    return out if fits else beside(out, out.shape, dtype)
 
 
 def delivered(steps: Steps, target: Array, keyed: bool, out: Array) -> Steps:
@@ -106,9 +121,9 @@ def delivered(steps: Steps, target: Array, keyed: bool, out: Array) -> Steps:
 def _deliver(steps: Steps, target: Array, keyed: bool, out: Array) -> Iterator[Poll]:
     yield from steps
     if keyed:
-        out[...] = from_order_keys(target, out.dtype)
+        put(out, from_order_keys(to_host(target), out.dtype))
     elif target is not out:
-        out[...] = target
+        assign(out, target)
 
 
 def side_by_side(
@@ -119,5 +134,5 @@ def side_by_side(
     start = 0
     for length, a, b in zip(lengths, bounds, bounds[1:]):
         piece = (slice(None),) * axis + (slice(a, b),)
-        out[piece] = flat[start : start + length].reshape(out[piece].shape)
+        assign(out[piece], flat[start : start + length].reshape(out[piece].shape))
         start += length

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from plait.backend import empty, kernels
+from plait.backend import as_type, assign, beside, kernels_of
 from plait.comm.tree import Leaves
 from plait.comm.work import Array
 
@@ -89,7 +89,7 @@ class Reduction:
         bias = self.bias[start:stop] if self.bias is not None and self.bias_cut else self.bias
         flat = out.reshape(-1)
         if self.op != "sum" or flat.dtype not in FLOATS:
-            np.copyto(flat, parts[0].reshape(-1))
+            assign(flat, parts[0].reshape(-1))
             for part in parts[1:]:
                 _UFUNCS[self.op](flat, part.reshape(-1), out=flat)
         else:
@@ -104,12 +104,12 @@ def tree_sum(parts: Sequence[Array], merges: list[int], bias: Array | None, out:
         _tree_sum_float64(parts, merges, bias, out)
         return
     width = out.size if bias is None else bias.size
-    rows = [part.astype(FLOAT32, copy=False).reshape(-1, width) for part in parts]
+    rows = [as_type(part, FLOAT32).reshape(-1, width) for part in parts]
     if out.dtype in (FLOAT32, BFLOAT16):
-        kernels.tree_sum(rows, merges, bias, out.reshape(-1, width))
+        kernels_of(out).tree_sum(rows, merges, bias, out.reshape(-1, width))
     else:
-        wide = empty(rows[0].shape, FLOAT32)
-        kernels.tree_sum(rows, merges, bias, wide)
+        wide = beside(out, rows[0].shape, FLOAT32)
+        kernels_of(out).tree_sum(rows, merges, bias, wide)
         out[:] = wide.reshape(-1)
 
 

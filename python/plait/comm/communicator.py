@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from plait.backend import copied, empty
+from plait.backend.host import copied, empty
 from plait.comm.moves import Moves
 from plait.comm.reductions import Reductions
 from plait.comm.tree import Leaves

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from plait.backend import contiguous, empty
+from plait.backend.host import contiguous, empty
 from plait.comm.combine import FLOAT32, Bounds, Parts, Reduction
 from plait.comm.communicator import Communicator
 from plait.comm.mpi import SMALL, Mpi, all_of

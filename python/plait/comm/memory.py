@@ -14,7 +14,7 @@ import struct
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from plait.backend import kernels
+from plait.backend.host import kernels
 
 if TYPE_CHECKING:
     from mpi4py import MPI

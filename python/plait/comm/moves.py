@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
-from plait.backend import contiguous, copied, empty
+from plait.backend import address, beside, contiguous, copied, share_memory
 from plait.comm.arrays import (
-    address,
     checked_axis,
     checked_out,
     delivered,
@@ -51,7 +48,7 @@ class Moves(Ranks):
         shape = (*x.shape[:axis], found[-1], *x.shape[axis + 1 :])
         if self.size == 1 and (out is None or out is x):
             return self._given("all_gather", x, x, blocking)
-        out = checked_out("all_gather", out, shape, x.dtype)
+        out = checked_out("all_gather", out, shape, x.dtype, x)
         steps = self._all_gather_steps(x, axis, found, out)
         return self._start("all_gather", x, steps, out, blocking)
 
@@ -76,8 +73,8 @@ class Moves(Ranks):
             raise ValueError(
                 f"all_to_all: rank {self.rank} sends {own[0]} rows to itself and receives {own[1]}"
             )
-        out = checked_out("all_to_all", out, (receives[-1], *x.shape[1:]), x.dtype)
-        given = copied(x) if np.may_share_memory(x, out) else x
+        out = checked_out("all_to_all", out, (receives[-1], *x.shape[1:]), x.dtype, x)
+        given = copied(x) if share_memory(x, out) else x
         steps = self._all_to_all_steps(given, sends, receives, out)
         return self._start("all_to_all", x, steps, out, blocking)
 
@@ -85,7 +82,7 @@ class Moves(Ranks):
     def broadcast(self, x: Array, root: int = 0, *, blocking: bool = True) -> Any:
         """x of rank `root` on every rank, in place; returns x."""
         self._check_rank("broadcast", root)
-        checked_out("broadcast", x, x.shape, x.dtype)
+        checked_out("broadcast", x, x.shape, x.dtype, x)
         if self.size == 1:
             return self._given("broadcast", x, x, blocking)
         return self._start("broadcast", x, self._broadcast_steps(x, root), x, blocking)
@@ -99,7 +96,7 @@ class Moves(Ranks):
     def recv(self, out: Array, source: int, tag: int = 0, *, blocking: bool = True) -> Any:
         """Receives into out what rank `source` sent with this tag; returns out."""
         self._check_rank("recv", source)
-        checked_out("recv", out, out.shape, out.dtype)
+        checked_out("recv", out, out.shape, out.dtype, out)
         return self._start("recv", None, self._recv_steps(out, source, tag), out, blocking)
 
     def barrier(self) -> None:
@@ -109,10 +106,10 @@ class Moves(Ranks):
     def _all_gather_steps(self, x: Array, axis: int, bounds: Bounds, out: Array) -> Steps:
         outer, inner = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
         lengths = [outer * inner * (b - a) for a, b in pairwise(bounds)]
-        target = out if outer == 1 and out.flags.c_contiguous else empty(out.size, out.dtype)
+        target = out if outer == 1 and out.flags.c_contiguous else beside(out, out.size, out.dtype)
         flat, x = target.reshape(-1), contiguous(x).reshape(-1)
         own = flat[sum(lengths[: self.rank]) :][: x.size]
-        if np.may_share_memory(x, flat) and address(x) != address(own):
+        if share_memory(x, flat) and address(x) != address(own):
             x = copied(x)
         steps = self._all_gather(x, lengths, flat)
         return steps if target is out else side_by_side(steps, flat, lengths, axis, bounds, out)

@@ -13,9 +13,9 @@ from itertools import accumulate, pairwise
 import numpy as np
 from mpi4py import MPI
 
-from plait.backend import copied, empty
+from plait.backend import address
+from plait.backend.host import copied, empty
 from plait.comm.alone import Alone
-from plait.comm.arrays import address
 from plait.comm.combine import Bounds, Reduction
 from plait.comm.communicator import Communicator
 from plait.comm.launcher import launcher

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from plait.backend import kernels
+from plait.backend.host import kernels
 from plait.comm.combine import BFLOAT16, FLOAT32, Bounds, Reduction
 from plait.comm.communicator import Communicator
 from plait.comm.mpi import Mpi

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from plait.comm.arrays import address
+from plait.backend import address
 from plait.comm.work import Array, Quick, Steps, Work, active, finish
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from plait.backend import kernels
+from plait.backend.host import kernels
 from plait.comm.plan import PLANS, Plan
 from plait.comm.transport import Transport
 from plait.comm.tree import Leaves

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from plait.backend import empty
+from plait.backend import beside, same_array, share_memory
 from plait.comm.arrays import (
     checked_axis,
     checked_nodes,
@@ -36,9 +36,9 @@ class Reductions(Ranks):
         Floats cross in their storage type. NaN wins in max and min. out may be x.
         """
         keyed, values = reducible("all_reduce", x, op)
-        if self.size == 1 and (out is None or out is x):
+        if self.size == 1 and (out is None or same_array(out, x)):
             return self._given("all_reduce", x, x, blocking)
-        out = checked_out("all_reduce", out, x.shape, x.dtype)
+        out = checked_out("all_reduce", out, x.shape, x.dtype, x)
         leaves = Leaves.even(self.size, self.size)
         reduction = flat_reduction(values[None], leaves, op, None, self.size)
         steps = self._all_reduce_steps(reduction, keyed, out)
@@ -64,7 +64,7 @@ class Reductions(Ranks):
         there = out is None or (out.shape == nodes.shape[1:] and is_node(out, nodes))
         if self.size == 1 and bias is None and np.dtype(dtype) == FLOAT32 and there:
             return self._given("all_reduce_nodes", nodes, nodes[0], blocking)
-        out = checked_out("all_reduce_nodes", out, nodes.shape[1:], np.dtype(dtype))
+        out = checked_out("all_reduce_nodes", out, nodes.shape[1:], np.dtype(dtype), nodes)
         reduction = flat_reduction(nodes, self.leaves, "sum", bias, self.size)
         steps = self._all_reduce_steps(reduction, False, out)
         return self._start("all_reduce_nodes", given, steps, out, blocking, added)
@@ -118,8 +118,8 @@ class Reductions(Ranks):
     def _all_reduce_steps(self, reduction: Reduction, keyed: bool, out: Array) -> Steps:
         _, _, n, inner = reduction.nodes.shape
         target = direct(out, reduction.nodes.dtype if keyed else out.dtype)
-        if np.may_share_memory(target, reduction.nodes) and not is_node(target, reduction.nodes):
-            target = empty(target.shape, target.dtype)
+        if share_memory(target, reduction.nodes) and not is_node(target, reduction.nodes):
+            target = beside(target, target.shape, target.dtype)
         steps = self._all_reduce(reduction, target.reshape(n, inner))
         return delivered(steps, target, keyed, out)
 
@@ -153,11 +153,11 @@ class Reductions(Ranks):
         )
         length = found[self.rank + 1] - found[self.rank]
         own = (*shape[:axis], length, *shape[axis + 1 :])
-        out = checked_out(name, out, own, dtype)
+        out = checked_out(name, out, own, dtype, nodes)
 
         target = direct(out, nodes.dtype if keyed else out.dtype)
-        if np.may_share_memory(target, nodes):
-            target = empty(target.shape, target.dtype)
+        if share_memory(target, nodes):
+            target = beside(target, target.shape, target.dtype)
         steps = self._reduce_scatter(reduction, target.reshape(outer, length, inner))
         steps = delivered(steps, target, keyed, out)
         return self._start(name, given, steps, out, blocking, added)

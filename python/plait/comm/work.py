@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from plait.backend import kernels
+from plait.backend.host import kernels
 
 Array = NDArray[Any]
 Poll = Callable[[], bool]

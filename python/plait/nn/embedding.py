@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plait import ops
+from plait import backend, ops
 from plait.autograd import Tape, Tensor
 from plait.nn.layer import Build, Layer
 from plait.nn.linear import padded
@@ -16,8 +16,9 @@ class VocabEmbedding(Layer):
         self.comm = build.comm
         shape = (padded(vocabulary, build.comm.leaves.count), size)
         self.weight = build.split(
-            "weight", shape, init=Init(std), true_rows=vocabulary, by_rows=True
-        )
+            "weight", shape, init=Init(std), true_rows=vocabulary,
+            by_rows=backend.name() == "cpu",  # which rows occur is known to the host
+        )  # fmt: skip
 
     def __call__(self, tokens: Tensor) -> Tensor:
         result: Tensor = ops.VocabEmbedding.apply(tokens, self.weight, self.comm)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from plait.autograd import Context, Function
-from plait.backend import Array, empty, kernels
+from plait.backend import Array, empty, kernels, put, to_host
 from plait.comm import Communicator
 from plait.ops.linear import flat
 from plait.ops.parameter import Parameter
@@ -63,7 +63,7 @@ class BatchNorm(Function):
             flat(grad), flat(x), weight.array, mean, variance, epsilon, flat(grad_x)
         )
         rows = x.size // max(channels, 1)
-        unbiased = variance * np.float32(rows / max(rows - 1, 1))
+        unbiased = to_host(variance) * np.float32(rows / max(rows - 1, 1))
         x, grad = (a.reshape(samples, rows // samples, channels) for a in (x, grad))
         chunks = [slice(None)]
         if weight.replicated:
@@ -98,4 +98,5 @@ def add_statistic(
         if segment.begins:
             grads.fill(0)
         if not parameter.replicated or comm.rank == 0:
-            grads[0] += np.float32(segment.samples.stop - segment.samples.start) * value
+            samples = np.float32(segment.samples.stop - segment.samples.start)
+            put(grads[0], to_host(grads[0]) + samples * to_host(value))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from plait.backend import Array, bfloat16, empty, float32, kernels
+from plait.backend import Array, assign, beside, bfloat16, float32, kernels_of, share_memory
 from plait.comm import Communicator
 from plait.comm.agree import agree
 from plait.comm.combine import even_bounds
@@ -33,7 +33,7 @@ def matmul_all_reduce(x: Array, w: Array, comm: Communicator, out: Array | None 
     shape = (x.shape[:1] + w.shape[1:2]) if x.ndim == w.ndim == 2 else ()
     same = {"(M, N)": shape, "result": x.dtype if out is None else out.dtype}
     _check("matmul_all_reduce", comm, x, w, out, shape, same)
-    out = empty(shape, x.dtype) if out is None else out
+    out = beside(x, shape, x.dtype) if out is None else out
     nodes = 1 if comm.size == 1 else len(comm.leaves.nodes(comm.rank))
     exact = comm.size == 1 or (nodes == 1 and out.dtype == float32)
     if exact and _usable(out, x, w):
@@ -44,7 +44,7 @@ def matmul_all_reduce(x: Array, w: Array, comm: Communicator, out: Array | None 
     if comm.size > 1:
         comm.all_reduce_nodes(stack, dtype=out.dtype, out=out)
     elif stack.base is not out:
-        out[...] = stack[0]
+        assign(out, stack[0])
     return out
 
 
@@ -70,14 +70,14 @@ def matmul_reduce_scatter(
         same,
         "" if axis in (0, 1) else "axis must be 0 or 1",
     )
-    out = empty(own, x.dtype) if out is None else out
+    out = beside(x, own, x.dtype) if out is None else out
     nodes = 1 if comm.size == 1 else len(comm.leaves.nodes(comm.rank))
     stack = comm.empty((nodes, *shape), out.dtype if comm.size == 1 else float32)
     _products(x, w, comm, stack)
     if comm.size > 1:
         comm.reduce_scatter_nodes(stack, axis=axis, dtype=out.dtype, out=out)
     else:
-        out[...] = stack[0]
+        assign(out, stack[0])
     return out
 
 
@@ -95,13 +95,13 @@ def all_gather_matmul(x: Array, w: Array, comm: Communicator, out: Array | None 
     rows = [0, *np.cumsum(comm.all_gather(np.array([len(x)], np.int64))).tolist()]
     shape, k = (rows[-1], w.shape[1]), x.shape[1]
     _check(name, comm, x, w, out, shape, {})
-    out = empty(shape, x.dtype) if out is None else out
-    target = out if _usable(out, x, w) else empty(shape, out.dtype)
+    out = beside(x, shape, x.dtype) if out is None else out
+    target = out if _usable(out, x, w) else beside(x, shape, out.dtype)
     w = _rows(w)
     for low, high, piece in _pieces(_rows(x), rows, comm):
-        kernels.matmul(piece, w, False, False, [0, k], False, 0, None, target[low:high])
+        kernels_of(x).matmul(piece, w, False, False, [0, k], False, 0, None, target[low:high])
     if target is not out:
-        out[...] = target
+        assign(out, target)
     return out
 
 
@@ -113,7 +113,7 @@ def _products(x: Array, w: Array, comm: Communicator, stack: Array) -> None:
         cut = [(leaf - run.start) * k // len(run) for leaf in range(low, high + 1)]
         columns = slice(cut[0], cut[-1])
         leaves = [bound - cut[0] for bound in cut]
-        kernels.matmul(x[:, columns], w[columns], False, False, leaves, False, 0, None, part)
+        kernels_of(x).matmul(x[:, columns], w[columns], False, False, leaves, False, 0, None, part)
 
 
 def _pieces(x: Array, rows: list[int], comm: Communicator) -> Iterator[tuple[int, int, Array]]:
@@ -130,7 +130,7 @@ def _pieces(x: Array, rows: list[int], comm: Communicator) -> Iterator[tuple[int
         return
     arriving = []
     for distance, rank in enumerate(order[1:], 1):
-        piece = empty((rows[rank + 1] - rows[rank], x.shape[1]), x.dtype)
+        piece = beside(x, (rows[rank + 1] - rows[rank], x.shape[1]), x.dtype)
         arriving.append((rank, comm.recv(piece, rank, _TAG + distance, blocking=False)))
     sent = [
         comm.send(x, (comm.rank - distance) % comm.size, _TAG + distance, blocking=False)
@@ -167,7 +167,7 @@ def _check(
 
 def _usable(out: Array, *others: Array) -> bool:
     """Whether a kernel can write there while it reads the others."""
-    return out.flags.c_contiguous and not any(np.may_share_memory(out, y) for y in others)
+    return out.flags.c_contiguous and not any(share_memory(out, y) for y in others)
 
 
 def _rows(x: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from plait.autograd import Context, Function
-from plait.backend import Array, bits, empty, float32, kernels, zeros
+from plait.backend import Array, bits, empty, float32, kernels, to_device, zeros
 from plait.comm import Communicator
 from plait.comm.tree import merges
 
@@ -26,10 +26,10 @@ class CrossEntropy(Function):
         ctx: Context, logits: Array, targets: Array, vocabulary: int, comm: Communicator
     ) -> Array:
         rows = logits.reshape(-1, logits.shape[-1])
-        flat_targets = np.ascontiguousarray(targets, np.int32).ravel()
+        flat_targets = to_device(np.ascontiguousarray(targets, np.int32).ravel())
         statistics, target_logit, first = row_statistics(rows, flat_targets, vocabulary, comm)
         losses = empty(flat_targets.shape, float32)
-        kernels.cross_entropy_loss(*statistics, target_logit, flat_targets, losses)
+        kernels.cross_entropy_loss(statistics[0], statistics[1], target_logit, flat_targets, losses)
         ctx.save(rows, flat_targets, statistics, first, vocabulary, logits.shape)
         return losses.reshape(logits.shape[:-1])
 
@@ -38,7 +38,7 @@ class CrossEntropy(Function):
         rows, targets, statistics, first, vocabulary, shape = ctx.saved
         # The logits have no other use: their gradient takes their memory.
         kernels.cross_entropy_backward(
-            rows, targets, *statistics, first, vocabulary, float(scale), rows
+            rows, targets, statistics[0], statistics[1], first, vocabulary, float(scale), rows
         )
         grad: Array = rows.reshape(shape)
         return grad
@@ -57,7 +57,13 @@ def row_statistics(
     for index, part in enumerate(parts):
         columns = slice(index * width, (index + 1) * width)
         kernels.cross_entropy_statistics(
-            rows[:, columns], targets, first + columns.start, vocabulary, *part, target_logit
+            rows[:, columns],
+            targets,
+            first + columns.start,
+            vocabulary,
+            part[0],
+            part[1],
+            target_logit,
         )
     nodes = leaves.nodes(comm.rank)
     own = empty((len(nodes), 2, len(rows)))

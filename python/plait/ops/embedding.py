@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from plait.autograd import Context, Function
-from plait.backend import Array, bits, copied, empty, kernels
+from plait.backend import Array, bits, copied, empty, kernels, repeated
 from plait.comm import Communicator
 from plait.ops.parameter import Parameter
 from plait.ops.sums import fan_in, gather_sequence, position_chunks, sequence_bounds
@@ -33,8 +33,10 @@ class VocabEmbedding(Function):
     def backward(ctx: Context, grad: Array) -> None:
         tokens, weight, comm, first = ctx.saved
         grad = gather_sequence(comm, ctx.position, grad)
-        rows = np.unique(tokens.astype(np.int64)) - first
-        rows = rows[(rows >= 0) & (rows < len(weight.array))]
+        rows = None
+        if weight.by_rows:
+            rows = np.unique(tokens.astype(np.int64)) - first
+            rows = rows[(rows >= 0) & (rows < len(weight.array))]
         for run in weight.runs(ctx.position, rows):
             part = tokens[run.samples]
             leaves = [bound * tokens.shape[1] for bound in run.bounds]
@@ -53,7 +55,7 @@ class PositionEmbedding(Function):
         first = sequence_bounds(comm, length)[comm.rank] if length else 0
         ctx.save(weight, comm, first)
         rows = weight.array[first : first + x.shape[1]]
-        return fan_in((x, copied(np.broadcast_to(rows, x.shape))))
+        return fan_in((x, copied(repeated(rows, len(x)))))
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> Array:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from plait.backend import Array, contiguous, empty, float32, kernels
+from plait.backend import Array, as_type, contiguous, empty, float32, kernels
 from plait.comm import Communicator
 from plait.ops.parameter import Parameter
 from plait.ops.position import Position, Segment
@@ -45,7 +45,7 @@ def sum_over_leaves(
         out = empty(shape, dtype)
         part(0, bounds[-1] - bounds[0], [b - bounds[0] for b in bounds], bias, out)
         return Ready(out)
-    bias = None if bias is None else bias.astype(float32, copy=False)
+    bias = None if bias is None else as_type(bias, float32)
     stack = comm.empty((len(nodes), *shape), float32)
     for out, (low, high) in zip(stack, nodes, strict=True):
         cut = bounds[low - first : high - first + 1]

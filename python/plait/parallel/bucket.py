@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from plait.backend import Array, empty, float32, kernels
+from plait.backend import Array, empty, fill, float32, kernels
 from plait.comm import Communicator, Work
 from plait.comm.tree import merges
 from plait.ops.parameter import Parameter
@@ -61,10 +61,10 @@ class Bucket:
         self.own = self.cut if self.zero else slice(0, size)
         make = data.empty if self.zero else empty
         self.weights = make(size, float32 if self.statistic else precision)
-        self.weights.fill(0)
+        fill(self.weights, 0)
         leaves = (len(tensor.leaves.run(tensor.rank)),) if self.replicated else ()
         self.grads = data.empty((slots, *leaves, size), float32)
-        self.grads.fill(0)
+        fill(self.grads, 0)
         for p, offset in zip(parameters, self.offsets, strict=True):
             count = prod(p.local_shape)
             p.array = self.weights[offset : offset + count].reshape(p.local_shape)

@@ -13,7 +13,7 @@ import numpy as np
 
 from plait import ops
 from plait.autograd import SILENT, Observer, Tape, Tensor
-from plait.backend import Array, contiguous, empty
+from plait.backend import Array, contiguous, empty, to_device
 from plait.comm import Communicator, Work
 from plait.nn import Layer
 from plait.ops.position import Position
@@ -37,8 +37,10 @@ class Stage:
         """Runs the layers on `inputs` (first stage) or on what the previous stage sends."""
         if not self.first:
             inputs = self._receive(self.pipeline.rank - 1, position)
-        elif inputs.dtype.kind == "f":
-            inputs = inputs.astype(self.precision, copy=False)
+        else:
+            if inputs.dtype.kind == "f":
+                inputs = inputs.astype(self.precision, copy=False)
+            inputs = to_device(inputs)
         observer = self.observer if recording else SILENT
         with Tape(position, ops.fan_in, recording=recording, observer=observer) as tape:
             x: Any = tape.input(inputs, grad=not self.first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from plait.backend import Array, bfloat16, empty, float32, kernels
+from plait.backend import Array, beside, bfloat16, float32, kernels_of
 from plait.comm import Communicator, Leaves
 from plait.comm.agree import agree
 from plait.comm.combine import even_bounds
@@ -50,11 +50,11 @@ def reduce_update_gather(
         return np.asarray(comm.all_gather(weight[start:stop], bounds=bounds, out=weight))
     grads, weights = views
     merges = comm.leaves.merges()
-    total = empty((min(CHUNK, stop - start),), float32)
+    total = beside(grad, (min(CHUNK, stop - start),), float32)
     for first in range(start, stop, CHUNK):
         chunk = slice(first, min(first + CHUNK, stop))
         summed = total[: chunk.stop - chunk.start]
-        kernels.tree_sum([g[chunk] for g in grads], merges, None, summed)
+        kernels_of(grad).tree_sum([g[chunk] for g in grads], merges, None, summed)
         update(summed, first)
         for other in weights:
             if other is not weight:

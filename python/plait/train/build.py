@@ -163,6 +163,7 @@ def make_trainer(
         sequence_parallel=train.sequence_parallel,
         grains=grains if isinstance(grains, str) else (grains.data, grains.tensor),
         check_every=config.numerics.check_every,
+        backend=config.backend,
         run=run,
         keep=config.checkpoint.keep,
         metadata=record,

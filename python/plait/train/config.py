@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from plait.train import sections
 from plait.train.checks import NAME, check
@@ -27,8 +27,8 @@ RECORD = "record"  # the table that a run adds to its config.toml; it is not rea
 # looks at it (numerics.identity). A data path is here too: what counts is the data's fingerprint,
 # which the run's record keeps.
 _RESUMABLE = frozenset(
-    {"name", "runs_dir", "threads", "memory", "layout", "checkpoint", "evaluate", "numerics"}
-    | {"data.path"}
+    {"name", "runs_dir", "threads", "memory", "backend", "layout", "checkpoint", "evaluate"}
+    | {"numerics", "data.path"}
     | {"data.held_out", "train.steps", "train.microbatch", "train.recompute", "train.schedule"}
     | {"train.sequence_parallel"}
 )
@@ -40,7 +40,12 @@ class Config:
     seed: int = option("of weights, dropout and the order of samples", 0, low=0, below=2**63)
     runs_dir: str = option("folder of all runs", "runs")
     threads: int = option("threads of a rank; 0: its share of the cores it may use", 0, low=0)
-    memory: float | None = option("GiB a rank may use", above=0, unset="its share of the host")
+    memory: float | None = option(
+        "GiB a rank may use", above=0, unset="its share of the host, or of its GPU"
+    )
+    backend: Literal["auto", "cpu", "cuda"] = option(
+        "what computes; auto: the GPU, where every rank has one", "auto"
+    )
     model: sections.Model = option("what is trained")
     data: sections.Data = option("what it is trained on")
     train: sections.Train = option("how it is trained")

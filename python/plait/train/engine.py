@@ -12,9 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plait import ops
+from plait import backend, ops
 from plait.autograd import SILENT, Observer, Tensor
-from plait.backend import PRECISIONS, Array, float32, kernels, zeros
+from plait.backend import (
+    PRECISIONS,
+    Array,
+    assign,
+    fill,
+    float32,
+    host,
+    kernels,
+    put,
+    to_device,
+    to_host,
+    zeros,
+)
 from plait.errors import UserError
 from plait.mesh import Mesh
 from plait.nn import Build, LayerSpec, Recomputed
@@ -28,7 +40,7 @@ from plait.parallel.schedule import SCHEDULES
 from plait.parallel.stage import Stage
 from plait.parallel.tie import Tie
 
-LIMBS = kernels.LIMBS
+LIMBS = host.kernels.LIMBS
 
 
 @dataclass(frozen=True)
@@ -139,8 +151,8 @@ class Engine:
         self._init = {p.name: inits[p.tied_to or p.name] for p in self.parameters}
         self.observer: Observer = SILENT
         self.initialize()
-        kernels.trim_memory()  # of what came before, and of what only the start needed
-        weakref.finalize(self, kernels.trim_memory)  # the arrays go right after it
+        backend.trim()  # of what came before, and of what only the start needed
+        weakref.finalize(self, backend.trim)  # the arrays go right after it
 
     def observe(self, observer: Observer) -> None:
         """observer hears of every step from here on."""
@@ -172,7 +184,7 @@ class Engine:
                 init = self._init[span.parameter.name]
                 out = whole[span.start : span.stop]
                 if init.std == 0.0:
-                    out.fill(init.mean)
+                    fill(out, init.mean)
                 else:
                     name = span.parameter.tied_to or span.parameter.name
                     stream = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
@@ -185,7 +197,7 @@ class Engine:
         """A bucket's weights and masters from float32 values of the whole bucket."""
         bucket = self.buckets[index]
         kernels.convert(whole, bucket.weights)
-        self.master[index][:] = whole[bucket.own]
+        assign(self.master[index], whole[bucket.own])
         self.observer.replaced()
 
     def owned(self) -> list[tuple[str, Span, Array]]:
@@ -196,26 +208,30 @@ class Engine:
                 continue
             for span in bucket.spans(bucket.cut):
                 where = slice(span.start - bucket.own.start, span.stop - bucket.own.start)
-                found.append((_kind(bucket), span, self.master[index][where]))
-                found += [(kind, span, x[where]) for kind, x in self.state[index].items()]
+                found.append((_kind(bucket), span, to_host(self.master[index][where])))
+                for kind, x in self.state[index].items():
+                    found.append((kind, span, to_host(x[where])))
         return found
 
     def to_load(self) -> tuple[list[tuple[str, Span, Array]], Callable[[], None]]:
         """(kind, span, array) of everything this rank needs from a checkpoint, to be filled in
         place, and what to call once that is done."""
         wanted: list[tuple[str, Span, Array]] = []
-        wholes = [zeros(bucket.size, float32) for bucket in self.buckets]
+        wholes = [np.zeros(bucket.size, np.float32) for bucket in self.buckets]
+        states = [{kind: to_host(x) for kind, x in held.items()} for held in self.state.values()]
         for index, (bucket, whole) in enumerate(zip(self.buckets, wholes, strict=True)):
             for span in bucket.spans(slice(0, bucket.size)):
                 wanted.append((_kind(bucket), span, whole[span.start : span.stop]))
-            for kind, state in self.state[index].items():
+            for kind, state in states[index].items():
                 for span in bucket.spans(bucket.own):
                     start = span.start - bucket.own.start
                     wanted.append((kind, span, state[start : start + span.stop - span.start]))
 
         def finish() -> None:
             for index, whole in enumerate(wholes):
-                self.set_weights(index, whole)
+                self.set_weights(index, to_device(whole))
+                for kind, state in states[index].items():
+                    put(self.state[index][kind], state)
 
         return wanted, finish
 
@@ -306,13 +322,13 @@ class Engine:
 
     def _average(self, running: Array, total: Array, momentum: float) -> None:
         """Moves a running statistic towards this step's mean over samples."""
-        mean = total / np.float32(self.settings.batch)
-        running += np.float32(momentum) * (mean - running)
+        mean, before = to_host(total) / np.float32(self.settings.batch), to_host(running)
+        put(running, before + np.float32(momentum) * (mean - before))
 
     def _loss_and_norm(self, losses: list[Array]) -> tuple[float, float]:
         """Exact sums over all ranks, in one integer all_reduce: of losses, and of squared
         gradients."""
-        limbs = np.zeros((2, LIMBS), np.int64)
+        limbs = zeros((2, LIMBS), np.int64)
         if self.tensor.rank == 0:
             for part in losses:
                 for sample in part.reshape(len(part), -1):
@@ -326,8 +342,9 @@ class Engine:
                 start = where.start - bucket.own.start
                 size = where.stop - where.start
                 kernels.exact_sum(bucket.gradient[start : start + size], True, limbs[1])
-        limbs = self.mesh.world.all_reduce(limbs)
-        return kernels.exact_value(limbs[0]), float(np.sqrt(kernels.exact_value(limbs[1])))
+        total = self.mesh.world.all_reduce(to_host(limbs))
+        loss, square = (host.kernels.exact_value(each) for each in total)
+        return loss, float(np.sqrt(square))
 
     # --- evaluation ---
 
@@ -341,8 +358,8 @@ class Engine:
         if not self.stage.last:
             return None
         with tape:
-            losses = self._loss(y, targets).array
-        return losses, self.predict(y.array) == targets.reshape(losses.shape)
+            losses = to_host(self._loss(y, targets).array)
+        return losses, self.predict(to_host(y.array)) == targets.reshape(losses.shape)
 
     def predict(self, logits: Array) -> Array:
         """The column of the largest logit over the whole vocabulary; the first among equals."""
@@ -371,7 +388,7 @@ class Engine:
         vocabulary = self._vocabulary
         width = y.array.shape[-1] // len(self.tensor.leaves.run(self.tensor.rank))
         bounds = [leaf * width for leaf in self.tensor.leaves.bounds]
-        whole = self.tensor.all_gather(y.array, axis=y.array.ndim - 1, bounds=bounds)
+        whole = self.tensor.all_gather(to_host(y.array), axis=y.array.ndim - 1, bounds=bounds)
         result: Array = whole[..., :vocabulary].astype(np.float32)
         return result
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from plait.backend import kernels
+from plait import backend
+from plait.backend.host import kernels
 from plait.comm import Communicator
 from plait.comm.tree import Leaves
 from plait.mesh import Mesh
@@ -40,10 +41,10 @@ def identity(
     AMX is in it, and only for bfloat16: the others round alike."""
     found = {
         "numerics version": NUMERICS_VERSION,
-        "backend": "cpu",
+        "backend": backend.name(),
         "grains": f"{mesh.grains['data']} x {mesh.grains['tensor']}",
     }
-    if precision == "bfloat16":
+    if precision == "bfloat16" and backend.name() == "cpu":
         amx = kernels.isa().startswith("amx_bf16")
         found["bfloat16 products"] = "in blocks (amx_bf16)" if amx else "in pairs"
     if any(spec.mixes_samples for spec in layers):

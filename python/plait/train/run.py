@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from plait import __version__
-from plait.backend import kernels
+from plait.backend.host import kernels
 from plait.comm import Communicator
 from plait.comm.alone import Alone
 from plait.data import Dataset, synthetic
@@ -24,6 +24,7 @@ from plait.train import sections
 from plait.train.build import build_dataset, build_model, make_trainer, sequence_length
 from plait.train.checks import check_layout
 from plait.train.config import Config, compare, dump, load, load_record
+from plait.train.device import take_backend
 from plait.train.numerics import agree_on_instructions
 from plait.train.restore import TOKENIZER, check_data, find_run, read_tokenizer, restored
 from plait.train.results import Evaluation
@@ -58,6 +59,7 @@ def train(
         previous = _check_resumable(config, run)
         local = ranks_here(world)
         threads, path = set_threads(config, local), agree_on_instructions(world)
+        engine = take_backend(config.backend, world)
         dataset = build_dataset(config)
         dataset.prepare(world)
         check_data(run.path, previous, dataset)
@@ -89,7 +91,7 @@ def train(
             "run": run.path,
             "layout": f"{mesh.layout} (data x tensor x pipeline) on {world.size} ranks",
             "mpi": f"{mpi_name(world)}, transport {world.transport}",
-            "engine": f"cpu, {path}, {threads} thread{'s' * (threads > 1)} a rank",
+            "engine": f"{engine}, {path}, {threads} thread{'s' * (threads > 1)} a rank",
             "model": f"{count_text(sum(spec.parameters for spec in specs))} parameters, "
             f"{config.train.precision}, grains {grains[0]} x {grains[1]}",
             "batch": f"{config.train.batch} samples a step, {trainer.engine.share.largest} at once",

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 
-from plait.backend import kernels
+from plait.backend import device_count, device_limit
+from plait.backend.host import kernels
 from plait.comm import Communicator
 from plait.errors import UserError
 from plait.nn import LayerSpec
@@ -117,7 +118,10 @@ def check_memory(
     request = memory_request(config, specs, layout)
     local = here if isinstance(here, int) else here.ranks
     needed = memory(specs, request).total
-    limit = int(config.memory * 2**30) if config.memory else limit_bytes() // local
+    whole, holders = device_limit(), -(-local // device_count())  # ranks that share a device
+    if not whole:
+        whole, holders = limit_bytes(), local
+    limit = int(config.memory * 2**30) if config.memory else whole // holders
 
     def limit_of(changed: Request) -> int:
         wanted = Layout(data=changed.data, tensor=changed.tensor, pipeline=changed.pipeline)
@@ -126,7 +130,7 @@ def check_memory(
         except ValueError:
             return 0
         one_host = not config.memory and local == request.ranks
-        return limit_bytes() // changed.ranks if one_host else limit
+        return whole // changed.ranks if one_host and not device_limit() else limit
 
     if limit and needed > limit:
         change = smallest_change(specs, request, limit_of)

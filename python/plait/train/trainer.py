@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from plait import checkpoint
-from plait.backend import Array, kernels
+from plait.backend import Array, host, memory_bytes
+from plait.backend import name as name_of_backend
 from plait.comm.work import communication_seconds
 from plait.data import Dataset, Sampler
 from plait.errors import UserError
@@ -22,6 +23,7 @@ from plait.optim import Optimizer, Schedule, constant
 from plait.parallel.bucket import Span
 from plait.report import RunFolder, Screen, peak_bytes, reset_peak
 from plait.train import fit
+from plait.train.device import Wanted, take_backend
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
 from plait.train.microbatch import auto_microbatch
@@ -38,7 +40,8 @@ class Trainer:
     out: as auto_microbatch says). grains: the leaves of canonical sums, "auto" (a function of the
     model and the batch), "layout", or (data, tensor). check_every: steps between comparisons of the
     replicas' bits (check_replicas), also made before each checkpoint; each step, that part of the
-    state is looked at for changes between updates (StateCheck); 0: never. run: a folder, made
+    state is looked at for changes between updates (StateCheck, not on a GPU); 0: never. backend:
+    taken for the whole process (take_backend). run: a folder, made
     or taken over once all else has been accepted; a checkpoint in it is resumed from, which is
     refused where that would change the bits (numerics.identity) unless other_bits. It is this
     Trainer's alone until close(), or the end of a `with` block.
@@ -63,6 +66,7 @@ class Trainer:
         sequence_parallel: bool = False,
         grains: Literal["auto", "layout"] | tuple[int, int] = "auto",
         check_every: int = 100,
+        backend: Wanted = "auto",
         run: str | Path | RunFolder | None = None,
         keep: int = 3,
         metadata: dict[str, Any] | None = None,
@@ -80,6 +84,9 @@ class Trainer:
         units = [(spec.name, spec.tensor_units) for spec in layers if spec.tensor_units]
         fit.check(plan, units, fit.arguments)
         self.mesh = mesh = mesh.with_grains(*grains)
+        take_backend(backend, mesh.world)
+        if name_of_backend() == "cuda":
+            self.mesh = mesh = mesh.staged()
         self.optimizer, self.schedule = optimizer, schedule or constant()
         dataset.prepare(mesh.world)
         self.dataset = dataset
@@ -104,7 +111,7 @@ class Trainer:
         reset_peak()
         self.engine = Engine(layers, mesh, optimizer, settings)
         self.keep, self.metadata, self.check_every = keep, metadata or {}, check_every
-        if check_every:
+        if check_every and name_of_backend() == "cpu":
             StateCheck(self.engine, check_every)
         self.next_step, self.other_bits = 0, other_bits
         self.bits = identity(mesh, layers, batch, settings.microbatch, settings.precision)
@@ -173,7 +180,7 @@ class Trainer:
         done = self.settings.batch * (inputs.shape[1] if unit == "tokens" else 1)
         return Step(
             index, result.loss, result.grad_norm, float(rate[0]), seconds, done / seconds, unit,
-            peak_bytes(), communication_seconds() - communicated,
+            memory_bytes() or peak_bytes(), communication_seconds() - communicated,
         )  # fmt: skip
 
     def _check_replicas(self) -> None:
@@ -287,14 +294,14 @@ class Trainer:
                 continue
             losses, right = found
             for sample in losses.reshape(len(losses), -1):
-                kernels.exact_sum(sample, False, limbs[0])
+                host.kernels.exact_sum(sample, False, limbs[0])
             seen = targets >= 0
             counts += [seen.sum(), (right & seen.reshape(right.shape)).sum(), 0]
             if dataset.token_bytes is not None:
                 counts[2] += dataset.token_bytes[targets[seen]].sum()
         limbs = self.mesh.world.all_reduce(limbs)
         counts = self.mesh.world.all_reduce(counts)
-        total = kernels.exact_value(limbs[0])
+        total = host.kernels.exact_value(limbs[0])
         targets_seen = int(counts[0])
         if targets_seen == 0:
             raise UserError("evaluation saw no target: all of the held-out targets are masked")

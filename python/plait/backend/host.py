@@ -1,4 +1,4 @@
-"""The kernels and the arrays they work on: numpy for the CPU backend."""
+"""numpy arrays and the CPU's kernels: what files and communication work on, always."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ Array = NDArray[Any]
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 float32 = np.dtype(np.float32)
 
-PRECISIONS = {"float32": float32, "bfloat16": bfloat16}
-
-
 POOLED = 1 << 15  # bytes; the C library keeps smaller blocks by itself
 
 
@@ -28,12 +25,6 @@ def empty(shape: int | tuple[int, ...], dtype: Any = float32) -> Array:
         return np.empty(shape, dtype)
     array: Array = kernels.empty(shape, dtype)
     return array
-
-
-def zeros(shape: int | tuple[int, ...], dtype: Any = float32) -> Array:
-    out = empty(shape, dtype)
-    bits(out).fill(0)
-    return out
 
 
 def copied(x: Array) -> Array:
@@ -47,20 +38,13 @@ def contiguous(x: Array) -> Array:
     return x if x.flags.c_contiguous else copied(x)
 
 
-def bits(x: Array) -> Array:
-    """The same memory as unsigned integers: sums of bits with zeros elsewhere select exactly."""
-    return x.view(np.dtype(f"u{x.dtype.itemsize}"))
-
-
 __all__ = [
-    "PRECISIONS",
+    "POOLED",
     "Array",
     "bfloat16",
-    "bits",
     "contiguous",
     "copied",
     "empty",
     "float32",
     "kernels",
-    "zeros",
 ]

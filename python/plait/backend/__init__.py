@@ -1,0 +1,252 @@
+"""The backend in use: its kernels, and arrays in its memory.
+
+numpy's arrays and plait._cpu, until use("cuda") takes CuPy's and plait._cuda for the rest of the
+process: arrays that were made before stay what they are. What is said here to take an array takes
+either kind.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from plait.backend import host
+from plait.backend.cuda import Cuda, connect
+from plait.backend.host import POOLED, Array, bfloat16, float32
+
+PRECISIONS = {"float32": float32, "bfloat16": bfloat16}
+
+# The same object always: functions of the module in use are put into it.
+kernels: Any = SimpleNamespace(**vars(host.kernels))
+_cuda: Cuda | None = None
+
+
+def use(name: str, local_rank: int = 0) -> str:
+    """Takes "cpu" or "cuda"; says what that is, such as "cuda (NVIDIA H200, device 0)". UserError
+    if there is no such device here."""
+    global _cuda
+    _cuda = connect(local_rank) if name == "cuda" else None
+    kernels.__dict__.clear()
+    kernels.__dict__.update(vars(host.kernels if _cuda is None else _cuda.kernels))
+    return "cpu" if _cuda is None else f"cuda ({_cuda.name}, device {_cuda.device})"
+
+
+def name() -> str:
+    return "cpu" if _cuda is None else "cuda"
+
+
+def built() -> bool:
+    """Whether this plait has kernels for CUDA."""
+    return importlib.util.find_spec("plait._cuda") is not None
+
+
+def memory_bytes() -> int:
+    """Device memory that this process has reserved, at most so far; 0 on the CPU."""
+    if _cuda is None:
+        return 0
+    reserved: int = _cuda.cupy.get_default_memory_pool().total_bytes()
+    return reserved + int(_cuda.kernels.scratch_reserved())
+
+
+def device_limit() -> int:
+    """Bytes of the device's memory; 0 on the CPU."""
+    return 0 if _cuda is None else int(_cuda.cupy.cuda.runtime.memGetInfo()[1])
+
+
+def device_count() -> int:
+    """How many devices this process sees; 1 on the CPU."""
+    return 1 if _cuda is None else int(_cuda.cupy.cuda.runtime.getDeviceCount())
+
+
+def trim() -> None:
+    """Gives memory that no array uses back to the system."""
+    host.kernels.trim_memory()
+    if _cuda is not None:
+        _cuda.cupy.get_default_memory_pool().free_all_blocks()
+
+
+# --- making arrays --------------------------------------------------------------------------------
+
+
+def empty(shape: int | tuple[int, ...], dtype: Any = float32) -> Array:
+    """Uninitialised, in the memory of the backend in use."""
+    if _cuda is None:
+        return host.empty(shape, dtype)
+    array: Array = _cuda.cupy.empty(shape, np.dtype(dtype))
+    return array
+
+
+def zeros(shape: int | tuple[int, ...], dtype: Any = float32) -> Array:
+    out = empty(shape, dtype)
+    if _cuda is None:
+        bits(out).fill(0)
+    else:
+        out.data.memset_async(0, out.nbytes)  # type: ignore[attr-defined]
+    return out
+
+
+def beside(x: Array, shape: int | tuple[int, ...], dtype: Any) -> Array:
+    """Uninitialised, in the kind of memory that x lies in."""
+    return empty(shape, dtype) if on_device(x) else host.empty(shape, dtype)
+
+
+def copied(x: Array) -> Array:
+    """Contiguous, whatever x is, and beside it."""
+    out = beside(x, x.shape, x.dtype)
+    assign(out, x)
+    return out
+
+
+def assign(out: Array, x: Array) -> None:
+    """out[...] = x, for arrays of one kind, shape and type."""
+    if on_device(out) and x.dtype in (float32, bfloat16) and (x.ndim == 0 or x.strides[-1] > 0):
+        kernels.convert(x, out)
+    else:
+        out[...] = x
+
+
+def fill(x: Array, value: float) -> None:
+    """Every element of a contiguous x."""
+    if value == 0 or not on_device(x):
+        x.fill(value)
+    else:
+        x.set(np.full(x.shape, value, x.dtype))  # type: ignore[attr-defined]
+
+
+def repeated(x: Array, count: int) -> Array:
+    """(count, *x.shape): x count times, without copies; not to be written to."""
+    shape = (count, *x.shape)
+    if _cuda is None or not on_device(x):
+        return np.broadcast_to(x, shape)
+    found: Array = _cuda.cupy.broadcast_to(x, shape)
+    return found
+
+
+def contiguous(x: Array) -> Array:
+    return x if x.flags.c_contiguous else copied(x)
+
+
+def as_type(x: Array, dtype: Any) -> Array:
+    """x, or a copy of another float type."""
+    if x.dtype == dtype:
+        return x
+    if not on_device(x):
+        return x.astype(dtype)
+    out = empty(x.shape, dtype)
+    kernels.convert(contiguous(x), out)
+    return out
+
+
+def bits(x: Array) -> Array:
+    """The same memory as unsigned integers: sums of bits with zeros elsewhere select exactly."""
+    return x.view(np.dtype(f"u{x.dtype.itemsize}"))
+
+
+# --- between host and device ----------------------------------------------------------------------
+
+
+def on_device(x: Any) -> bool:
+    """Whether x is an array of a device's memory."""
+    return _cuda is not None and isinstance(x, _cuda.cupy.ndarray)
+
+
+def to_device(x: Array) -> Array:
+    """x in the memory of the backend in use: itself, if it is there."""
+    if _cuda is None or on_device(x):
+        return x
+    out = empty(x.shape, x.dtype)
+    out.set(np.ascontiguousarray(x))  # type: ignore[attr-defined]
+    return out
+
+
+def to_host(x: Array) -> Array:
+    """x as a numpy array, complete: itself, if it is one."""
+    if not on_device(x):
+        return x
+    found: Array = contiguous(x).get()  # type: ignore[attr-defined]
+    return found
+
+
+def put(out: Array, x: Array) -> None:
+    """out[...] = x, for a host's x."""
+    if on_device(out):
+        out.set(np.ascontiguousarray(x))  # type: ignore[attr-defined]
+    elif out is not x:
+        out[...] = x
+
+
+def kernels_of(x: Array) -> Any:
+    """The kernels that work on x."""
+    return kernels if on_device(x) else host.kernels
+
+
+def address(x: Array) -> int:
+    return int(x.data.ptr if on_device(x) else host.kernels.address(x))  # type: ignore[attr-defined]
+
+
+def share_memory(x: Array, y: Array) -> bool:
+    """Whether they may have bytes in common; arrays of a device only if their ranges overlap."""
+    if on_device(x) != on_device(y):
+        return False
+    if not on_device(x):
+        return np.may_share_memory(x, y)
+    (a, b), (c, d) = _range(x), _range(y)
+    return a < d and c < b
+
+
+def same_array(x: Array, y: Array) -> bool:
+    """Whether they are one array, perhaps by two views."""
+    if x is y:
+        return True
+    alike = x.shape == y.shape and x.dtype == y.dtype and x.strides == y.strides
+    return alike and on_device(x) == on_device(y) and address(x) == address(y)
+
+
+def _range(x: Array) -> tuple[int, int]:
+    if x.size == 0:
+        return address(x), address(x)
+    reach = sum((n - 1) * stride for n, stride in zip(x.shape, x.strides, strict=True))
+    return address(x), address(x) + reach + x.itemsize
+
+
+def writeable(x: Array) -> bool:
+    return on_device(x) or bool(x.flags.writeable)
+
+
+__all__ = [
+    "POOLED",
+    "PRECISIONS",
+    "Array",
+    "address",
+    "as_type",
+    "assign",
+    "beside",
+    "bfloat16",
+    "bits",
+    "built",
+    "contiguous",
+    "copied",
+    "device_count",
+    "device_limit",
+    "empty",
+    "fill",
+    "float32",
+    "kernels",
+    "kernels_of",
+    "memory_bytes",
+    "name",
+    "on_device",
+    "put",
+    "repeated",
+    "same_array",
+    "share_memory",
+    "to_device",
+    "to_host",
+    "trim",
+    "use",
+    "writeable",
+    "zeros",
+]

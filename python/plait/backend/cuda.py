@@ -1,0 +1,82 @@
+"""The CUDA backend of this process: CuPy's arrays, plait._cuda's kernels, one device."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from plait.errors import UserError
+
+LEAST = (8, 0)  # compute capability
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """cupy: the module; kernels: plait._cuda; device: its number among those that are visible."""
+
+    cupy: Any
+    kernels: Any
+    device: int
+    name: str
+
+
+def connect(local_rank: int) -> Cuda:
+    """Takes visible device `local_rank` modulo their number. UserError says in one line what is
+    missing, and what to install."""
+    try:
+        kernels: Any = importlib.import_module("plait._cuda")
+    except ModuleNotFoundError:
+        raise UserError(
+            'backend = "cuda": this plait was built for the CPU only; build it with CUDA 13: '
+            "pip install --no-binary plait -C cmake.define.PLAIT_CUDA=ON plait[cuda13]"
+        ) from None
+    driver, runtime = kernels.driver_version(), kernels.runtime_version()
+    if driver == 0:
+        raise UserError(
+            'backend = "cuda": there is no NVIDIA driver here (libcuda.so.1 cannot be loaded); '
+            'take backend = "cpu", or a host with a GPU'
+        )
+    if driver < runtime // 1000 * 1000:
+        raise UserError(
+            f'backend = "cuda": the driver knows CUDA {_version(driver)}, plait was built for '
+            f"{_version(runtime)}: install a driver of CUDA {runtime // 1000} (580 or later for 13)"
+        )
+    extra = f"cuda{runtime // 1000}"
+    try:
+        cupy: Any = importlib.import_module("cupy")
+        count = cupy.cuda.runtime.getDeviceCount()
+    except ImportError as error:
+        raise UserError(
+            f'backend = "cuda" needs CuPy 14 or later, which cannot be imported ({error}): '
+            f"pip install plait[{extra}]"
+        ) from None
+    except Exception as error:
+        raise UserError(
+            f'backend = "cuda": CuPy {cupy.__version__} finds no device with this driver (CUDA '
+            f"{_version(driver)}): {error}; its CUDA may be another: pip install plait[{extra}]"
+        ) from None
+    if int(cupy.__version__.split(".")[0]) < 14:
+        raise UserError(
+            f'backend = "cuda" needs CuPy 14 or later for bfloat16, found {cupy.__version__}: '
+            f"pip install plait[{extra}]"
+        )
+    if count == 0:
+        raise UserError(
+            'backend = "cuda": there is a driver but no visible device: look at '
+            "CUDA_VISIBLE_DEVICES, or ask the scheduler for one (srun --gpus-per-node=1)"
+        )
+    device = local_rank % count
+    cupy.cuda.Device(device).use()
+    properties = cupy.cuda.runtime.getDeviceProperties(device)
+    name, found = properties["name"].decode(), (properties["major"], properties["minor"])
+    if found < LEAST:
+        raise UserError(
+            f'backend = "cuda": {name} has compute capability {found[0]}.{found[1]}, needed is '
+            f"{LEAST[0]}.{LEAST[1]} (A100 or later)"
+        )
+    return Cuda(cupy, kernels, device, name)
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
