@@ -1,0 +1,319 @@
+"""Kernels of one GPU beside cuBLAS and PyTorch, in turn in one process; random inputs.
+
+python benchmarks/gpu_kernels.py [--only matmul,attention,memory] [--rounds 20] [--json F] [--small]
+
+Each call is timed by events, after a pass over memory that empties L2; the sides take turns. Prints
+the median of each side and how many times as fast plait is (median of the rounds' ratios, and
+range). Kernels bound by memory are held against a copy's bandwidth, measured in the same run.
+--small: sizes that only show that everything runs, on any device or on none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from turns import ratio_text
+
+from plait import backend
+from plait.backend import bfloat16, float32, kernels, to_device
+
+Call = Callable[[], Any]
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+
+
+def numbers(*shape: int, dtype: Any = bfloat16) -> tuple[Any, torch.Tensor]:
+    """The same normal numbers for plait and for PyTorch; other ones each time."""
+    global _stream
+    _stream += 1
+    wide = backend.empty(shape)
+    kernels.random_normal(0, _stream, 0, 0.0, 1.0, wide)
+    ours = backend.as_type(wide, dtype)
+    kind = torch.bfloat16 if dtype == bfloat16 else torch.float32
+    raw = ours.view(np.dtype(f"i{ours.dtype.itemsize}"))
+    theirs = torch.as_tensor(raw, device=DEVICE) if CUDA else torch.from_numpy(raw.get())
+    return ours, theirs.view(kind).clone()
+
+
+_stream = 0
+_junk: Any = None
+
+
+def seconds(call: Call) -> float:
+    global _junk
+    if not CUDA:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    if _junk is None:
+        _junk = torch.empty(1 << 28, dtype=torch.uint8, device=DEVICE)
+    _junk.zero_()
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    call()
+    last.record()
+    last.synchronize()
+    return 1e-3 * float(first.elapsed_time(last))
+
+
+def turns(sides: dict[str, Call], rounds: int) -> dict[str, list[float]]:
+    for call in sides.values():  # loads kernels, chooses algorithms
+        for _ in range(3):
+            call()
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, call in sides.items():
+            found[name].append(seconds(call))
+    return found
+
+
+def near(ours: Any, theirs: torch.Tensor, most: float) -> float:
+    """The relative distance of two results; an error if it is above `most`, or not a number."""
+    a = backend.to_host(ours).astype(np.float32).ravel()
+    b = theirs.float().cpu().numpy().ravel()
+    distance = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
+    if not distance <= most:
+        raise AssertionError(f"results differ by {distance:.2e}, at most {most:.0e} is fine")
+    return distance
+
+
+def report(
+    what: str, sides: dict[str, Call], rounds: int, found: dict[str, Any], work: float, unit: str
+) -> None:
+    """work: what each call does, in 1e12 operations or 1e9 bytes."""
+    times = turns(sides, rounds)
+    ours = times["plait"]
+    text = f"{what:44}"
+    row: dict[str, Any] = {"seconds": times, "work": work, "unit": unit}
+    for name, each in times.items():
+        text += f"  {name} {work / statistics.median(each):7.1f} {unit}"
+        if name != "plait":
+            row[f"plait / {name}"] = statistics.median(b / a for a, b in zip(ours, each))
+            text += f" ({ratio_text(ours, each)})"
+    found[what] = row
+    print(text, flush=True)
+
+
+# --- matrix products ------------------------------------------------------------------------------
+
+
+def matmul(found: dict[str, Any], rounds: int, small: bool) -> None:
+    cubes = [64] if small else [4096, 6144, 8192]
+    for n in cubes:
+        for kind in ("NN", "NT", "TN"):
+            product(found, rounds, n, n, n, kind, False)
+    tokens, widths = (96, [(32, 64)]) if small else (8192, GPT_SHAPES)
+    for k, n in widths:
+        product(found, rounds, tokens, k, n, "NT", True)  # forward, with bias
+        product(found, rounds, tokens, n, k, "NN", False)  # gradient of x
+        product(found, rounds, n, tokens, k, "TN", False, accumulate=True)  # of the weight
+    for n in cubes:
+        product(found, rounds, n, n, n, "NN", False, leaves=2)
+
+
+GPT_SHAPES = [
+    (768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50304), (1600, 4800), (1600, 6400),
+    (6400, 1600),
+]  # fmt: skip
+
+
+def product(
+    found: dict[str, Any], rounds: int, m: int, k: int, n: int, kind: str, biased: bool,
+    accumulate: bool = False, leaves: int = 1,
+) -> None:  # fmt: skip
+    a, their_a = numbers(k, m) if kind[0] == "T" else numbers(m, k)
+    b, their_b = numbers(n, k) if kind[1] == "T" else numbers(k, n)
+    bias, their_bias = numbers(n)
+    cut = [k * leaf // leaves for leaf in range(leaves + 1)]
+    out = backend.zeros((m, n), float32 if accumulate else bfloat16)
+    left = their_a.T if kind[0] == "T" else their_a
+    right = their_b.T if kind[1] == "T" else their_b
+    theirs = torch.zeros((m, n), dtype=torch.bfloat16, device=DEVICE)
+    total = torch.zeros((m, n), dtype=torch.float32, device=DEVICE)
+
+    def ours() -> None:
+        kernels.matmul(
+            a, b, kind[0] == "T", kind[1] == "T", cut, accumulate, 0, bias if biased else None, out
+        )
+
+    def cublas() -> None:
+        torch.mm(left, right, out=theirs)
+        if biased:
+            theirs.add_(their_bias)
+        if accumulate:
+            total.add_(theirs)
+
+    ours()
+    cublas()
+    near(out, total if accumulate else theirs, 1e-2)
+    text = f"matmul {m} x {k} x {n} {kind}"
+    text += " + bias" * biased + " + sum" * accumulate + f", {leaves} leaves" * (leaves > 1)
+    report(text, {"plait": ours, "cuBLAS": cublas}, rounds, found, 2e-12 * m * k * n, "TFLOP/s")
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+def attention(found: dict[str, Any], rounds: int, small: bool) -> None:
+    for shape in [(2, 2, 48, 64)] if small else [(16, 12, 1024, 64), (8, 16, 4096, 128)]:
+        attend(found, rounds, *shape)
+
+
+def attend(found: dict[str, Any], rounds: int, b: int, h: int, s: int, d: int) -> None:
+    mine, theirs = zip(*(numbers(b, s, h, d) for _ in range(4)), strict=True)
+    q, k, v, grad = (x.transpose(1, 2) for x in theirs)
+    for x in (q, k, v):
+        x.requires_grad_(True)
+    out, sums = backend.empty((b, s, h, d), bfloat16), backend.empty((b, h, s))
+    grads = [backend.empty((b, s, h, d), bfloat16) for _ in range(3)]
+    scale = d**-0.5
+
+    def forward() -> None:
+        kernels.attention_forward(*mine[:3], True, scale, out, sums)
+
+    def backward() -> None:
+        kernels.attention_backward(mine[3], *mine[:3], out, sums, True, scale, *grads)
+
+    def their_forward() -> torch.Tensor:
+        result: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True
+        )
+        return result
+
+    forward()
+    backward()
+    kept = their_forward()
+    near(out, kept.detach().transpose(1, 2), 2e-2)
+    expected = torch.autograd.grad(kept, (q, k, v), grad, retain_graph=True)
+    for ours, other in zip(grads, expected, strict=True):
+        near(ours, other.transpose(1, 2), 3e-2)
+    text, work = f"attention {b} x {h} x {s} x {d} causal", 2e-12 * b * h * s * s * d
+
+    def without_graph() -> None:
+        with torch.no_grad():
+            their_forward()
+
+    sides: dict[str, Call] = {"plait": forward, "PyTorch": without_graph}
+    report(f"{text}, forward", sides, rounds, found, work, "TFLOP/s")
+
+    def their_backward(deterministic: bool) -> None:
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        torch.autograd.grad(kept, (q, k, v), grad, retain_graph=True)
+        torch.use_deterministic_algorithms(False)
+
+    sides = {
+        "plait": backward,
+        "PyTorch": lambda: their_backward(False),
+        "deterministic": lambda: their_backward(True),
+    }
+    report(f"{text}, backward", sides, rounds, found, 2.5 * work, "TFLOP/s")
+
+
+# --- bound by memory ------------------------------------------------------------------------------
+
+
+def memory(found: dict[str, Any], rounds: int, small: bool) -> None:
+    rows, width, vocabulary = (40, 64, 100) if small else (65536, 768, 50304)
+    x, their_x = numbers(rows, width)
+    grad, _ = numbers(rows, width)
+    weight, bias = numbers(width)[0], numbers(width)[0]
+    out, mean, rstd = backend.empty((rows, width), bfloat16), *map(backend.empty, (rows, rows))
+    large = torch.empty((1 << 16) if small else (1 << 31), dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(large)
+    copy = turns({"copy": lambda: target.copy_(large)}, rounds)["copy"]
+    bandwidth = 2e-9 * large.numel() / statistics.median(copy)
+    found["copy"] = {"seconds": copy, "GB/s": bandwidth}
+    print(f"{'copy':44}  {bandwidth:7.1f} GB/s read and written", flush=True)
+    norm = torch.nn.LayerNorm(width, device=DEVICE, dtype=torch.bfloat16)
+
+    def against_copy(what: str, sides: dict[str, Call], gigabytes: float) -> None:
+        report(what, sides, rounds, found, gigabytes, "GB/s")
+        rate = gigabytes / statistics.median(found[what]["seconds"]["plait"])
+        found[what]["of a copy"] = rate / bandwidth
+        print(f"{'':44}  {rate / bandwidth:.0%} of a copy's bandwidth", flush=True)
+
+    one = 2e-9 * rows * width
+    args = (x, weight, bias, 1e-5, out, mean, rstd)
+    with torch.no_grad():
+        against_copy(
+            f"layer norm {rows} x {width}",
+            {"plait": lambda: kernels.layer_norm_forward(*args), "PyTorch": lambda: norm(their_x)},
+            2 * one,
+        )
+    back = (grad, x, weight, mean, rstd, out)
+    against_copy(
+        "layer norm backward", {"plait": lambda: kernels.layer_norm_backward(*back)}, 3 * one
+    )
+    sums = backend.empty(width), backend.empty(width)
+    shaped = [a.reshape(rows // 8, 8, width) for a in (grad, x)]
+    stats = [a.reshape(rows // 8, 8) for a in (mean, rstd)]
+    against_copy(
+        "layer norm's weights' gradients",
+        {"plait": lambda: kernels.layer_norm_backward_weight(*shaped, *stats, False, *sums)},
+        2 * one,
+    )
+    against_copy("GELU", {"plait": lambda: kernels.gelu_forward(x, out)}, 2 * one)
+    against_copy("residual add", {"plait": lambda: kernels.add([x, grad], out)}, 3 * one)
+    cross_entropy(against_copy, 64 if small else 8192, vocabulary)
+    adamw(against_copy, (1 << 12) if small else (1 << 27))
+
+
+def cross_entropy(against_copy: Any, rows: int, vocabulary: int) -> None:
+    logits, their_logits = numbers(rows, vocabulary)
+    targets = np.random.default_rng(0).integers(0, vocabulary, rows).astype(np.int32)
+    mine, theirs = to_device(targets), torch.from_numpy(targets).long().to(DEVICE)
+    stats, target = backend.zeros((2, rows)), backend.zeros(rows)
+    their_logits.requires_grad_(True)
+
+    def both() -> None:
+        kernels.cross_entropy_statistics(logits, mine, 0, vocabulary, stats[0], stats[1], target)
+        kernels.cross_entropy_backward(
+            logits, mine, stats[0], stats[1], 0, vocabulary, 1 / rows, logits
+        )
+
+    def their_both() -> None:
+        their_logits.grad = None
+        torch.nn.functional.cross_entropy(their_logits, theirs).backward()
+
+    sides = {"plait": both, "PyTorch": their_both}
+    against_copy(f"cross-entropy {rows} x {vocabulary}", sides, 6e-9 * rows * vocabulary)
+
+
+def adamw(against_copy: Any, n: int) -> None:
+    master, first, second, grad = (numbers(n, dtype=float32)[0] for _ in range(4))
+    kernels.relu_forward(second, second)
+    weight = backend.empty(n, bfloat16)
+    settings = (1.0, 1e-4, 0.9, 0.95, 1e-8, 0.1, 3)
+    ours = {"plait": lambda: kernels.adamw(grad, *settings, master, first, second, weight)}
+    against_copy(f"AdamW {n}", ours, 30e-9 * n)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="matmul,attention,memory")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--small", action="store_true")
+    a = parser.parse_args()
+    device = backend.use("cuda")
+    print(f"{device}, PyTorch {torch.__version__}", flush=True)
+    found: dict[str, Any] = {"device": device, "torch": torch.__version__, "rows": {}}
+    parts = {"matmul": matmul, "attention": attention, "memory": memory}
+    try:
+        for name in a.only.split(","):
+            parts[name](found["rows"], a.rounds, a.small)
+    finally:
+        if a.json:
+            a.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Training GPT-2 on one GPU beside PyTorch compiled, in turn in one process; and its loss curve.
+
+python benchmarks/gpu_train.py [--model 124M] [--batch 64] [--microbatch 16] [--rounds 10] [--json J]
+    [--curve] [--no-torch]: 1024 tokens a sample, bfloat16 with float32 masters, AdamW, tied head.
+
+tokens/s are medians over rounds of one step each. MFU = (6 N + 6 L d S) tokens/s / 989.4e12, N all
+parameters (the head is the embedding), L layers of width d, S positions (causal). --curve: 50 steps
+of a small GPT on the GPU and on the CPU; the largest difference of their losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from turns import ratio_text
+
+from plait import backend, models
+from plait.mesh import Mesh
+from plait.optim import AdamW
+from plait.train.engine import Engine, Settings
+from plait.train.grains import auto_grains
+
+sys.path.insert(0, str(Path(__file__).with_name("peers")))
+
+VOCABULARY = 50304
+SIZES = {
+    "tiny": {"layers": 2, "hidden_dim": 64, "heads": 1, "sequence_length": 64},
+    "124M": {"layers": 12, "hidden_dim": 768, "heads": 12, "sequence_length": 1024},
+    "1.5B": {"layers": 48, "hidden_dim": 1600, "heads": 25, "sequence_length": 1024},
+}
+PEAK = 989.4e12  # dense bfloat16 of an H100 or H200 SXM, by its data sheet
+
+
+def samples(batch: int, length: int, vocabulary: int) -> tuple[Any, Any]:
+    tokens = np.random.default_rng(0).integers(0, vocabulary, (batch, length + 1), np.int32)
+    return tokens[:, :-1].copy(), tokens[:, 1:].copy()
+
+
+def ours(sizes: dict[str, int], batch: int, microbatch: int) -> tuple[Callable[[], float], int]:
+    """A step, which gives its loss; and how many parameters there are."""
+    specs = models.gpt(vocabulary=VOCABULARY, **sizes)
+    leaves = auto_grains(specs, batch)
+    mesh = Mesh(grains=dict(zip(("data", "tensor"), leaves, strict=True)))
+    engine = Engine(
+        specs, mesh.staged(), AdamW(weight_decay=0.1), Settings(batch, microbatch), 1 << 25
+    )
+    inputs, targets = samples(batch, sizes["sequence_length"], VOCABULARY)
+    done = iter(range(1 << 30))
+    return lambda: engine.step(next(done), 3e-4, inputs, targets).loss, engine.parameter_count
+
+
+def theirs(sizes: dict[str, int], batch: int, microbatch: int, form: str) -> Callable[[], float]:
+    """form: "autocast", or "masters" (bfloat16 weights with float32 masters)."""
+    import torch
+    import torch_step
+
+    torch_step.VOCABULARY = VOCABULARY
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = torch_step.build_gpt(torch, sizes, False).to(device)
+    if form == "masters":
+        net = net.bfloat16()
+    update = torch_step.updates(torch, list(net.parameters()), form)
+    call = torch.compile(net) if device == "cuda" else net
+    inputs, targets = (
+        torch.from_numpy(x).long().to(device)
+        for x in samples(batch, sizes["sequence_length"], VOCABULARY)
+    )
+
+    def step() -> float:
+        total = torch.zeros((), device=device)
+        for first in range(0, batch, microbatch):
+            part = slice(first, first + microbatch)
+            with torch.autocast(device, torch.bfloat16, enabled=form == "autocast"):
+                value = call(inputs[part], targets[part]) * (microbatch / batch)
+            value.backward()
+            total += value.detach()
+        update()
+        return float(total)
+
+    return step
+
+
+def curve(steps: int = 50) -> dict[str, Any]:
+    """Losses of a small GPT over one batch a step of its own, on both backends."""
+    sizes = {"layers": 4, "hidden_dim": 256, "heads": 4, "sequence_length": 128}
+    found: dict[str, Any] = {}
+    for name in ("cuda", "cpu"):
+        backend.use(name)
+        specs = models.gpt(vocabulary=512, **sizes)
+        mesh = Mesh(grains={"data": 8, "tensor": 2})
+        engine = Engine(specs, mesh.staged(), AdamW(weight_decay=0.1), Settings(8, 4))
+        rows = np.random.default_rng(1).integers(0, 512, (64, 1, 129), np.int32)
+        losses = []
+        for step in range(steps):
+            tokens = np.tile(rows[step % 8 : step % 8 + 8, 0], 1)
+            losses.append(engine.step(step, 3e-4, tokens[:, :-1].copy(), tokens[:, 1:].copy()).loss)
+        found[name] = losses
+    apart = [abs(a - b) for a, b in zip(found["cuda"], found["cpu"], strict=True)]
+    found["largest difference"] = max(apart)
+    print(f"loss curve, {steps} steps: at most {max(apart):.2e} apart", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="124M", choices=SIZES)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--microbatch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--curve", action="store_true")
+    parser.add_argument("--no-torch", action="store_true")
+    a = parser.parse_args()
+    device, sizes = backend.use("cuda"), SIZES[a.model]
+    print(device, flush=True)
+    found: dict[str, Any] = {"device": device, "model": a.model, "batch": a.batch}
+    step, parameters = ours(sizes, a.batch, a.microbatch)
+    sides: dict[str, Callable[[], float]] = {"plait": step}
+    if not a.no_torch:
+        for form in ("autocast", "masters"):
+            sides[f"PyTorch {form}"] = theirs(sizes, a.batch, a.microbatch, form)
+    for name, each in sides.items():
+        print(
+            f"{name}: losses of the first steps {[round(each(), 4) for _ in range(3)]}", flush=True
+        )
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(a.rounds):
+        for name, each in sides.items():
+            start = time.perf_counter()
+            each()
+            times[name].append(time.perf_counter() - start)
+    tokens = a.batch * sizes["sequence_length"]
+    attention = 6 * sizes["layers"] * sizes["hidden_dim"] * sizes["sequence_length"]
+    for name, seconds in times.items():
+        rate = tokens / statistics.median(seconds)
+        mfu = (6 * parameters + attention) * rate / PEAK
+        text = f"{name:20} {rate:10.0f} tokens/s, {mfu:.1%} MFU"
+        found[name] = {"seconds": seconds, "tokens/s": rate, "mfu": mfu}
+        if name != "plait":
+            text += f"; plait is {ratio_text(times['plait'], seconds)}"
+        print(text, flush=True)
+    found["memory"] = backend.memory_bytes()
+    print(f"device memory of plait: {found['memory'] / 1e9:.2f} GB", flush=True)
+    if a.curve:
+        found["curve"] = curve()
+    if a.json:
+        a.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
