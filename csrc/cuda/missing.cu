@@ -4,8 +4,6 @@
 
 namespace plait {
 
-void matmul(const ConstArray&, const ConstArray&, bool, bool, const std::vector<int64_t>&, bool, int64_t, const std::optional<ConstArray>&, const Array&) { fail("matmul", "has no CUDA kernel yet"); }
-void matmul_backward_weight(const ConstArray&, const ConstArray&, const std::vector<int64_t>&, const std::vector<int>&, int64_t, bool, int64_t, const Array&) { fail("matmul_backward_weight", "has no CUDA kernel yet"); }
 void exact_sum(const ConstArray&, bool, const Array&) { fail("exact_sum", "has no CUDA kernel yet"); }
 double exact_value(const ConstArray&) { fail("exact_value", "has no CUDA kernel yet"); }
 uint64_t fingerprint(const ConstArray&, int64_t) { fail("fingerprint", "has no CUDA kernel yet"); }
