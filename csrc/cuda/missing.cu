@@ -1,10 +1,9 @@
 // Ops that have no CUDA kernel yet: they say so.
 #include "core/ops.hpp"
+#include "cuda/matmul_engine.hpp"
 
 namespace plait {
 
-void matmul(const ConstArray&, const ConstArray&, bool, bool, const std::vector<int64_t>&, bool, int64_t, const std::optional<ConstArray>&, const Array&) { fail("matmul", "has no CUDA kernel yet"); }
-void matmul_backward_weight(const ConstArray&, const ConstArray&, const std::vector<int64_t>&, const std::vector<int>&, int64_t, bool, int64_t, const Array&) { fail("matmul_backward_weight", "has no CUDA kernel yet"); }
 void exact_sum(const ConstArray&, bool, const Array&) { fail("exact_sum", "has no CUDA kernel yet"); }
 double exact_value(const ConstArray&) { fail("exact_value", "has no CUDA kernel yet"); }
 uint64_t fingerprint(const ConstArray&, int64_t) { fail("fingerprint", "has no CUDA kernel yet"); }
@@ -38,5 +37,8 @@ void mean_pool_forward(const ConstArray&, const Array&) { fail("mean_pool_forwar
 void mean_pool_backward(const ConstArray&, const Array&) { fail("mean_pool_backward", "has no CUDA kernel yet"); }
 void adamw(const ConstArray&, float, float, float, float, float, float, int64_t, const Array&, const Array&, const Array&, const Array&) { fail("adamw", "has no CUDA kernel yet"); }
 void sgd(const ConstArray&, float, float, float, float, const Array&, const Array&, const Array&) { fail("sgd", "has no CUDA kernel yet"); }
+
+void matmul_wgmma(const MatmulProblem&) { fail("matmul_wgmma", "has no CUDA kernel yet"); }
+bool wgmma_available() { return false; }
 
 }  // namespace plait

@@ -5,6 +5,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 namespace fibers {
 
@@ -36,5 +37,17 @@ unsigned char* shared_memory();                   // of this block
 unsigned char* shared_memory(unsigned rank);      // of a block of this cluster
 unsigned cluster_rank();
 int thread_index();                               // x fastest
+
+// Copies that this thread has started and not waited for: groups has where each committed group of them ends.
+struct LateCopies {
+  struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+  };
+  std::vector<Copy> copies;
+  std::vector<size_t> groups;
+};
+LateCopies& late_copies();
 
 }  // namespace fibers
