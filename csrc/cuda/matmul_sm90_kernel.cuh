@@ -6,6 +6,7 @@
 #include "cuda/matmul_sm90_sums.cuh"
 #include "cuda/ptx_wgmma.cuh"
 #include "cuda/shared.cuh"
+#include "cuda/wgmma_operand.cuh"
 
 // Code for 9.0 alone: empty in what is compiled for other chips.
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)

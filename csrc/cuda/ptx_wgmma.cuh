@@ -9,15 +9,6 @@
 
 namespace plait {
 
-// Where an operand lies, swizzled in 128 bytes (TMA's pattern: 16-byte piece p of 128-byte line l lies at p ^ l % 8).
-// k_major: lines are rows of 64 k; a step along k of 16 is 32 bytes. Else lines are 64 rows of one k, blocks of 64 rows lie
-// `block` bytes apart, and a step is 2048 bytes. At multiples of 1024 bytes, steps along k aside.
-__device__ __forceinline__ constexpr uint64_t wgmma_operand(uint32_t address, bool k_major, uint32_t block) {
-  const uint64_t leading = k_major ? 1 : block >> 4, eight_lines = 1024 >> 4, swizzle_128 = 1;
-  return uint64_t((address & 0x3ffff) >> 4) | leading << 16 | eight_lines << 32 | swizzle_128 << 62;
-}
-constexpr uint32_t wgmma_step(bool k_major) { return (k_major ? 32 : 2048) >> 4; }  // to add for the next 16 k
-
 // Before the first wgmma of a group: orders what was done to its registers.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

@@ -1,6 +1,7 @@
 // The module _cuda on fibers: the CUDA kernels on numpy arrays.
 #include "bindings/numpy_array.hpp"
 #include "bindings/ops.hpp"
+#include "engines.hpp"
 #include "fibers.hpp"
 
 namespace py = pybind11;
@@ -16,5 +17,6 @@ bool load_array(py::handle src, ConstArray& a, bool writable) { return load_nump
 PYBIND11_MODULE(_cuda, m) {
   plait::bind_ops(m);
   plait::bind_device(m);
+  plait::bind_engines(m);
   m.def("set_fiber_order", &fibers::set_order);
 }
