@@ -86,6 +86,9 @@ thread_local std::exception_ptr failure;
 thread_local std::vector<std::unique_ptr<Block>> cluster_;
 thread_local Barrier cluster_barrier;
 thread_local dim3 threads_;
+thread_local std::vector<std::function<void()>> late, ends;  // asynchronous operations; checks at the cluster's end
+thread_local std::mt19937_64 chance;
+thread_local uint64_t clusters = 0;
 
 void enter(Fiber& fiber) {
   current = &fiber;
@@ -135,6 +138,7 @@ void run_cluster() {
   std::vector<size_t> turns(all.size());
   for (size_t i = 0; i < turns.size(); i++) turns[i] = order_ == 1 ? turns.size() - 1 - i : i;
   std::mt19937_64 random(order_);
+  chance.seed(order_);
   for (;;) {
     if (order_ > 1) std::shuffle(turns.begin(), turns.end(), random);
     bool moved = false, left = false;
@@ -148,9 +152,17 @@ void run_cluster() {
       enter(f);
       if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
     }
-    if (!left) return;
-    if (!moved) stuck();
+    if (!left) break;
+    if (moved) continue;
+    if (late.empty()) stuck();
+    const size_t which = order_ > 1 ? random() % late.size() : 0;
+    const auto operation = late[which];
+    late.erase(late.begin() + long(which));
+    operation();
   }
+  if (!late.empty()) throw std::logic_error("a cluster ended without waiting for what it had started");
+  for (const auto& check : ends) check();
+  ends.clear();
 }
 
 void sync(Barrier& barrier, const char* at, const std::function<int()>& expected) {
@@ -175,6 +187,14 @@ void wait_until(const char* what, const std::function<bool()>& condition) {
     leave();
   }
 }
+
+void later(std::function<void()> operation) {
+  if (order_ == 1 || (order_ > 1 && chance() % 2))
+    operation();
+  else
+    late.push_back(std::move(operation));
+}
+void at_end(std::function<void()> check) { ends.push_back(std::move(check)); }
 
 void sync_threads() {
   Block* const block = current->block;  // threads that are gone count as arrived
@@ -214,6 +234,7 @@ const Lanes& exchange(unsigned mask, const char* operation, const void* value, i
 unsigned char* shared_memory() { return current->block->shared.data(); }
 unsigned char* shared_memory(unsigned rank) { return cluster_.at(rank)->shared.data(); }
 unsigned cluster_rank() { return unsigned(current->block->index.x % cluster_.size()); }
+uint64_t cluster_number() { return clusters; }
 int thread_index() { return current->index; }
 LateCopies& late_copies() { return current->late; }
 
@@ -230,6 +251,9 @@ void run_grid(const Size& blocks, const Size& threads, unsigned cluster, int64_t
       for (unsigned x = 0; x < blocks.x; x += cluster) {
         cluster_.clear();
         all.clear();
+        late.clear();
+        ends.clear();
+        clusters++;
         cluster_barrier = {};
         for (unsigned c = 0; c < cluster; c++) {
           cluster_.push_back(std::make_unique<Block>());

@@ -17,7 +17,8 @@ struct Size {
 // std::logic_error if no thread can go on.
 void run_grid(const Size& blocks, const Size& threads, unsigned cluster, int64_t shared_bytes, const std::function<void()>& body);
 
-// In which order runnable threads take turns: 0 ascending, 1 descending, others a shuffle of their own.
+// In which order runnable threads take turns: 0 ascending, 1 descending, others a shuffle of their own. What is asynchronous
+// happens as late as can be for 0, at once for 1, at random for others.
 void set_order(uint64_t order);
 
 // --- for code that runs on a fiber -----------------------------------------------------------------------
@@ -33,9 +34,14 @@ void sync_cluster();
 const Lanes& exchange(unsigned mask, const char* operation, const void* value, int bytes);
 // Lets others run until condition() holds; throws if it never does.
 void wait_until(const char* what, const std::function<bool()>& condition);
+// Something asynchronous, which the hardware does at some time from now on. The cluster must wait for it before it ends.
+void later(std::function<void()> operation);
+// Called once, when all threads of this cluster have ended.
+void at_end(std::function<void()> check);
 unsigned char* shared_memory();                   // of this block
 unsigned char* shared_memory(unsigned rank);      // of a block of this cluster
 unsigned cluster_rank();
+uint64_t cluster_number();                        // how many clusters have run before, of all kernels
 int thread_index();                               // x fastest
 
 // Copies that this thread has started and not waited for: groups has where each committed group of them ends.

@@ -2,6 +2,7 @@
 #include "bindings/cuda_array.hpp"
 #include "bindings/numpy_array.hpp"
 #include "bindings/ops.hpp"
+#include "engines.hpp"
 #include "fibers.hpp"
 
 namespace py = pybind11;
@@ -19,5 +20,6 @@ bool load_array(py::handle src, ConstArray& a, bool writable) {
 PYBIND11_MODULE(_cuda, m) {
   plait::bind_ops(m);
   plait::bind_device(m);
+  plait::bind_engines(m);
   m.def("set_fiber_order", &fibers::set_order);
 }

@@ -1,0 +1,94 @@
+// What the host tells the wgmma kernel, and how the kernel cuts the work: tiles, leaves, places in shared memory.
+#pragma once
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "core/dtype.hpp"
+
+namespace plait {
+
+constexpr int TILE_M = 128, TILE_K = 64, STEP_K = 16;  // a block's tile is TILE_M x N, N a parameter of the kernel
+constexpr int CONSUMERS = 2, GROUP = 128;              // warpgroups that multiply, 64 rows each; threads of one
+constexpr int WGMMA_THREADS = (1 + CONSUMERS) * GROUP;
+constexpr int BOX = 64, BOX_BYTES = BOX * BOX * 2;  // TMA's boxes are 64 elements (128 bytes) wide
+constexpr int SUPER_ROWS = 8;                       // rows of cluster tiles that are walked together, for what L2 holds
+
+// Shared memory of a block: a ring of stages (k tiles of A and B), boxes of results on their way out, barriers.
+template <int N>
+struct WgmmaShared {
+  static constexpr int A_BYTES = TILE_M * TILE_K * 2, B_BYTES = N * TILE_K * 2, STAGE_BYTES = A_BYTES + B_BYTES;
+  static constexpr int STAGES = N >= 192 ? 4 : N == 128 ? 6 : 8;
+  static constexpr int BOXES = N == 256 ? 2 : N / 64;  // of each consumer
+  static constexpr int OUT = STAGES * STAGE_BYTES, BARRIERS = OUT + CONSUMERS * BOXES * BOX_BYTES;
+  static constexpr int BYTES = BARRIERS + 2 * STAGES * 8;
+  static_assert(BYTES <= 227 * 1024, "more than a block can have");
+};
+
+struct LeafStep {
+  int end;          // its first k is the end of the one before
+  int16_t merges;   // with the top of the stack, once it is done
+  int16_t pending;  // 1: what comes of it is merged later in this call; 0: it goes to out
+};
+constexpr int STEPS_INSIDE = 64;  // as many leaves travel in the arguments; more lie in device memory
+
+struct WgmmaArguments {
+  CUtensorMap a, b, out;  // (k, rows, 1) where k is innermost, else (rows, k in a sample, sample); out (columns, rows, 1)
+  int m, n;
+  int cluster;                  // blocks, with tiles one below the other: they share what they load of B
+  int tile_rows, tile_columns;  // tiles of clusters
+  int items;                    // those tiles, times the leaves if these are apart
+  int period;                   // the length of a sample where b's and a's maps have samples, or 0
+  int slot, leaves;
+  bool accumulate;
+  bool apart;     // each leaf's sum goes to `stack`, to be merged by another kernel
+  bool by_tma;    // out is bfloat16, and aligned as TMA needs
+  bool paired;    // out is float32, and its pairs are aligned
+  const void* bias;
+  DType bias_dtype, out_dtype;
+  void* data;  // out
+  int64_t row_stride, slot_stride;
+  float* stack;  // pending sums: of each block and level, in the order of registers; if apart, of each leaf, (m, stack_stride)
+  int levels;
+  int64_t stack_stride;
+  const LeafStep* steps_outside;  // or none
+  LeafStep steps[STEPS_INSIDE];
+};
+
+__device__ __forceinline__ LeafStep leaf_step(const WgmmaArguments& g, int leaf) {
+  return g.steps_outside ? g.steps_outside[leaf] : g.steps[leaf];
+}
+
+// An item of work: a cluster's tile, and the leaves of it.
+struct WgmmaItem {
+  int row, column;  // the first of this block's tile
+  int first_leaf, last_leaf;
+};
+template <int N>
+__device__ __forceinline__ WgmmaItem wgmma_item(const WgmmaArguments& g, int item, unsigned rank) {
+  WgmmaItem w = {0, 0, 0, g.leaves};
+  if (g.apart) {
+    const int tiles = g.tile_rows * g.tile_columns;
+    w.first_leaf = item / tiles;
+    w.last_leaf = w.first_leaf + 1;
+    item %= tiles;
+  }
+  const int per_super = SUPER_ROWS * g.tile_columns, super = item / per_super, first = super * SUPER_ROWS;
+  const int rows = min(SUPER_ROWS, g.tile_rows - first), within = item - super * per_super;
+  w.row = ((first + within % rows) * g.cluster + int(rank)) * TILE_M;
+  w.column = within / rows * N;
+  return w;
+}
+
+// A place in the ring of stages, and the parity of the phase that its barriers are in there.
+struct Turn {
+  int stage = 0;
+  unsigned parity = 0;
+  template <int STAGES>
+  __device__ __forceinline__ void next() {
+    if (++stage == STAGES) stage = 0, parity ^= 1;
+  }
+};
+
+}  // namespace plait
