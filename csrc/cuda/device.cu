@@ -2,7 +2,7 @@
 
 #include <map>
 #include <mutex>
-#include <utility>
+#include <tuple>
 
 #include "core/error.hpp"
 #include "cuda/check.hpp"
@@ -17,8 +17,9 @@ struct Block {
   int64_t bytes = 0;
 };
 std::mutex guard;
-std::map<std::pair<int, cudaStream_t>, Block>& blocks() {
-  static std::map<std::pair<int, cudaStream_t>, Block> all;
+using Place = std::tuple<int, cudaStream_t, Use>;
+std::map<Place, Block>& blocks() {
+  static std::map<Place, Block> all;
   return all;
 }
 int64_t reserved = 0;
@@ -68,9 +69,9 @@ int runtime_version() {
 void set_stream(uintptr_t stream) { current = reinterpret_cast<cudaStream_t>(stream); }
 cudaStream_t stream() { return current; }
 
-void* scratch_bytes(int64_t bytes) {
+void* scratch_bytes(int64_t bytes, Use use) {
   std::lock_guard<std::mutex> lock(guard);
-  Block& block = blocks()[{device(), current}];
+  Block& block = blocks()[{device(), current, use}];
   if (bytes > block.bytes) {
     const int64_t grown = (bytes + (bytes / 4) + 0xffff) & ~int64_t(0xffff);
     void* data = nullptr;

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 import pytest
+from kernel_backends import kernels
 from kernel_checks import AMX_PATHS, VECTOR_PATHS
 from matmul_checks import run
 
@@ -398,3 +399,36 @@ def test_wrong_shapes_are_named():
     ]:
         with pytest.raises(ValueError, match=message):
             _cpu.conv2d_backward_weight(*args)
+
+
+def on_cuda(call, *arguments):
+    """What the CUDA kernel of this name writes, and the CPU's."""
+    found = []
+    for backend in ("cuda", "cpu"):
+        copies = [x.copy() if isinstance(x, np.ndarray) else x for x in arguments]
+        getattr(kernels(backend), call)(*copies)
+        found.append(np.asarray(copies[-1], np.float64))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [float32, bfloat16])
+@pytest.mark.parametrize("input_first", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cuda_near_the_cpu(shape, input_first, dtype):
+    x, weight, grad = operands(shape, input_first, dtype)
+    step = shape.stride, shape.padding
+    cut = sorted({0, shape.i // 3, shape.i}), sorted({0, shape.o // 3, shape.o})
+    cut = tuple(c if len(c) > 1 else [0, 0] for c in cut)
+    out, grad_x = np.full(shape.out, 7, dtype), np.full(shape.x, 7, dtype)
+    stack = np.full((3, *shape.weight(input_first)), 7, float32)
+    b = shape.b
+    leaves, merges = ([0, b // 2, b], [0, 1]) if b > 1 else ([0, b], [0])
+    calls = [
+        ("conv2d_forward", x, weight, input_first, *step, cut[0], out),
+        ("conv2d_backward", grad, weight, input_first, *step, cut[1], grad_x),
+        ("conv2d_backward_weight", grad, x, input_first, *step, leaves, merges, 1, True, stack),
+    ]
+    for call in calls:
+        ours, cpu = on_cuda(*call)
+        bound = 1e-5 if dtype == float32 or ours.ndim == 5 else 2.0**-7
+        np.testing.assert_allclose(ours, cpu, rtol=bound, atol=bound * 30)

@@ -136,7 +136,9 @@ def test_order_of_threads(kernels):
     a, b = random((150, 70), BFLOAT16), random((70, 139), BFLOAT16, 1)
     for x, y in [(a, b), (a[:30].astype(FLOAT32), b.astype(FLOAT32))]:
         for leaves in ([0, 70], [0, 20, 40, 70]):
-            results = in_orders(kernels, lambda x=x, y=y, n=leaves: run(x, y, leaves=n, kernels=kernels))
+            results = in_orders(
+                kernels, lambda x=x, y=y, n=leaves: run(x, y, leaves=n, kernels=kernels)
+            )
             for got in results[1:]:
                 same_bits(got, results[0])
 

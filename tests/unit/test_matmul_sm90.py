@@ -143,7 +143,11 @@ def test_k_in_samples_is_the_chain_over_calls_with_one_sample_each(plan, period)
         part = slice(s * period, (s + 1) * period)
         run(a[:, part], b[part], True, False, accumulate=True, out=expected, plan=plan)
     close(expected, a, b)
-    for ta, tb in [(True, False), (False, False), (False, True)]:  # samples; copied where not as weights'
+    for ta, tb in [
+        (True, False),
+        (False, False),
+        (False, True),
+    ]:  # samples; copied where not as weights'
         same_bits(run(a, b, ta, tb, period=period, plan=plan), expected)
     part = samples * period - 2  # ends inside a sample: copied too
     if part > 0:
