@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import fake_cupy
@@ -11,7 +12,13 @@ from fake_device import cpu_kernels, device
 
 import plait
 from plait import backend, data, models, optim, train
+from plait.comm.alone import Alone
+from plait.errors import UserError
+from plait.train import config as train_config
+from plait.train.build import build_dataset, build_model
+from plait.train.device import take_backend
 from plait.train.digest import state_digest
+from plait.train.setup import Here, check_memory
 
 TEXT = data.synthetic(samples=40, vocabulary=50, sequence_length=12, seed=3)
 IMAGES = data.synthetic(samples=40, input_shape=(8, 8, 3), classes=5, seed=3)
@@ -98,3 +105,66 @@ def test_fingers_off() -> None:
         x = fake_cupy.empty((2, 3), np.float32)
         with pytest.raises(TypeError, match="implicit"):
             np.asarray(x)
+
+
+NO_DEVICE = r"CuPy 14\.0\.0 finds no device with this driver \(CUDA 13\.0\): cudaErrorNoDevice"
+
+
+def raises(*_: object) -> int:
+    raise RuntimeError("cudaErrorNoDevice")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"driver": 0}, "there is no NVIDIA driver here"),
+        ({"driver": 12040}, "the driver knows CUDA 12.4, plait was built for 13.0: install a dri"),
+        ({"cupy": None}, "needs CuPy 14 or later, which cannot be imported .*plait.cuda13."),
+        ({"version": "13.6.0"}, "needs CuPy 14 or later for bfloat16, found 13.6.0: pip install"),
+        ({"count": raises}, NO_DEVICE),
+        ({"count": lambda: 0}, "there is a driver but no visible device: look at CUDA_VISIBLE_DEV"),
+        ({"capability": (7, 5)}, "fibers of a CPU has compute capability 7.5, needed is 8.0"),
+        ({"built": False}, "this plait was built for the CPU only; build it with CUDA 13"),
+    ],
+)
+def test_what_is_missing(
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says what is there and what to install, and the CPU stays in use."""
+    kernels = cpu_kernels()
+    kernels.driver_version = lambda: changes.get("driver", 13000)
+    major, minor = changes.get("capability", (8, 0))
+    about = {"name": b"fibers of a CPU", "major": major, "minor": minor}
+    runtime = fake_cupy.cuda.runtime
+    monkeypatch.setattr(runtime, "getDeviceProperties", lambda _: about)
+    monkeypatch.setattr(runtime, "getDeviceCount", changes.get("count", lambda: 1))
+    monkeypatch.setattr(fake_cupy, "__version__", changes.get("version", "14.0.0"))
+    with device(kernels):
+        if "cupy" in changes:
+            monkeypatch.setitem(sys.modules, "cupy", None)
+        if not changes.get("built", True):
+            monkeypatch.setitem(sys.modules, "plait._cuda", None)
+        with pytest.raises(UserError, match=message) as caught:
+            backend.use("cuda")
+        assert "\n" not in str(caught.value)
+        assert backend.name() == "cpu"
+        text = take_backend("auto", Alone())
+        assert text.startswith("cpu")
+        assert ("not cuda: " in text) == changes.get("built", True)
+
+
+def test_a_model_that_does_not_fit(tmp_path: Any) -> None:
+    """The limit is that of the device, shared by the ranks that share it."""
+    text = """
+        model = {kind = "gpt", layers = 12, hidden_dim = 768, heads = 12, sequence_length = 1024}
+        data = {kind = "synthetic", vocabulary = 50000}
+        train = {steps = 1, batch = 8}
+    """
+    path = tmp_path / "gpt.toml"
+    path.write_text(text)
+    config = train_config.load(path)
+    specs = build_model(config, build_dataset(config))
+    with device(cpu_kernels()):
+        backend.use("cuda")
+        with pytest.raises(UserError, match=r"a rank, the limit is 1\.07 GB"):
+            check_memory(config, specs, config.layout.resolve(1), Here(1, 1))
