@@ -4,9 +4,10 @@
 #include <algorithm>
 
 #include "core/ops.hpp"
-#include "core/expect.hpp"
 #include "cpu/threads.hpp"
 #include "cpu/vec.hpp"
+
+#include "core/norm.hpp"
 
 namespace plait {
 namespace {
@@ -34,14 +35,13 @@ struct SquaredDistance {
   }
 };
 
-// (x - mean) rstd; for RMS norm the mean is 0, and x - 0 is x.
 template <class T>
 struct Normalised {
   const T* x;
   float mean, rstd;
   template <class V>
   PLAIT_INLINE V at(int64_t i, int64_t count) const {
-    return (load<V>(x + i, count) - mean) * rstd;
+    return normalised(load<V>(x + i, count), mean, rstd);
   }
 };
 
@@ -76,7 +76,6 @@ struct WeightedProduct {
   }
 };
 
-// rstd (g - mean(g) - y mean(g y)) with g = grad * weight, y = normalised x
 template <class T, class W>
 struct GradX {
   WeightedGrad<T, W> grad;
@@ -84,8 +83,8 @@ struct GradX {
   float mean_grad, mean_product;
   template <class V>
   PLAIT_INLINE V at(int64_t i, int64_t count) const {
-    const V g = grad.template at<V>(i, count) - mean_grad;
-    return fma(x.template at<V>(i, count), all<V>(-mean_product), g) * x.rstd;
+    return norm_grad_x(grad.template at<V>(i, count), x.template at<V>(i, count), mean_grad,
+                       mean_product, x.rstd);
   }
 };
 
@@ -128,7 +127,7 @@ PLAIT_INLINE void backward_weight_body(const T* grad, const T* x, float mean, fl
   int64_t c = 0;
   for (; c < channels; c += WIDTH<V>) {
     const int64_t count = channels - c;
-    const V g = load<V>(grad + c, count), y = (load<V>(x + c, count) - mean) * rstd;
+    const V g = load<V>(grad + c, count), y = normalised(load<V>(x + c, count), mean, rstd);
     store(grad_weight + c, fma(g, y, load<V>(grad_weight + c, count)), count);
     if (grad_bias) store(grad_bias + c, load<V>(grad_bias + c, count) + g, count);
   }
@@ -142,29 +141,13 @@ int64_t grain_of(int64_t channels) {
   return 1 + 16384 / (channels + 1);
 }
 
-// Calls run(T{}, W{}) for x of T and weights of W, which is x's type or float32.
-template <class Run>
-void dispatch(const char* call, const ConstArray& x, const ConstArray& weight, const Run& run) {
-  PLAIT_FLOATS(x.dtype, call, [&](auto zero) {
-    if (weight.dtype == DType::float32) return run(zero, float{});
-    expect_dtype(call, "weight", weight, x.dtype);
-    run(zero, zero);
-  });
-}
-
 // bias and mean are null for RMS norm.
 void forward(const char* call, const ConstArray& x, const ConstArray& weight,
              const ConstArray* bias, float epsilon, const Array& out, const Array* mean,
              const Array& rstd) {
-  expect_ndim(call, "x", x, 2);
+  check_norm_forward(call, x, weight, bias, out, mean, rstd);
   const int64_t rows = x.shape[0], channels = x.shape[1];
-  expect_array(call, "x", x, x.dtype, {rows, channels});
-  expect_array(call, "weight", weight, weight.dtype, {channels});
-  if (bias) expect_array(call, "bias", *bias, weight.dtype, {channels});
-  expect_array(call, "out", out, x.dtype, {rows, channels});
-  if (mean) expect_array(call, "mean", *mean, DType::float32, {rows});
-  expect_array(call, "rstd", rstd, DType::float32, {rows});
-  dispatch(call, x, weight, [&](auto t, auto w) {
+  norm_types(call, x, weight, [&](auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
     const T* x_data = x.as<T>();
@@ -182,15 +165,9 @@ void forward(const char* call, const ConstArray& x, const ConstArray& weight,
 void backward(const char* call, const ConstArray& grad, const ConstArray& x,
               const ConstArray& weight, const ConstArray* mean, const ConstArray& rstd,
               const Array& grad_x) {
-  expect_ndim(call, "x", x, 2);
+  check_norm_backward(call, grad, x, weight, mean, rstd, grad_x);
   const int64_t rows = x.shape[0], channels = x.shape[1];
-  expect_array(call, "x", x, x.dtype, {rows, channels});
-  expect_array(call, "grad", grad, x.dtype, {rows, channels});
-  expect_array(call, "weight", weight, weight.dtype, {channels});
-  if (mean) expect_array(call, "mean", *mean, DType::float32, {rows});
-  expect_array(call, "rstd", rstd, DType::float32, {rows});
-  expect_array(call, "grad_x", grad_x, x.dtype, {rows, channels});
-  dispatch(call, x, weight, [&](auto t, auto w) {
+  norm_types(call, x, weight, [&](auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
     const T *grad_data = grad.as<T>(), *x_data = x.as<T>();
@@ -210,19 +187,8 @@ void backward(const char* call, const ConstArray& grad, const ConstArray& x,
 void backward_weight(const char* call, const ConstArray& grad, const ConstArray& x,
                      const ConstArray* mean, const ConstArray& rstd, bool accumulate,
                      const Array& grad_weight, const Array* grad_bias) {
-  expect_ndim(call, "x", x, 3);
+  check_norm_backward_weight(call, grad, x, mean, rstd, grad_weight, grad_bias);
   const int64_t samples = x.shape[0], positions = x.shape[1], channels = x.shape[2];
-  expect_shape(call, "grad", grad, {samples, positions, channels});
-  expect_dtype(call, "grad", grad, x.dtype);
-  expect_unit_last(call, "grad", grad);
-  expect_unit_last(call, "x", x);
-  for (const ConstArray* statistic : {mean, &rstd}) {
-    if (!statistic) continue;
-    expect_shape(call, statistic == mean ? "mean" : "rstd", *statistic, {samples, positions});
-    expect_dtype(call, statistic == mean ? "mean" : "rstd", *statistic, DType::float32);
-  }
-  expect_array(call, "grad_weight", grad_weight, DType::float32, {channels});
-  if (grad_bias) expect_array(call, "grad_bias", *grad_bias, DType::float32, {channels});
   PLAIT_FLOATS(x.dtype, call, [&](auto zero) {
     using T = decltype(zero);
     const T *grad_data = grad.as<T>(), *x_data = x.as<T>();

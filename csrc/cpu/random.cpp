@@ -1,9 +1,8 @@
-// Random numbers from counters, a block of lanes at a time. No libm: its log and cos differ from
-// one version to the next.
+// Random numbers from counters, a block of lanes at a time.
+#include "core/random.hpp"
+
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "core/ops.hpp"
 #include "core/philox.hpp"
@@ -46,59 +45,11 @@ PLAIT_INLINE void philox_lanes(uint64_t first, uint64_t high, uint64_t key, uint
   }
 }
 
-// ln(x) for normal x > 0, error below 2 units in the last place: x = 2^e m with m in [sqrt(1/2),
-// sqrt(2)), ln m = 2 artanh(f), f = (m - 1) / (m + 1).
-PLAIT_INLINE double natural_log(double x) {
-  uint64_t bits;
-  std::memcpy(&bits, &x, 8);
-  const uint64_t above = bits - 0x3fe6a09e667f3bcdull;  // bits of sqrt(1/2)
-  const int64_t exponent = int64_t(above) >> 52;
-  bits -= uint64_t(exponent) << 52;
-  double m;
-  std::memcpy(&m, &bits, 8);
-  const double f = (m - 1.0) / (m + 1.0), s = f * f;
-  double p = 1.0 / 23;
-  p = p * s + 1.0 / 21, p = p * s + 1.0 / 19, p = p * s + 1.0 / 17, p = p * s + 1.0 / 15,
-  p = p * s + 1.0 / 13;
-  p = p * s + 1.0 / 11, p = p * s + 1.0 / 9, p = p * s + 1.0 / 7, p = p * s + 1.0 / 5,
-  p = p * s + 1.0 / 3;
-  const double e = double(int32_t(exponent));
-  return e * 0.6931471805599453 + (2.0 * f + 2.0 * f * (p * s));
-}
-
-// Sine and cosine of 2 pi turns / 2^32, by Taylor series in the eighth of a turn around a multiple
-// of pi / 2.
-PLAIT_INLINE void sine_cosine(uint32_t turns, double* sine, double* cosine) {
-  const uint32_t quarter = (turns + 0x20000000u) >> 30;
-  const double x = double(int32_t(turns - (quarter << 30))) * (6.283185307179586 / 4294967296.0),
-               s = x * x;
-  double a = -1.0 / 1307674368000.0;
-  a = a * s + 1.0 / 6227020800.0, a = a * s - 1.0 / 39916800.0, a = a * s + 1.0 / 362880.0;
-  a = a * s - 1.0 / 5040.0, a = a * s + 1.0 / 120.0, a = a * s - 1.0 / 6.0;
-  a = x + x * (a * s);
-  double b = 1.0 / 20922789888000.0;
-  b = b * s - 1.0 / 87178291200.0, b = b * s + 1.0 / 479001600.0, b = b * s - 1.0 / 3628800.0;
-  b = b * s + 1.0 / 40320.0, b = b * s - 1.0 / 720.0, b = b * s + 1.0 / 24.0, b = b * s - 0.5;
-  b = 1.0 + b * s;
-  const double swapped_sine = quarter & 1 ? b : a, swapped_cosine = quarter & 1 ? a : b;
-  *sine = quarter & 2 ? -swapped_sine : swapped_sine;
-  *cosine = (quarter + 1) & 2 ? -swapped_cosine : swapped_cosine;
-}
-
-// Box and Muller (1958): words (u, v) of a pair give sqrt(-2 ln((u + 1/2) / 2^32)) times cosine and
-// sine of v / 2^32 turns. In double, rounded to float32 once, after mean and std.
 PLAIT_INLINE void normal_body(uint64_t first, uint64_t stream, uint64_t seed, float mean, float std,
                               float* out) {
   uint32_t words[BLOCK];
   philox_lanes(first, stream, seed, words);
-  for (int i = 0; i < BLOCK; i += 2) {
-    const double u = (double(words[i]) + 0.5) * (1.0 / 4294967296.0);
-    const double radius = std::sqrt(-2.0 * natural_log(u)) * double(std);
-    double sine, cosine;
-    sine_cosine(words[i + 1], &sine, &cosine);
-    out[i] = float(double(mean) + radius * cosine);
-    out[i + 1] = float(double(mean) + radius * sine);
-  }
+  for (int i = 0; i < BLOCK; i += 2) normal_pair(words[i], words[i + 1], mean, std, out + i);
 }
 
 PLAIT_KERNEL(normal_block, normal_body)
@@ -127,10 +78,7 @@ PLAIT_KERNEL(dropout_run, dropout_body)
 
 void random_normal(int64_t seed, int64_t stream, int64_t first_index, double mean, double std,
                    const Array& out) {
-  constexpr int64_t largest = std::numeric_limits<int64_t>::max();
-  PLAIT_CHECK(first_index >= 0 && first_index <= largest - BLOCK - out.size(), "random_normal", "first_index is ",
-              first_index, ", must not be negative, nor so large that indices overflow");
-  PLAIT_CHECK(out.contiguous(), "random_normal", "out ", shape_text(out), " must be contiguous");
+  check_random_normal(first_index, out);
   float* to = out.as<float>();
   const int64_t size = out.size();
   if (size == 0) return;
@@ -151,20 +99,9 @@ void random_normal(int64_t seed, int64_t stream, int64_t first_index, double mea
 
 void dropout(const ConstArray& x, float probability, int64_t seed, int64_t step, int64_t layer,
              int64_t first_sample, int64_t first_position, const Array& out) {
-  PLAIT_CHECK(probability >= 0.0f && probability < 1.0f, "dropout", "probability is ", probability,
-              ", must be in [0, 1)");
-  PLAIT_CHECK(x.ndim == 3 && out.ndim == 3 && std::equal(x.shape, x.shape + 3, out.shape) &&
-                  x.dtype == out.dtype,
-              "dropout", "x is ", shape_text(x), " and out is ", shape_text(out),
-              ", must be the same (B, S, C)");
+  const DropoutRule rule = dropout_rule(x, probability, out);
   if (x.size() == 0) return;
-  PLAIT_CHECK(x.shape[2] == 1 || x.strides[2] == 1, "dropout",
-              "the last axis of x must have stride 1, got ", x.strides[2], " in ", shape_text(x));
-  PLAIT_CHECK(out.contiguous(), "dropout", "out ", shape_text(out), " must be contiguous");
   const uint64_t key = dropout_key(seed, step, layer);
-  const uint32_t threshold =
-      uint32_t(double(probability) * 4294967296.0);  // exact: probability has 24 bits
-  const float scale = float(1.0 / (1.0 - double(probability)));
   const int64_t positions = x.shape[1], channels = x.shape[2];
   // Positions without gaps run on as one long row.
   const bool flat = positions <= 1 || x.strides[1] == channels;
@@ -183,7 +120,7 @@ void dropout(const ConstArray& x, float probability, int64_t seed, int64_t step,
         const int64_t b = flat ? row : row / positions, s = flat ? 0 : row % positions;
         dropout_run(from + b * x.strides[0] + s * x.strides[1] + offset, to + row * length + offset,
                     n, uint64_t((first_position + s) * channels + offset),
-                    uint64_t(first_sample + b), key, threshold, scale);
+                    uint64_t(first_sample + b), key, rule.threshold, rule.scale);
       }
     });
   });

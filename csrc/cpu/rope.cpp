@@ -1,50 +1,23 @@
-// Rotary position embedding (Su et al. 2021). Angles are formed in double: base^(-2i/D) once per
-// call by our own log and exp series (relative error about 1e-15), times the position, reduced by
-// pi/2 in two doubles; so cosine and sine are within 1e-7 at positions up to 1e6 and beyond. No
-// table is kept: a position's angles serve all samples and heads.
+// Rotary position embedding (core/rope.hpp). No table is kept: a position's angles serve all samples
+// and heads.
 #include <algorithm>
 #include <vector>
 
 #include "core/ops.hpp"
-#include "core/expect.hpp"
 #include "cpu/math.hpp"
 #include "cpu/scratch.hpp"
 #include "cpu/threads.hpp"
 #include "cpu/vec.hpp"
 
+#include "core/rope.hpp"
+
 namespace plait {
 namespace {
 
-constexpr double LN2 = 0.69314718055994530942;
-
-// ln x = e ln 2 + 2 artanh((m - 1) / (m + 1)), x = 2^e m, m between sqrt(1/2) and sqrt(2).
-double natural_log(double x) {
-  int e = 0;
-  while (x > 1.4142135623730951) x *= 0.5, e++;
-  while (x < 0.70710678118654752) x *= 2.0, e--;
-  const double s = (x - 1.0) / (x + 1.0), z = s * s;
-  double sum = 0.0;
-  for (int k = 23; k > 0; k -= 2) sum = sum * z + 1.0 / k;
-  return e * LN2 + 2.0 * s * sum;
-}
-
-// e^-x for x >= 0: 2^-n e^-r, 0 <= r < ln 2, by Taylor.
-double exp_minus(double x) {
-  const int n = int(x / LN2);
-  const double r = x - n * LN2;
-  double sum = 1.0;
-  for (int k = 20; k > 0; k--) sum = 1.0 - sum * r / k;
-  for (int i = 0; i < n; i++) sum *= 0.5;
-  return sum;
-}
-
 PLAIT_INLINE void angles_body(const double* frequency, double position, int64_t pairs, float sign,
                               float* __restrict__ cosine, float* __restrict__ sine) {
-  for (int64_t i = 0; i < pairs; i++) {
-    const math::SineCosine a = math::sine_cosine(frequency[i] * position);
-    cosine[i] = a.cosine;
-    sine[i] = a.sine * sign;
-  }
+  for (int64_t i = 0; i < pairs; i++)
+    rope_angle(frequency[i], position, sign, cosine + i, sine + i);
 }
 PLAIT_KERNEL(angles, angles_body)
 
@@ -55,10 +28,10 @@ PLAIT_INLINE void rotate_body(const T* x, int64_t x_stride, int64_t heads, int64
   for (int64_t h = 0; h < heads; h++, x += x_stride, out += out_stride) {
     for (int64_t i = 0; i < pairs; i += WIDTH<V>) {
       const int64_t count = pairs - i;
-      const V a = load<V>(x + i, count), b = load<V>(x + pairs + i, count);
-      const V c = load<V>(cosine + i, count), s = load<V>(sine + i, count);
-      store(out + i, fma(a, c, -(b * s)), count);
-      store(out + pairs + i, fma(b, c, a * s), count);
+      V a = load<V>(x + i, count), b = load<V>(x + pairs + i, count);
+      rotate_pair(a, b, load<V>(cosine + i, count), load<V>(sine + i, count));
+      store(out + i, a, count);
+      store(out + pairs + i, b, count);
     }
   }
 }
@@ -70,20 +43,10 @@ constexpr int64_t BLOCK =
 }  // namespace
 
 void rope(const ConstArray& x, float base, int64_t first_position, bool inverse, const Array& out) {
-  const char* call = "rope";
-  expect_ndim(call, "x", x, 4);
+  const std::vector<double> frequency = rope_frequencies(x, base, out);
   const int64_t samples = x.shape[0], positions = x.shape[1], heads = x.shape[2], size = x.shape[3];
-  expect_shape(call, "out", out, {samples, positions, heads, size});
-  expect_dtype(call, "out", out, x.dtype);
-  expect_unit_last(call, "x", x);
-  expect_unit_last(call, "out", out);
-  PLAIT_CHECK(size % 2 == 0, call, "the head size ", size, " is odd; pairs need an even one");
-  PLAIT_CHECK(base >= 1.0f && base < math::INF, call, "base is ", base, ", expected at least 1");
   const int64_t pairs = size / 2;
-  std::vector<double> frequency(pairs);
-  for (int64_t i = 0; i < pairs; i++)
-    frequency[i] = exp_minus(2.0 * double(i) / double(size) * natural_log(base));
-  PLAIT_FLOATS(x.dtype, call, [&](auto zero) {
+  PLAIT_FLOATS(x.dtype, "rope", [&](auto zero) {
     using T = decltype(zero);
     const T* x_data = x.as<T>();
     T* out_data = out.as<T>();

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from kernel_bits import assert_cpu_bits
 from kernel_checks import (
+    BFLOAT16,
     FLOAT32,
     STORAGE,
     assert_near,
@@ -19,10 +21,10 @@ SHAPES = [(0, 8), (1, 1), (3, 16), (2, 63), (5, 64), (4, 65), (7, 200), (33, 768
 EPSILON = 1e-5
 
 
-def layer_forward(x, weight, bias):
+def layer_forward(x, weight, bias, kernels=_cpu):
     out = np.empty_like(x)
     mean, rstd = np.empty(len(x), np.float32), np.empty(len(x), np.float32)
-    _cpu.layer_norm_forward(x, weight, bias, EPSILON, out, mean, rstd)
+    kernels.layer_norm_forward(x, weight, bias, EPSILON, out, mean, rstd)
     return out, mean, rstd
 
 
@@ -43,17 +45,17 @@ def reference(x, weight, bias, grad, subtract_mean):
 @pytest.mark.parametrize("weight_dtype", ["storage", "float32"])
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_layer_norm(shape, dtype, weight_dtype):
+def test_layer_norm(kernels, shape, dtype, weight_dtype):
     rows, channels = shape
     of_weight = dtype if weight_dtype == "storage" else FLOAT32
     x = (random(shape, FLOAT32, scale=2) + 1).astype(dtype)
     grad = random(shape, dtype, seed=1)
     weight, bias = random((channels,), of_weight, seed=2), random((channels,), of_weight, seed=3)
-    out, mean, rstd = layer_forward(x, weight, bias)
+    out, mean, rstd = layer_forward(x, weight, bias, kernels)
     grad_x = np.empty_like(x)
-    _cpu.layer_norm_backward(grad, x, weight, mean, rstd, grad_x)
+    kernels.layer_norm_backward(grad, x, weight, mean, rstd, grad_x)
     grad_weight, grad_bias = np.empty(channels, np.float32), np.empty(channels, np.float32)
-    _cpu.layer_norm_backward_weight(
+    kernels.layer_norm_backward_weight(
         grad[None], x[None], mean[None], rstd[None], False, grad_weight, grad_bias
     )
     expected = reference(x, weight, bias, grad, True)
@@ -68,15 +70,15 @@ def test_layer_norm(shape, dtype, weight_dtype):
 
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rms_norm(shape, dtype):
+def test_rms_norm(kernels, shape, dtype):
     rows, channels = shape
     x, grad = random(shape, dtype, scale=2), random(shape, dtype, seed=1)
     weight = random((channels,), FLOAT32, seed=2)
     out, grad_x, rstd = np.empty_like(x), np.empty_like(x), np.empty(rows, np.float32)
-    _cpu.rms_norm_forward(x, weight, EPSILON, out, rstd)
-    _cpu.rms_norm_backward(grad, x, weight, rstd, grad_x)
+    kernels.rms_norm_forward(x, weight, EPSILON, out, rstd)
+    kernels.rms_norm_backward(grad, x, weight, rstd, grad_x)
     grad_weight = np.empty(channels, np.float32)
-    _cpu.rms_norm_backward_weight(grad[None], x[None], rstd[None], False, grad_weight)
+    kernels.rms_norm_backward_weight(grad[None], x[None], rstd[None], False, grad_weight)
     expected = reference(x, weight, np.zeros(channels), grad, False)
     scale = expected[2].max(initial=1)
     assert_near(out, expected[0], 24, 1)
@@ -85,33 +87,34 @@ def test_rms_norm(shape, dtype):
     assert_near(grad_weight, expected[4], 16 + rows, 4)
 
 
-def test_a_large_mean_does_not_spoil_the_variance():
+def test_a_large_mean_does_not_spoil_the_variance(kernels):
     x = random((4, 1000)) + np.float32(1000)
     weight, bias = np.ones(1000, np.float32), np.zeros(1000, np.float32)
-    out, _, rstd = layer_forward(x, weight, bias)
+    out, _, rstd = layer_forward(x, weight, bias, kernels)
     expected = reference(x, weight, bias, x, True)
     assert_near(rstd, expected[2], 4)
     assert_near(out, expected[0], 4, 1000)
 
 
-def test_a_row_depends_on_no_other_row():
+def test_a_row_depends_on_no_other_row(kernels):
     x, weight, bias = random((9, 100)), random((100,), seed=1), random((100,), seed=2)
-    out = layer_forward(x, weight, bias)[0]
+    out = layer_forward(x, weight, bias, kernels)[0]
     for row in range(9):
-        assert bits(layer_forward(x[row : row + 1], weight, bias)[0]) == bits(out[row])
+        one = layer_forward(x[row : row + 1], weight, bias, kernels)[0]
+        assert bits(one) == bits(out[row])
 
 
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("channels", [1, 50, 130])
-def test_weight_gradients_continue_their_chain(channels, dtype):
-    """One call, pieces with accumulate, and a float32 chain in numpy: the same bits."""
+def test_weight_gradients_continue_their_chain(kernels, channels, dtype):
+    """One call, pieces with accumulate and, on the CPU, a float32 chain in numpy: the same bits."""
     x, grad = random((5, 7, channels), dtype), random((5, 7, channels), dtype, seed=1)
     mean, rstd = random((5, 7), seed=2), random((5, 7), seed=3)
     whole = np.empty((2, channels), np.float32)
-    _cpu.layer_norm_backward_weight(grad, x, mean, rstd, False, whole[0], whole[1])
+    kernels.layer_norm_backward_weight(grad, x, mean, rstd, False, whole[0], whole[1])
     pieces = np.full((2, channels), 3, np.float32)
     for i, part in enumerate([slice(0, 1), slice(1, 4), slice(4, 5)]):
-        _cpu.layer_norm_backward_weight(
+        kernels.layer_norm_backward_weight(
             strided(grad)[part], strided(x)[part], mean[part], rstd[part], i > 0, *pieces
         )
     assert bits(pieces) == bits(whole)
@@ -119,26 +122,28 @@ def test_weight_gradients_continue_their_chain(channels, dtype):
     for b in range(5):
         for s in range(7):
             chain += grad[b, s].astype(np.float32)
-    assert bits(whole[1]) == bits(chain)
+    if kernels is _cpu:
+        assert bits(whole[1]) == bits(chain)
+    assert_near(whole[1], wide(grad).sum((0, 1)), 35, 3)
     rms = np.empty(channels, np.float32)
-    _cpu.rms_norm_backward_weight(grad, x, rstd, False, rms)
+    kernels.rms_norm_backward_weight(grad, x, rstd, False, rms)
     again = rms.copy()
-    _cpu.rms_norm_backward_weight(grad[2:2], x[2:2], rstd[2:2], True, again)
+    kernels.rms_norm_backward_weight(grad[2:2], x[2:2], rstd[2:2], True, again)
     assert bits(again) == bits(rms)
-    _cpu.rms_norm_backward_weight(grad[:2], x[:2], rstd[:2], False, again)
-    _cpu.rms_norm_backward_weight(grad[2:], x[2:], rstd[2:], True, again)
+    kernels.rms_norm_backward_weight(grad[:2], x[:2], rstd[:2], False, again)
+    kernels.rms_norm_backward_weight(grad[2:], x[2:], rstd[2:], True, again)
     assert bits(again) == bits(rms)
 
 
-def test_weight_gradients_of_a_slice_of_positions():
+def test_weight_gradients_of_a_slice_of_positions(kernels):
     """Strided, statistics too: what a chunk of each sample's positions is."""
     x, grad = random((3, 10, 40)), random((3, 10, 40), seed=1)
     mean, rstd = random((3, 10), seed=2), random((3, 10), seed=3)
     view, copied = np.empty((2, 40), np.float32), np.empty((2, 40), np.float32)
     cut = (slice(None), slice(4, 9))
     arrays = [grad[cut], x[cut], mean[cut], rstd[cut]]
-    _cpu.layer_norm_backward_weight(*arrays, False, view[0], view[1])
-    _cpu.layer_norm_backward_weight(*[a.copy() for a in arrays], False, copied[0], copied[1])
+    kernels.layer_norm_backward_weight(*arrays, False, view[0], view[1])
+    kernels.layer_norm_backward_weight(*[a.copy() for a in arrays], False, copied[0], copied[1])
     assert bits(view) == bits(copied)
 
 
@@ -163,17 +168,57 @@ def test_bits(channels, dtype):
     assert_same_bits(call)
 
 
-def test_nan_stays_in_its_row():
+# In registers of 4, 12 and 16 pieces, in shared memory, from memory again; odd widths and unaligned rows.
+WIDTHS = [1, 2, 63, 64, 66, 200, 256, 258, 768, 770, 1024, 1026, 1600, 1601]
+
+
+@pytest.mark.parametrize("dtypes", [(FLOAT32, FLOAT32), (BFLOAT16, FLOAT32), (BFLOAT16, BFLOAT16)])
+@pytest.mark.parametrize("channels", WIDTHS)
+def test_rows_have_the_cpus_bits(channels, dtypes):
+    rows_have_the_cpus_bits((5, channels), *dtypes)
+
+
+@pytest.mark.parametrize("channels", [4096, 8200, 8256, 16400])
+def test_long_rows_have_the_cpus_bits(channels):
+    rows_have_the_cpus_bits((1, channels), BFLOAT16 if channels > 8200 else FLOAT32, FLOAT32)
+
+
+def test_unaligned_rows_have_the_cpus_bits():
+    rows_have_the_cpus_bits((3, 130), BFLOAT16, BFLOAT16, 1)
+
+
+def rows_have_the_cpus_bits(shape, dtype, of_weight, skip=0):
+    def array(seed, *shape):
+        flat = random((int(np.prod(shape)) + skip,), dtype if len(shape) > 1 else of_weight, seed)
+        return flat[skip:].reshape(shape)
+
+    rows, channels = shape
+    x, grad = array(0, *shape), array(1, *shape)
+    weight, bias = array(2, channels), array(3, channels)
+
+    def call(kernels):
+        out, grad_x, rms, rms_grad = (np.full_like(array(0, *shape), 7) for _ in range(4))
+        mean, rstd, rms_rstd = (np.empty(rows, np.float32) for _ in range(3))
+        kernels.layer_norm_forward(x, weight, bias, EPSILON, out, mean, rstd)
+        kernels.layer_norm_backward(grad, x, weight, mean, rstd, grad_x)
+        kernels.rms_norm_forward(x, weight, EPSILON, rms, rms_rstd)
+        kernels.rms_norm_backward(grad, x, weight, rms_rstd, rms_grad)
+        return out, mean, rstd, grad_x, rms, rms_rstd, rms_grad
+
+    assert_cpu_bits(call)
+
+
+def test_nan_stays_in_its_row(kernels):
     x = random((3, 40))
     x[1, 7] = np.nan
-    out, _, _ = layer_forward(x, np.ones(40, np.float32), np.zeros(40, np.float32))
+    out, _, _ = layer_forward(x, np.ones(40, np.float32), np.zeros(40, np.float32), kernels)
     assert np.all(np.isnan(out[1]))
     assert np.all(np.isfinite(out[[0, 2]]))
 
 
-def test_errors_name_the_argument():
+def test_errors_name_the_argument(kernels):
     x, weight = np.zeros((2, 4), np.float32), np.zeros(3, np.float32)
     with pytest.raises(ValueError, match=r"weight is \(3,\) float32, expected \(4,\)"):
-        layer_forward(x, weight, weight)
+        layer_forward(x, weight, weight, kernels)
     with pytest.raises(ValueError, match="not contiguous"):
-        layer_forward(random((2, 8))[:, ::2], random((4,)), random((4,)))
+        layer_forward(random((2, 8))[:, ::2], random((4,)), random((4,)), kernels)

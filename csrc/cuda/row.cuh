@@ -1,0 +1,128 @@
+// A warp's view of a row of n elements: thread t takes elements 64 j + 2 t and 64 j + 2 t + 1, which are cpu/vec.hpp's
+// lanes 2 t and 2 t + 1, so that fold_row gives the CPU's sums.
+//
+// A row is read once, and kept as it is stored: in registers (of up to 64 PIECES elements), or in shared memory, where each
+// thread looks after its own (STAGED). Rows that are too long for that, odd or unaligned are read at every use (PIECES = 0),
+// by WIDTH 2 or 1 elements. All give the same bits.
+#pragma once
+#include <type_traits>
+
+#include "cuda/launch.cuh"
+#include "cuda/pack.cuh"
+#include "cuda/shared.cuh"
+#include "cuda/warp.cuh"
+
+namespace plait {
+
+constexpr int STAGED = -1;
+
+// Elements i and i + 1 of n; by WIDTH 1 the second may be beyond them, and is 0 then.
+template <int WIDTH, class T>
+__device__ __forceinline__ void load_two(const T* from, int64_t i, int64_t n, float (&x)[2]) {
+  if constexpr (WIDTH == 2) {
+    load_pack(from + i, x);
+  } else {
+    x[0] = to_float(from[i]);
+    x[1] = i + 1 < n ? to_float(from[i + 1]) : 0.0f;
+  }
+}
+template <int WIDTH, class T>
+__device__ __forceinline__ void store_two(T* to, int64_t i, int64_t n, const float (&x)[2]) {
+  if constexpr (WIDTH == 2) {
+    store_pack(to + i, x);
+  } else {
+    const float first[1] = {x[0]}, second[1] = {x[1]};
+    store_pack(to + i, first);
+    if (i + 1 < n) store_pack(to + i + 1, second);
+  }
+}
+
+// `number`: which of the rows that a warp keeps this is.
+template <class T, int PIECES, int WIDTH>
+struct Row {
+  using Pair = typename Words<2 * int(sizeof(T))>::type;
+  Pair pairs[PIECES];
+
+  __device__ __forceinline__ Row(const T* from, int64_t n, int) {
+    const int lane = int(threadIdx.x) % WARP;
+#pragma unroll
+    for (int j = 0; j < PIECES; j++)
+      if (64 * j + 2 * lane < int(n)) pairs[j] = *reinterpret_cast<const Pair*>(from + 64 * j + 2 * lane);
+  }
+  __device__ __forceinline__ void at(int j, int64_t, int64_t, float (&x)[2]) const {
+    load_pack(reinterpret_cast<const T*>(&pairs[j]), x);
+  }
+};
+template <class T, int WIDTH>
+struct Row<T, STAGED, WIDTH> {
+  using Pair = typename Words<2 * int(sizeof(T))>::type;
+  Pair* pairs;
+
+  __device__ __forceinline__ Row(const T* from, int64_t n, int number) {
+    const int lane = int(threadIdx.x) % WARP, warps = int(blockDim.x) / WARP, pitch = (int(n) + 63) / 64 * WARP;
+    pairs = dynamic_shared<Pair>() + (number * warps + int(threadIdx.x) / WARP) * pitch + lane;
+#pragma unroll 16
+    for (int i = 2 * lane; i < int(n); i += 64) pairs[i / 64 * WARP] = *reinterpret_cast<const Pair*>(from + i);
+  }
+  __device__ __forceinline__ void at(int, int64_t i, int64_t, float (&x)[2]) const {
+    load_pack(reinterpret_cast<const T*>(pairs + int(i) / 64 * WARP), x);
+  }
+};
+template <class T, int WIDTH>
+struct Row<T, 0, WIDTH> {
+  const T* from;
+
+  __device__ __forceinline__ Row(const T* from, int64_t, int) : from(from) {}
+  __device__ __forceinline__ void at(int, int64_t i, int64_t n, float (&x)[2]) const { load_two<WIDTH>(from, i, n, x); }
+};
+
+// f(j, i) for every pair of this thread.
+template <int PIECES, class F>
+__device__ __forceinline__ void each_pair(int64_t n, const F& f) {
+  const int lane = int(threadIdx.x) % WARP;
+  if constexpr (PIECES > 0) {
+#pragma unroll
+    for (int j = 0; j < PIECES; j++)
+      if (64 * j + 2 * lane < int(n)) f(j, 64 * j + 2 * lane);
+  } else {
+    using Index = std::conditional_t<PIECES == STAGED, int, int64_t>;
+#pragma unroll 4
+    for (Index i = 2 * lane; i < Index(n); i += 64) f(0, i);
+  }
+}
+
+// SUMS sums over the row at once: terms(j, i, t) gives those of a pair, t[sum][element].
+template <int PIECES, int WIDTH, int SUMS, class F>
+__device__ __forceinline__ void sum_row(int64_t n, const F& terms, float (&sum)[SUMS]) {
+  float lanes[SUMS][2] = {};
+  each_pair<PIECES>(n, [&](int j, int64_t i) {
+    float t[SUMS][2];
+    terms(j, i, t);
+#pragma unroll
+    for (int s = 0; s < SUMS; s++) {
+      lanes[s][0] += t[s][0];
+      if (WIDTH == 2 || i + 1 < n) lanes[s][1] += t[s][1];
+    }
+  });
+#pragma unroll
+  for (int s = 0; s < SUMS; s++) sum[s] = fold_row(lanes[s][0], lanes[s][1]);
+}
+
+// run(pieces, width, grid): constants, and a grid of a warp for each row. A warp keeps `kept` rows of elements of T.
+template <class T, class Run>
+void choose_row(int64_t rows, int64_t n, int kept, bool pairs, const Run& run) {
+  using std::integral_constant;
+  const auto use = [&](auto pieces, auto width, int warps, int64_t bytes) {
+    run(pieces, width, Grid{unsigned((rows + warps - 1) / warps), unsigned(warps * WARP), size_t(warps * bytes)});
+  };
+  const integral_constant<int, 2> two;
+  if (!pairs) return use(integral_constant<int, 0>{}, integral_constant<int, 1>{}, 4, 0);
+  if (n <= 64 * 4) return use(integral_constant<int, 4>{}, two, 4, 0);
+  if (n <= 64 * 12) return use(integral_constant<int, 12>{}, two, 4, 0);
+  if (n <= 64 * 16) return use(integral_constant<int, 16>{}, two, 4, 0);
+  const int64_t bytes = kept * ((n + 63) / 64 * 64) * int64_t(sizeof(T));  // of a warp
+  if (bytes > 32 * 1024) return use(integral_constant<int, 0>{}, two, 4, 0);
+  use(integral_constant<int, STAGED>{}, two, bytes <= 16 * 1024 ? 4 : 2, bytes);
+}
+
+}  // namespace plait
