@@ -8,6 +8,8 @@ BIN = $(VENV)/bin
 # the venv that holds the build tools, and the wheel it builds; .venv-openmpi takes .venv's
 TOOLS ?= $(VENV)
 WHEEL = build/wheel$(subst .venv,,$(notdir $(TOOLS)))
+# csrc/cuda compiled for the CPU, on which the tests of its kernels run where there is no GPU
+FIBERS = build/fibers$(subst .venv,,$(notdir $(VENV)))
 SOURCES = pyproject.toml CMakeLists.txt $(shell find csrc python -name '*.[ch]pp' -o -name '*.py')
 BUILD_TOOLS = 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.21' 'ninja>=1.10'
 PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install -q
@@ -19,7 +21,7 @@ export LD_LIBRARY_PATH := $(subst $(space),:,$(strip $(foreach folder,$(subst :,
   $(if $(wildcard $(folder)/libmpi*.so* $(folder)/libucp.so* $(folder)/libfabric.so*),,$(folder)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster test-aarch64 test-long test-python lint package build fibers clean
+.PHONY: help demo test test-cluster test-aarch64 test-cuda test-long test-python lint package build fibers clean
 
 help:  ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*##/make \1	/p' Makefile | expand -t 20
@@ -46,6 +48,10 @@ test-cluster: $(VENV)/.dev  ## a real Slurm of 4 nodes on this machine, aarch64 
 test-aarch64: $(VENV)/.tools  ## part of test-cluster: the bits of every op on aarch64, cross-compiled, under qemu
 	@PATH="$(abspath $(BIN)):$$PATH" tools/test-aarch64
 
+test-cuda: $(VENV)/.dev $(FIBERS)/.built  ## the CUDA kernels: on the CPU, and what nvcc makes of them; needs no GPU
+	$(BIN)/python -m pytest tests/unit --cuda
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/check-cuda
+
 test-long: $(VENV)/.dev  ## every layout with every setting, loss curves, and the unit tests on the other Pythons found
 	$(BIN)/python -m pytest tests/unit $(wildcard tests/mpi) --long
 	@for python in $(PYTHONS); do $(MAKE) --no-print-directory test-python PYTHON=$$python || exit 1; done
@@ -71,8 +77,6 @@ build: $(VENV)/.tools  ## compiles _cpu in place, for development: then PYTHONPA
 	cmake --build build/dev
 	cp --remove-destination build/dev/_cpu*.so python/plait/
 
-# csrc/cuda compiled for the CPU, on which the tests of its kernels run where there is no GPU
-FIBERS = build/fibers$(subst .venv,,$(notdir $(VENV)))
 fibers: $(FIBERS)/.built  ## compiles the CUDA kernels for the CPU, for tests
 
 $(FIBERS)/.built: $(SOURCES) $(shell find tests/fibers csrc/cuda -type f) | $(VENV)/.tools
@@ -109,6 +113,6 @@ $(VENV)/.plait: $(WHEEL)/.built | $(BIN)/python
 	@$(PIP_INSTALL) "$$(echo $(WHEEL)/plait-*.whl)[$(EXTRAS)]"
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.plait $(FIBERS)/.built
+$(VENV)/.dev: $(VENV)/.plait
 	@$(PIP_INSTALL) "$$(echo $(WHEEL)/plait-*.whl)[dev,images]"
 	@touch $@

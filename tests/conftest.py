@@ -1,5 +1,5 @@
-"""--long: also what takes minutes; `make test-long` asks for it. The slowest multi-rank cases are
-told at the end."""
+"""--long: also what takes minutes; `make test-long` asks for it. --cuda: the kernels of csrc/cuda, on
+a GPU or on fibers (`make test-cuda`). The slowest multi-rank cases are told at the end."""
 
 import pytest
 
@@ -8,10 +8,12 @@ SECONDS = pytest.StashKey[dict[str, float]]()  # of multi-rank cases
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run what takes minutes")
+    parser.addoption("--cuda", action="store_true", help="run the tests of CUDA kernels, no others")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes minutes; runs only with --long")
+    config.addinivalue_line("markers", "cuda: a test of CUDA kernels; runs only with --cuda")
     config.stash[SECONDS] = {}
 
 
@@ -24,8 +26,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--long"):
-        return
-    chosen = [item for item in items if item.get_closest_marker("long") is None]
+    cuda, long = config.getoption("--cuda"), config.getoption("--long")
+    chosen = [
+        item
+        for item in items
+        if (item.get_closest_marker("cuda") is not None) == cuda
+        and (long or item.get_closest_marker("long") is None)
+    ]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen

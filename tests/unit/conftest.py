@@ -5,7 +5,9 @@ from typing import Any
 import kernel_backends
 import pytest
 
+BACKENDS = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
-@pytest.fixture(params=kernel_backends.BACKENDS)
+
+@pytest.fixture(params=BACKENDS)
 def kernels(request: pytest.FixtureRequest) -> Any:
     return kernel_backends.kernels(request.param)
