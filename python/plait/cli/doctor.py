@@ -54,7 +54,7 @@ class Finding:
 def examine() -> int:
     """Prints every finding as it comes; returns 2 if one is an error, else 0."""
     failed = False
-    for check in (_python, _engine, _mpi, _cores, _memory, _shared, _slurm, _extras, _cache):
+    for check in (_python, _engine, _gpu, _mpi, _cores, _memory, _shared, _slurm, _extras, _cache):
         try:
             findings = list(check())
         except Exception as error:  # a check that fails is a finding, and the others go on
@@ -87,6 +87,20 @@ def _engine() -> Iterator[Finding]:
         yield Finding("warning", "engine", text, "this processor has no AVX2: training is slow")
     else:
         yield Finding("ok", "engine", text)
+
+
+def _gpu() -> Iterator[Finding]:
+    from plait import backend  # numpy
+
+    if not backend.built():
+        yield Finding("ok", "GPU", "this plait was built for the CPU only")
+        return
+    try:
+        yield Finding("ok", "GPU", backend.use("cuda"))
+    except UserError as error:
+        yield Finding("warning", "GPU", str(error))
+    finally:
+        backend.use("cpu")
 
 
 def _mpi() -> Iterator[Finding]:
