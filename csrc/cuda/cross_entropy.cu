@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(THREADS)
   if (lane) return;
   peak[r] = top, sum[r] = total;
   const int64_t target = targets[r], column = target - first_column;
-  if (target >= vocabulary) *fault = uint32_t(Fault::target_outside);
+  if (target >= vocabulary) atomicCAS(fault, uint32_t(Fault::none), uint32_t(Fault::target_outside));
   if (target >= 0 && column >= 0 && column < real) target_logit[r] = to_float(row[column]);
 }
 

@@ -7,8 +7,6 @@ void matmul(const ConstArray&, const ConstArray&, bool, bool, const std::vector<
 void matmul_backward_weight(const ConstArray&, const ConstArray&, const std::vector<int64_t>&, const std::vector<int>&, int64_t, bool, int64_t, const Array&) { fail("matmul_backward_weight", "has no CUDA kernel yet"); }
 void attention_forward(const ConstArray&, const ConstArray&, const ConstArray&, bool, float, const Array&, const Array&) { fail("attention_forward", "has no CUDA kernel yet"); }
 void attention_backward(const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, bool, float, const Array&, const Array&, const Array&) { fail("attention_backward", "has no CUDA kernel yet"); }
-void embedding_forward(const ConstArray&, const ConstArray&, int64_t, const Array&) { fail("embedding_forward", "has no CUDA kernel yet"); }
-void embedding_backward(const ConstArray&, const ConstArray&, int64_t, const std::vector<int64_t>&, const std::vector<int>&, int64_t, bool, const std::optional<ConstArray>&, const Array&) { fail("embedding_backward", "has no CUDA kernel yet"); }
 void conv2d_forward(const ConstArray&, const ConstArray&, bool, int64_t, int64_t, const std::vector<int64_t>&, const Array&) { fail("conv2d_forward", "has no CUDA kernel yet"); }
 void conv2d_backward(const ConstArray&, const ConstArray&, bool, int64_t, int64_t, const std::vector<int64_t>&, const Array&) { fail("conv2d_backward", "has no CUDA kernel yet"); }
 void conv2d_backward_weight(const ConstArray&, const ConstArray&, bool, int64_t, int64_t, const std::vector<int64_t>&, const std::vector<int>&, int64_t, bool, const Array&) { fail("conv2d_backward_weight", "has no CUDA kernel yet"); }
