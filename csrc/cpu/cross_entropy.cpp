@@ -5,19 +5,14 @@
 #include <algorithm>
 
 #include "core/ops.hpp"
-#include "core/expect.hpp"
 #include "cpu/math.hpp"
 #include "cpu/threads.hpp"
 #include "cpu/vec.hpp"
 
+#include "core/cross_entropy.hpp"
+
 namespace plait {
 namespace {
-
-// What is subtracted from logits: where there is nothing but -infinity, 0, so that exp gives 0 and
-// not NaN.
-PLAIT_INLINE float base_of(float peak) {
-  return peak == -math::INF ? 0.0f : peak;
-}
 
 template <class T>
 struct Value {
@@ -72,11 +67,7 @@ PLAIT_INLINE void merge_body(const float* parts, const int* merges, int64_t n, i
       sums[top++] = load<V>(parts + (2 * i + 1) * rows + r, end - r);
       for (int m = 0; m < merges[i]; m++) {
         top--;
-        const V peak = max(peaks[top - 1], peaks[top]);
-        const V base = peak == -math::INF ? all<V>(0.0f) : peak;
-        sums[top - 1] = sums[top - 1] * math::exp(peaks[top - 1] - base) +
-                        sums[top] * math::exp(peaks[top] - base);
-        peaks[top - 1] = peak;
+        merge_sums(peaks[top - 1], sums[top - 1], peaks[top], sums[top]);
       }
     }
     store(out + r, peaks[0], end - r);
@@ -96,28 +87,13 @@ int64_t grain_of(int64_t columns) {
   return 1 + 8192 / (columns + 1);
 }
 
-// Columns of the shard that are no padding.
-int64_t real_columns(int64_t first_column, int64_t columns, int64_t vocabulary) {
-  return std::clamp<int64_t>(vocabulary - first_column, 0, columns);
-}
-
-void expect_rows(const char* call, const ConstArray& logits, const ConstArray& targets,
-                 const ConstArray& peak, const ConstArray& sum) {
-  expect_ndim(call, "logits", logits, 2);
-  const int64_t rows = logits.shape[0];
-  expect_unit_last(call, "logits", logits);
-  expect_array(call, "targets", targets, DType::int32, {rows});
-  expect_array(call, "peak", peak, DType::float32, {rows});
-  expect_array(call, "sum", sum, DType::float32, {rows});
-}
-
 }  // namespace
 
 void cross_entropy_statistics(const ConstArray& logits, const ConstArray& targets,
                               int64_t first_column, int64_t vocabulary, const Array& peak,
                               const Array& sum, const Array& target_logit) {
   const char* call = "cross_entropy_statistics";
-  expect_rows(call, logits, targets, peak, sum);
+  check_cross_entropy_rows(call, logits, targets, peak, sum);
   const int64_t rows = logits.shape[0], columns = logits.shape[1], stride = logits.strides[0];
   expect_array(call, "target_logit", target_logit, DType::float32, {rows});
   const int64_t real = real_columns(first_column, columns, vocabulary);
@@ -144,19 +120,8 @@ void cross_entropy_statistics(const ConstArray& logits, const ConstArray& target
 
 void cross_entropy_merge(const ConstArray& parts, const std::vector<int>& merges,
                          const Array& out) {
-  const char* call = "cross_entropy_merge";
-  expect_ndim(call, "parts", parts, 3);
+  check_cross_entropy_merge(parts, merges, out, STACK);
   const int64_t n = parts.shape[0], rows = parts.shape[2];
-  expect_array(call, "parts", parts, DType::float32, {n, 2, rows});
-  expect_array(call, "out", out, DType::float32, {2, rows});
-  PLAIT_CHECK(int64_t(merges.size()) == n, call, n, " parts, but ", merges.size(), " merge counts");
-  int64_t held = 0;
-  for (int count : merges) {
-    held += 1 - count;
-    PLAIT_CHECK(count >= 0 && held >= 1 && held < STACK, call, "these merge counts leave ", held,
-                " parts on a stack of at most ", STACK);
-  }
-  PLAIT_CHECK(held == 1, call, "these merge counts leave ", held, " parts, expected 1");
   const float* in = parts.as<float>();
   float* merged = out.as<float>();
   parallel_for(rows, 1024, [&](int64_t begin, int64_t end) {
@@ -167,29 +132,21 @@ void cross_entropy_merge(const ConstArray& parts, const std::vector<int>& merges
 void cross_entropy_loss(const ConstArray& peak, const ConstArray& sum,
                         const ConstArray& target_logit, const ConstArray& targets,
                         const Array& losses) {
-  const char* call = "cross_entropy_loss";
-  expect_ndim(call, "losses", losses, 1);
+  check_cross_entropy_loss(peak, sum, target_logit, targets, losses);
   const int64_t rows = losses.shape[0];
-  expect_array(call, "losses", losses, DType::float32, {rows});
-  expect_array(call, "targets", targets, DType::int32, {rows});
-  expect_array(call, "peak", peak, DType::float32, {rows});
-  expect_array(call, "sum", sum, DType::float32, {rows});
-  expect_array(call, "target_logit", target_logit, DType::float32, {rows});
   const float *m = peak.as<float>(), *s = sum.as<float>(), *t = target_logit.as<float>();
   const int32_t* target = targets.as<int32_t>();
   float* loss = losses.as<float>();
   for (int64_t r = 0; r < rows; r++)
-    loss[r] = target[r] < 0 ? 0.0f : (math::log(s[r]) + m[r]) - t[r];
+    loss[r] = loss_of(m[r], s[r], t[r], target[r]);
 }
 
 void cross_entropy_backward(const ConstArray& logits, const ConstArray& targets,
                             const ConstArray& peak, const ConstArray& sum, int64_t first_column,
                             int64_t vocabulary, float scale, const Array& grad_logits) {
   const char* call = "cross_entropy_backward";
-  expect_rows(call, logits, targets, peak, sum);
+  check_cross_entropy_backward(logits, targets, peak, sum, grad_logits);
   const int64_t rows = logits.shape[0], columns = logits.shape[1];
-  expect_contiguous(call, "logits", logits);
-  expect_array(call, "grad_logits", grad_logits, logits.dtype, {rows, columns});
   const int64_t real = real_columns(first_column, columns, vocabulary);
   const int32_t* target = targets.as<int32_t>();
   const float *peak_data = peak.as<float>(), *sum_data = sum.as<float>();

@@ -1,11 +1,11 @@
 // Rows of a table by token, and their gradients: per row one chain of additions in token order,
 // without atomics.
+#include "core/embedding.hpp"
+
 #include <algorithm>
 #include <cstring>
 
 #include "core/ops.hpp"
-#include "core/expect.hpp"
-#include "core/leaves.hpp"
 #include "cpu/threads.hpp"
 #include "cpu/vec.hpp"
 
@@ -40,36 +40,9 @@ std::vector<Occurrence> occurrences(const int32_t* tokens, const std::vector<int
   return found;
 }
 
-// What becomes of the stack, whatever the tokens: slots from `low` up to `high` are written; of
-// those `fresh` ones held nothing. In every_row two slots merge that held sums before.
-struct Program {
-  int64_t slot, low, high;
-  bool accumulate, every_row;
-  std::vector<int64_t> fresh;
-};
-
-Program make_program(const std::vector<int>& merges, int64_t slot, bool accumulate) {
-  Program p{slot, slot, slot, accumulate, false, {}};
-  std::vector<bool> held(size_t(slot), true);  // sums of all rows, from before
-  for (size_t leaf = 0; leaf < merges.size(); leaf++) {
-    held.push_back(leaf == 0 && accumulate);
-    for (int m = 0; m < merges[leaf]; m++) {
-      const bool upper = held.back();
-      held.pop_back();
-      p.every_row = p.every_row || (upper && held.back());
-      held.back() = held.back() || upper;
-    }
-    p.low = std::min(p.low, int64_t(held.size()) - 1);
-  }
-  p.high = int64_t(held.size());
-  for (int64_t s = p.low; s < p.high; s++)
-    if (!held[size_t(s)]) p.fresh.push_back(s);
-  return p;
-}
-
 // One strip of one row, out(0), in all slots. A slot without a term is nothing, not zero.
 template <class T>
-void run_row(const Program& p, const std::vector<int>& merges, const T* grad, int64_t grad_stride,
+void run_row(const EmbeddingProgram& p, const std::vector<int>& merges, const T* grad, int64_t grad_stride,
              int64_t width, const Occurrence* next, const Occurrence* end, float* out,
              int64_t stride) {
   float stack[MOST][STRIP];
@@ -123,14 +96,8 @@ void check_visited(const std::vector<int64_t>& visited, const std::vector<Occurr
 
 void embedding_forward(const ConstArray& tokens, const ConstArray& weight, int64_t first_row,
                        const Array& out) {
-  const char* call = "embedding_forward";
-  expect_ndim(call, "tokens", tokens, 1);
-  expect_ndim(call, "weight", weight, 2);
+  check_embedding_forward(tokens, weight, out);
   const int64_t count = tokens.shape[0], rows = weight.shape[0], channels = weight.shape[1];
-  expect_array(call, "tokens", tokens, DType::int32, {count});
-  expect_float(call, "weight", weight);
-  expect_contiguous(call, "weight", weight);
-  expect_array(call, "out", out, weight.dtype, {count, channels});
   const size_t bytes = size_t(channels * size_of(weight.dtype));
   const auto* source = static_cast<const char*>(weight.data);
   auto* target = const_cast<char*>(static_cast<const char*>(out.data));
@@ -150,26 +117,11 @@ void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_
                         const std::vector<int64_t>& leaves, const std::vector<int>& merges,
                         int64_t slot, bool accumulate, const std::optional<ConstArray>& touched,
                         const Array& grad_weight) {
-  const char* call = "embedding_backward";
-  expect_ndim(call, "tokens", tokens, 1);
-  expect_ndim(call, "grad_weight", grad_weight, 3);
+  check_embedding_backward(tokens, grad, leaves, merges, slot, accumulate, touched, grad_weight);
   const int64_t count = tokens.shape[0], rows = grad_weight.shape[1],
-                channels = grad_weight.shape[2];
-  expect_array(call, "tokens", tokens, DType::int32, {count});
-  expect_array(call, "grad", grad, grad.dtype, {count, channels});
-  const int64_t stride = grad_weight.strides[0];
-  PLAIT_CHECK(grad_weight.dtype == DType::float32 && (channels <= 1 || grad_weight.strides[2] == 1) &&
-                  (rows <= 1 || grad_weight.strides[1] == channels),
-              call, "grad_weight is ", shape_text(grad_weight),
-              ", must be a stack of contiguous float32");
-  check_leaves(call, leaves, count);
-  check_merges(call, leaves, merges, slot, accumulate, grad_weight.shape[0]);
-  if (touched) {
-    expect_ndim(call, "rows", *touched, 1);
-    expect_array(call, "rows", *touched, DType::int64, {touched->shape[0]});
-  }
+                channels = grad_weight.shape[2], stride = grad_weight.strides[0];
   float* out = grad_weight.as<float>();
-  const Program program = make_program(merges, slot, accumulate);
+  const EmbeddingProgram program = embedding_program(merges, slot, accumulate);
   const bool every_row = program.every_row && !touched;
   for (int64_t fresh : program.fresh) {
     // What held something before has it in rows that are visited.
@@ -188,7 +140,7 @@ void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_
       if (visited.empty() || visited.back() != o.row) visited.push_back(o.row);
   check_visited(visited, found, rows, every_row);
   const int64_t visits = every_row ? rows : int64_t(visited.size());
-  PLAIT_FLOATS(grad.dtype, call, [&](auto zero) {
+  PLAIT_FLOATS(grad.dtype, "embedding_backward", [&](auto zero) {
     using T = decltype(zero);
     const T* grad_data = grad.as<T>();
     const int64_t strips = (channels + STRIP - 1) / STRIP;

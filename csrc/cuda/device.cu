@@ -108,6 +108,8 @@ void check_faults() {
   PLAIT_CUDA(cudaMemsetAsync(word, 0, sizeof found, current));
   if (Fault(found) == Fault::target_outside)
     fail("cross_entropy_statistics", "a target is at or beyond the vocabulary");
+  if (Fault(found) == Fault::rows_wrong)
+    fail("embedding_backward", "rows must rise, lie in the table, and hold the row of every token");
   fail("check_faults", "unknown fault ", found);
 }
 

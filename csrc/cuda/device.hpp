@@ -34,7 +34,7 @@ int64_t scratch_reserved();  // bytes, over all streams
 
 // Kernels that find something wrong in their data say so here; the first of them is thrown by check_faults(), which waits
 // for stream().
-enum class Fault : uint32_t { none, target_outside };
+enum class Fault : uint32_t { none, target_outside, rows_wrong };
 uint32_t* fault_word();
 void check_faults();
 

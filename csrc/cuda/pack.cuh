@@ -15,6 +15,12 @@ constexpr int PACK = 16 / int(sizeof(T));
 template <int BYTES>
 struct Words;
 template <>
+struct Words<32> {  // two accesses
+  struct type {
+    uint4 low, high;
+  };
+};
+template <>
 struct Words<16> {
   using type = uint4;
 };

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 import pytest
+from kernel_bits import assert_cpu_bits
 from kernel_checks import PATHS
 
 from plait import _cpu, optim
@@ -34,8 +35,8 @@ def adamw_state(n):
     return [randoms(n, 1), 0.1 * randoms(n, 2), 0.1 * np.abs(randoms(n, 3))]
 
 
-def adamw(grad, state, weight, step, scale, rate, beta1, beta2, epsilon, decay):
-    _cpu.adamw(grad, scale, rate, beta1, beta2, epsilon, decay, step, *state, weight)
+def adamw(grad, state, weight, step, scale, rate, beta1, beta2, epsilon, decay, kernels=_cpu):
+    kernels.adamw(grad, scale, rate, beta1, beta2, epsilon, decay, step, *state, weight)
 
 
 def adamw_reference(grad, state, step, scale, rate, beta1, beta2, epsilon, decay):
@@ -62,7 +63,7 @@ def test_adamw_against_float64(isa, step):
         np.testing.assert_array_equal(weight, state[0].astype(bfloat16))
 
 
-def test_adamw_over_many_steps():
+def test_adamw_over_many_steps(kernels):
     n = 100
     state, weight = (
         [randoms(n, 1), np.zeros(n, np.float32), np.zeros(n, np.float32)],
@@ -71,14 +72,14 @@ def test_adamw_over_many_steps():
     exact = [x.astype(np.float64) for x in state]
     for step in range(1, 101):
         grad = randoms(n, 100 + step)
-        adamw(grad, state, weight, step, **ADAMW)
+        adamw(grad, state, weight, step, **ADAMW, kernels=kernels)
         exact = list(adamw_reference(grad, exact, step, **ADAMW))
     np.testing.assert_allclose(state[0], exact[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(weight, state[0])
 
 
-def sgd(grad, state, weight, scale=0.5, rate=0.1, mu=0.9, decay=0.01):
-    _cpu.sgd(grad, scale, rate, mu, decay, *state, weight)
+def sgd(grad, state, weight, scale=0.5, rate=0.1, mu=0.9, decay=0.01, kernels=_cpu):
+    kernels.sgd(grad, scale, rate, mu, decay, *state, weight)
 
 
 @pytest.mark.parametrize("isa", paths)
@@ -95,12 +96,12 @@ def test_sgd_against_float64(isa):
         np.testing.assert_array_equal(weight, state[0].astype(bfloat16))
 
 
-def test_every_rounding_is_the_stated_one():
+def test_every_rounding_is_the_stated_one(kernels):
     """ops.hpp writes the steps as single float32 operations; numpy does the same ones."""
     n, f = 5000, np.float32
     grad, (w, m, v) = randoms(n, 0), adamw_state(n)
     state = [w.copy(), m.copy(), v.copy()]
-    adamw(grad, state, state[0], 3, **ADAMW)
+    adamw(grad, state, state[0], 3, **ADAMW, kernels=kernels)
     rate, beta1, beta2, decay = (
         float(f(ADAMW[key])) for key in ("rate", "beta1", "beta2", "decay")
     )
@@ -114,7 +115,7 @@ def test_every_rounding_is_the_stated_one():
 
     w, m = adamw_state(n)[:2]
     state = [w.copy(), m.copy()]
-    sgd(grad, state, state[0])
+    sgd(grad, state, state[0], kernels=kernels)
     m = f(0.9) * m + grad * f(0.5)
     np.testing.assert_array_equal(state[1], m)
     np.testing.assert_array_equal(state[0], w - f(0.1) * (m + f(0.01) * w))
@@ -150,30 +151,48 @@ def test_bits_depend_on_neither_path_threads_cuts_nor_aliasing(name):
                     np.testing.assert_array_equal(x.view(np.uint32), y.view(np.uint32))
 
 
-def test_a_gradient_that_is_not_a_number_stays_where_it_is():
+@pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.parametrize("weight_type", [float32, bfloat16])
+@pytest.mark.parametrize("n", [0, 1, 3, 4, 1027, 3000])
+def test_the_cpus_bits(n, weight_type, skip):
+    """Packs of 16 bytes with a rest, unaligned shards, a grid that loops; the weight may be the master."""
+
+    def call(kernels):
+        grad = randoms(n + skip, 0)[skip:]
+        state = [x[skip:] for x in adamw_state(n + skip)]
+        twin = [x[skip:] for x in adamw_state(n + skip)][:2]
+        weight = np.zeros(n + skip, weight_type)[skip:]
+        adamw(grad, state, weight, 7, **ADAMW, kernels=kernels)
+        sgd(grad, twin, twin[0] if weight_type == float32 else weight, kernels=kernels)
+        return *state, *twin, weight
+
+    assert_cpu_bits(call)
+
+
+def test_a_gradient_that_is_not_a_number_stays_where_it_is(kernels):
     n = 100
     grad, state = randoms(n, 0), adamw_state(n)
     grad[17] = np.nan
-    adamw(grad, state, state[0], 1, **ADAMW)
+    adamw(grad, state, state[0], 1, **ADAMW, kernels=kernels)
     for x in state:
         assert np.isnan(x[17])
         assert np.isfinite(np.delete(x, 17)).all()
 
 
-def test_errors_name_the_shapes():
+def test_errors_name_the_shapes(kernels):
     grad, state = randoms(5, 0), adamw_state(5)
     with pytest.raises(ValueError, match=r"grad is \(4,\) float32.*master \(5,\) float32"):
-        adamw(grad[:4], state, state[0], 1, **ADAMW)
+        adamw(grad[:4], state, state[0], 1, **ADAMW, kernels=kernels)
     with pytest.raises(ValueError, match="step is 0"):
-        adamw(grad, state, state[0], 0, **ADAMW)
+        adamw(grad, state, state[0], 0, **ADAMW, kernels=kernels)
     with pytest.raises(ValueError, match="beta2 is 1"):
-        adamw(grad, state, state[0], 1, **{**ADAMW, "beta2": 1.0})
+        adamw(grad, state, state[0], 1, **{**ADAMW, "beta2": 1.0}, kernels=kernels)
     with pytest.raises(ValueError, match="expected float32"):
-        adamw(grad.astype(bfloat16), state, state[0], 1, **ADAMW)
+        adamw(grad.astype(bfloat16), state, state[0], 1, **ADAMW, kernels=kernels)
     with pytest.raises(ValueError, match=r"weight is \(3,\)"):
-        sgd(grad, state[:2], np.zeros(3, bfloat16))
+        sgd(grad, state[:2], np.zeros(3, bfloat16), kernels=kernels)
     with pytest.raises(ValueError, match="float32 or bfloat16"):
-        sgd(grad, state[:2], np.zeros(5, np.int32))
+        sgd(grad, state[:2], np.zeros(5, np.int32), kernels=kernels)
 
 
 @pytest.mark.parametrize(("make", "arguments", "message"), [

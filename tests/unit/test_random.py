@@ -7,7 +7,8 @@ from itertools import pairwise
 import ml_dtypes
 import numpy as np
 import pytest
-from kernel_checks import PATHS
+from kernel_bits import assert_cpu_bits
+from kernel_checks import PATHS, strided
 
 from plait import _cpu
 
@@ -54,9 +55,9 @@ def test_the_reference_gives_the_published_vectors():
         assert " ".join(f"{word:08x}" for word in philox(counter, key)) == words
 
 
-def normal(n, seed=0, stream=0, first=0, mean=0.0, std=1.0):
+def normal(n, seed=0, stream=0, first=0, mean=0.0, std=1.0, kernels=_cpu):
     out = np.full(n, 9, np.float32)
-    _cpu.random_normal(seed, stream, first, mean, std, out)
+    kernels.random_normal(seed, stream, first, mean, std, out)
     return out
 
 
@@ -112,9 +113,9 @@ def test_normal_with_mean_and_std():
     np.testing.assert_array_equal(normal(50, mean=2.0, std=0.0), 2)
 
 
-def dropped(x, p=0.5, seed=1, step=2, layer=3, sample=0, position=0):
+def dropped(x, p=0.5, seed=1, step=2, layer=3, sample=0, position=0, kernels=_cpu):
     out = np.full(x.shape, 9, x.dtype)
-    _cpu.dropout(x, p, seed, step, layer, sample, position, out)
+    kernels.dropout(x, p, seed, step, layer, sample, position, out)
     return out
 
 
@@ -172,14 +173,35 @@ def test_dropout_rate_scale_and_keys():
         assert dropped(np.zeros(shape, np.float32)).shape == shape
 
 
-def test_errors_name_the_values():
+@pytest.mark.parametrize("first", [0, 3, 2**40 + 2, 2**62])
+@pytest.mark.parametrize("n", [0, 1, 4, 5, 2601])
+def test_normal_has_the_cpus_bits(n, first):
+    assert_cpu_bits(lambda kernels: [normal(n, -5, 2**40, first, 0.25, 1.5, kernels)])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, bfloat16])
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 7), (3, 4, 16), (2, 3, 24), (1, 1, 1), (0, 2, 3), (2, 37, 64)]
+)
+def test_dropout_has_the_cpus_bits(shape, dtype):
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+    def call(kernels):
+        key = {"seed": 2**40, "step": -1, "layer": 5, "sample": 2**33, "position": 3}
+        again = [dropped(v, 0.3, **key, kernels=kernels) for v in (x, strided(x), x[:, 1:])]
+        return *again, dropped(x[1:], 0.3, sample=1, kernels=kernels)
+
+    assert_cpu_bits(call)
+
+
+def test_errors_name_the_values(kernels):
     x = np.zeros((2, 3, 4), np.float32)
     for p in (1.0, -0.1, math.nan):
         with pytest.raises(ValueError, match=r"probability is .* must be in \[0, 1\)"):
-            dropped(x, p)
+            dropped(x, p, kernels=kernels)
     with pytest.raises(ValueError, match=r"\(3, 4\) float32"):
-        dropped(x[0])
+        dropped(x[0], kernels=kernels)
     with pytest.raises(ValueError, match="first_index is -1"):
-        normal(3, first=-1)
+        normal(3, first=-1, kernels=kernels)
     with pytest.raises(ValueError, match="element type is bfloat16, expected float32"):
-        _cpu.random_normal(0, 0, 0, 0.0, 1.0, np.zeros(3, bfloat16))
+        kernels.random_normal(0, 0, 0, 0.0, 1.0, np.zeros(3, bfloat16))

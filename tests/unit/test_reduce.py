@@ -1,5 +1,6 @@
 """Sums and copies against numpy, and the order of additions their contract fixes."""
 
+import functools
 import math
 from collections.abc import Iterator
 from fractions import Fraction
@@ -7,6 +8,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+from kernel_bits import assert_cpu_bits
 from kernel_checks import PATHS
 
 from plait import _cpu
@@ -200,10 +202,24 @@ def test_exact_sum_is_exact_over_chunks():
             assert _cpu.exact_value(limbs) == math.fsum(float(c) for c in chunks)
 
 
-def limbs_of(x, squares=False):
-    limbs = np.zeros(_cpu.LIMBS, np.int64)
-    _cpu.exact_sum(x, squares, limbs)
+def limbs_of(x, squares=False, kernels=_cpu):
+    limbs = np.zeros(kernels.LIMBS, np.int64)
+    kernels.exact_sum(x, squares, limbs)
     return limbs
+
+
+@pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.parametrize("n", [0, 1, 15, 1024, 1025, 9000, 140_003])
+def test_exact_sums_have_the_cpus_limbs(n, skip):
+    x = randoms(n + skip)[skip:] * np.exp2(np.random.default_rng(1).integers(-40, 40, n))
+    x = np.append(np.zeros(skip), x).astype(np.float32)[skip:]
+
+    def call(kernels):
+        sums = [limbs_of(x, squares, kernels) for squares in (False, True)]
+        kernels.exact_sum(x[: n // 2], False, sums[0])
+        return *sums, np.array([kernels.exact_value(limbs) for limbs in sums])
+
+    assert_cpu_bits(call)
 
 
 def test_exact_sums_do_not_depend_on_order_or_split():
@@ -249,13 +265,14 @@ def test_exact_value_rounds_once_at_every_magnitude():
         assert _cpu.exact_value(limbs) == float(sum(Fraction(float(v)) for v in values))
 
 
-def test_exact_sum_flags_what_is_not_finite():
+def test_exact_sum_flags_what_is_not_finite(kernels):
+    of = functools.partial(limbs_of, kernels=kernels)
     for bad in (np.nan, np.inf, -np.inf):
         x = randoms(5000)
         x[4097] = bad
-        assert math.isnan(_cpu.exact_value(limbs_of(x)))
-        assert math.isnan(_cpu.exact_value(limbs_of(x) + limbs_of(randoms(10))))
-    assert math.isnan(_cpu.exact_value(limbs_of(np.full(2, 3e38, np.float32), True)))
+        assert math.isnan(kernels.exact_value(of(x)))
+        assert math.isnan(kernels.exact_value(of(x) + of(randoms(10))))
+    assert math.isnan(kernels.exact_value(of(np.full(2, 3e38, np.float32), True)))
 
 
 def test_errors_name_the_shapes():
