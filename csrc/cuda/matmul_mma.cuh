@@ -1,10 +1,10 @@
 // A tile of out by four warps on tensor cores, fed by copies that run STAGES - 1 steps ahead.
 #pragma once
+#include "cuda/fragment.cuh"
 #include "cuda/matmul_out.cuh"
 #include "cuda/matmul_panel.cuh"
 #include "cuda/matmul_walk.cuh"
 #include "cuda/shared.cuh"
-#include "cuda/warp.cuh"
 
 namespace plait {
 
@@ -46,10 +46,8 @@ struct MmaPlace {
     const int lane = int(threadIdx.x) % WARP;
     return first_row - lane / 4 + Tile::ROWS / 2 <= out.m && first_column - lane % 4 * 2 + Tile::COLUMNS / 2 <= out.n;
   }
-  // Four lanes have the eight columns of a fragment's row in pairs; of four fragments each gathers one's whole.
   __device__ __forceinline__ void store_half(const Sums<Tile::DOWN * 2, Tile::ACROSS>& sum, const MatmulOut& out) const {
     const int q = int(threadIdx.x) % 4;
-    const bool odd = q & 1, upper = q & 2;
     bfloat16* const to = static_cast<bfloat16*>(out.data) + first_row * out.row_stride + first_column - 2 * q + 8 * q;
 #pragma unroll
     for (int r = 0; r < Tile::DOWN * 2; r++)
@@ -58,13 +56,7 @@ struct MmaPlace {
         uint32_t w[4];
 #pragma unroll
         for (int f = 0; f < 4; f++) w[f] = rounded_pair(sum[r][j + f][0], sum[r][j + f][1]);
-        const uint32_t x = __shfl_xor_sync(ALL_LANES, odd ? w[0] : w[1], 1), y = __shfl_xor_sync(ALL_LANES, odd ? w[2] : w[3], 1);
-        const uint32_t low0 = odd ? x : w[0], low1 = odd ? w[1] : x;    // fragment 0, odd lanes 1: of two lanes
-        const uint32_t high0 = odd ? y : w[2], high1 = odd ? w[3] : y;  // fragment 2, odd lanes 3
-        const uint32_t r0 = __shfl_xor_sync(ALL_LANES, upper ? low0 : high0, 2),
-                       r1 = __shfl_xor_sync(ALL_LANES, upper ? low1 : high1, 2);
-        const uint4 eight = upper ? make_uint4(r0, r1, high0, high1) : make_uint4(low0, low1, r0, r1);
-        *reinterpret_cast<uint4*>(to + r * 8 * out.row_stride + j * 8) = eight;
+        *reinterpret_cast<uint4*>(to + r * 8 * out.row_stride + j * 8) = gather_row(w);
       }
   }
 };

@@ -1,5 +1,5 @@
 // Products with a float32 operand: each leaf of an element is one chain of fused multiply-adds in ascending k, the bits of
-// cpu/gemm.cpp. Tiles of 128 x 128 x 16 by 256 threads, which keep the next step's elements in registers meanwhile.
+// cpu/gemm.cpp. Tiles of 128 x 128 x 8 by 256 threads, which keep the next step's elements in registers meanwhile.
 #include "cuda/matmul_simt.hpp"
 
 #include "core/scalar.hpp"
@@ -10,7 +10,7 @@
 namespace plait {
 namespace {
 
-constexpr int SIDE = 128, DEPTH = 16, THREADS = 256, ROW = SIDE + 4;  // of shared memory: (DEPTH, ROW) floats
+constexpr int SIDE = 128, DEPTH = 8, THREADS = 256, ROW = SIDE + 4;  // of shared memory: (DEPTH, ROW) floats
 
 // Element (i, j) of op(x) lies at i * wide + j * deep: one of them is 1.
 struct Matrix {
@@ -36,9 +36,10 @@ struct SimtPlace {
   __device__ void store_half(const Sums<8, 4>&, const MatmulOut&) const {}
 };
 
-// A thread's eight elements of a step, on their way to shared memory.
+// A thread's elements of a step, on their way to shared memory.
 struct Fetch {
-  float x[8];
+  static constexpr int COUNT = SIDE * DEPTH / THREADS;
+  float x[COUNT];
 
   // Neighbours take neighbours in memory: element i is row + i * rows_apart, k + i * k_apart.
   struct Place {
@@ -56,7 +57,7 @@ struct Fetch {
     const int rows = left_of(m.width, start);
     int64_t at = (start + p.row) * m.wide + (from + p.k) * m.deep;
 #pragma unroll
-    for (int i = 0; i < 8; i++, at += apart) {
+    for (int i = 0; i < COUNT; i++, at += apart) {
       x[i] = 0.0f;
       if (p.k + i * p.k_apart < valid && p.row + i * p.rows_apart < rows)
         x[i] = m.half ? to_float(static_cast<const bfloat16*>(m.data)[at]) : static_cast<const float*>(m.data)[at];
@@ -66,11 +67,11 @@ struct Fetch {
     const Place p(m);
     float* to = panel + p.k * ROW + p.row;
 #pragma unroll
-    for (int i = 0; i < 8; i++, to += p.k_apart * ROW + p.rows_apart) *to = x[i];
+    for (int i = 0; i < COUNT; i++, to += p.k_apart * ROW + p.rows_apart) *to = x[i];
   }
 };
 
-__global__ void __launch_bounds__(THREADS, 2) simt_kernel(const __grid_constant__ SimtCall call) {
+__global__ void __launch_bounds__(THREADS, 1) simt_kernel(const __grid_constant__ SimtCall call) {
   float* const shared = dynamic_shared<float>();  // two stages of a and b
   const int down_thread = int(threadIdx.x) / 16 * 4, across_thread = int(threadIdx.x) % 16 * 4;
   float2* const kept = call.kept + int64_t(blockIdx.x) * call.depth * 32 * THREADS + threadIdx.x;
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(THREADS, 2) simt_kernel(const __grid_constant_
         valid = coming;
         __syncthreads();  // with two stages, all have also read the one that is written next
         fetch();
-        for (int k = 0; k < valid; k++) {
+        const auto multiply = [&](int k) {
           float x[8], y[8];
 #pragma unroll
           for (int i = 0; i < 2; i++) {
@@ -114,6 +115,13 @@ __global__ void __launch_bounds__(THREADS, 2) simt_kernel(const __grid_constant_
           for (int i = 0; i < 8; i++)
 #pragma unroll
             for (int j = 0; j < 8; j++) sum[i][j / 2][j % 2] = fma(x[i], y[j], sum[i][j / 2][j % 2]);
+        };
+        if (valid == DEPTH) {
+#pragma unroll
+          for (int k = 0; k < DEPTH; k++) multiply(k);
+        } else {
+#pragma unroll 1
+          for (int k = 0; k < valid; k++) multiply(k);  // zeros beyond would add terms that are not there
         }
         stage ^= 1;
       }
@@ -127,7 +135,7 @@ __global__ void __launch_bounds__(THREADS, 2) simt_kernel(const __grid_constant_
 
 void matmul_simt(const MatmulProblem& p, const void* a, DType type_a, const void* b, DType type_b) {
   const int64_t tiles = ((p.m + SIDE - 1) / SIDE) * ((p.n + SIDE - 1) / SIDE);
-  const MatmulShare share = share_out(p, tiles, 32 * THREADS * 8, 2);
+  const MatmulShare share = share_out(p, tiles, 32 * THREADS * 8, 1);
   const int64_t kept_bytes = rounded_up(share.kept_bytes);
   char* const memory = static_cast<char*>(scratch_bytes(kept_bytes + share.partial_bytes));
   float* const partial = reinterpret_cast<float*>(memory + kept_bytes);

@@ -3,8 +3,6 @@
 
 namespace plait {
 
-void attention_forward(const ConstArray&, const ConstArray&, const ConstArray&, bool, float, const Array&, const Array&) { fail("attention_forward", "has no CUDA kernel yet"); }
-void attention_backward(const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, bool, float, const Array&, const Array&, const Array&) { fail("attention_backward", "has no CUDA kernel yet"); }
 void batch_norm_forward(const ConstArray&, const ConstArray&, const ConstArray&, float, bool, const Array&, const Array&, const Array&) { fail("batch_norm_forward", "has no CUDA kernel yet"); }
 void batch_norm_backward(const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, float, const Array&) { fail("batch_norm_backward", "has no CUDA kernel yet"); }
 void batch_norm_backward_weight(const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, float, bool, const Array&, const Array&) { fail("batch_norm_backward_weight", "has no CUDA kernel yet"); }

@@ -37,6 +37,10 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&x)[4], Share
 __device__ __forceinline__ void copy_async(SharedAddress to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
+// The same for 4 bytes; a zero where there is nothing.
+__device__ __forceinline__ void copy_word_async(SharedAddress to, const void* from, bool there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(there ? 4 : 0) : "memory");
+}
 // What was started since the last commit is a group; waits until at most LATER groups of this thread are under way.
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LATER>

@@ -49,7 +49,7 @@ struct LateCopies {
   struct Copy {
     void* to;
     const void* from;
-    int bytes;
+    int bytes, size;  // zeros from bytes to size
   };
   std::vector<Copy> copies;
   std::vector<size_t> groups;

@@ -1,4 +1,4 @@
-"""matmul of both backends: against float64, and the bits that leaves, samples and sizes leave alone."""
+"""matmul of both backends against float64, and bits that leaves, samples and sizes leave alone."""
 
 from itertools import pairwise
 
@@ -10,7 +10,15 @@ from matmul_checks import run, same_bits, strided, tree_sum
 
 from plait import _cpu
 
-SHAPES = [(1, 1, 1), (2, 3, 5), (70, 100, 1), (13, 31, 33), (64, 64, 64), (150, 90, 139), (40, 160, 72)]  # fmt: skip
+SHAPES = [
+    (1, 1, 1),
+    (2, 3, 5),
+    (70, 100, 1),
+    (13, 31, 33),
+    (64, 64, 64),
+    (150, 90, 139),
+    (40, 160, 72),
+]
 
 
 def stored(x, transposed, gap):
@@ -132,6 +140,7 @@ def test_stack_of_weight_gradients(kernels, dtype, size):
             same_bits(got, right)
 
 
+<<<<<<< HEAD
 def test_order_of_threads(kernels):
     a, b = random((150, 70), BFLOAT16), random((70, 139), BFLOAT16, 1)
     for x, y in [(a, b), (a[:30].astype(FLOAT32), b.astype(FLOAT32))]:
@@ -141,6 +150,15 @@ def test_order_of_threads(kernels):
             )
             for got in results[1:]:
                 same_bits(got, results[0])
+=======
+@pytest.mark.parametrize("dtype", STORAGE, ids=str)
+@pytest.mark.parametrize("leaves", [[0, 70], [0, 20, 40, 70]])
+def test_order_of_threads(kernels, dtype, leaves):
+    a, b = random((130, 70), dtype), random((70, 139), dtype, 1)
+    results = in_orders(kernels, lambda: run(a, b, leaves=leaves, kernels=kernels))
+    for got in results[1:]:
+        same_bits(got, results[0])
+>>>>>>> tensor
 
 
 def test_errors_are_those_of_the_cpu(kernels):

@@ -54,7 +54,11 @@ inline void load_matrices_transposed(uint32_t (&x)[4], SharedAddress row) { load
 inline void copy_async(SharedAddress to, const void* from, int bytes) {
   if (to % 16 || (bytes && reinterpret_cast<uintptr_t>(from) % 16)) throw std::logic_error("cp.async: not aligned to 16 bytes");
   if (bytes < 0 || bytes > 16) throw std::logic_error("cp.async: more than 16 bytes");
-  fibers::late_copies().copies.push_back({reinterpret_cast<void*>(to), from, bytes});
+  fibers::late_copies().copies.push_back({reinterpret_cast<void*>(to), from, bytes, 16});
+}
+inline void copy_word_async(SharedAddress to, const void* from, bool there) {
+  if (to % 4 || reinterpret_cast<uintptr_t>(from) % 4) throw std::logic_error("cp.async: not aligned to 4 bytes");
+  fibers::late_copies().copies.push_back({reinterpret_cast<void*>(to), from, there ? 4 : 0, 4});
 }
 inline void commit_copies() { fibers::late_copies().groups.push_back(fibers::late_copies().copies.size()); }
 template <int LATER>
@@ -66,7 +70,7 @@ void wait_copies() {
     const auto& c = late.copies[i];
     unsigned char sixteen[16] = {};
     if (c.bytes) std::memcpy(sixteen, c.from, size_t(c.bytes));
-    std::memcpy(c.to, sixteen, 16);
+    std::memcpy(c.to, sixteen, size_t(c.size));
   }
   late.copies.erase(late.copies.begin(), late.copies.begin() + long(count));
   late.groups.erase(late.groups.begin(), late.groups.begin() + long(groups));
