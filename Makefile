@@ -49,7 +49,7 @@ test-aarch64: $(VENV)/.tools  ## part of test-cluster: the bits of every op on a
 	@PATH="$(abspath $(BIN)):$$PATH" tools/test-aarch64
 
 test-cuda: $(VENV)/.dev $(FIBERS)/.built  ## the CUDA kernels: on the CPU, and what nvcc makes of them; needs no GPU
-	$(BIN)/python -m pytest tests/unit --cuda
+	$(BIN)/python -m pytest tests/unit tests/gpu --cuda
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/check-cuda
 
 test-long: $(VENV)/.dev  ## every layout with every setting, loss curves, and the unit tests on the other Pythons found
