@@ -139,11 +139,11 @@ def test_what_is_missing(
     monkeypatch.setattr(runtime, "getDeviceProperties", lambda _: about)
     monkeypatch.setattr(runtime, "getDeviceCount", changes.get("count", lambda: 1))
     monkeypatch.setattr(fake_cupy, "__version__", changes.get("version", "14.0.0"))
-    with device(kernels):
+    with device(kernels), monkeypatch.context() as patch:
         if "cupy" in changes:
-            monkeypatch.setitem(sys.modules, "cupy", None)
+            patch.setitem(sys.modules, "cupy", None)
         if not changes.get("built", True):
-            monkeypatch.setitem(sys.modules, "plait._cuda", None)
+            patch.setitem(sys.modules, "plait._cuda", None)
         with pytest.raises(UserError, match=message) as caught:
             backend.use("cuda")
         assert "\n" not in str(caught.value)

@@ -81,6 +81,11 @@ class Parameter:
         return self.momentum is not None
 
     @property
+    def decays(self) -> bool:
+        """Whether weight decay applies to it: to matrices, not to biases and norms."""
+        return len(self.shape) > 1
+
+    @property
     def replicated(self) -> bool:
         return not self.leaf_rows
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -82,6 +82,15 @@ class Bucket:
             for first, last in itertools.pairwise(rows):
                 if first < last:
                     yield p, offset + first * row, offset + last * row
+
+    def alike(self) -> Iterator[tuple[Parameter, int, int]]:
+        """Runs of parameters that an optimizer treats alike, each with its first one. Gaps between
+        them are zeros, weights, gradients and state, and stay so."""
+        for _, run in itertools.groupby(
+            self.slices, lambda each: (each[0].decays, each[0].momentum)
+        ):
+            first, *rest = run
+            yield first[0], first[1], rest[-1][2] if rest else first[2]
 
     def _cut(self, size: int) -> list[int]:
         chunks = [start for _, a, b in self.slices for start in range(a, b, CHUNK)] or [0]

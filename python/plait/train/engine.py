@@ -307,7 +307,7 @@ class Engine:
     def _update_bucket(self, index: int, scale: float, learning_rate: float, step: int) -> None:
         bucket = self.buckets[index]
         state, weights = self.state[index], bucket.weights[bucket.own]
-        for p, start, stop in bucket.slices:
+        for p, start, stop in bucket.alike():
             low, high = max(start, bucket.own.start), min(stop, bucket.own.stop)
             if low >= high:
                 continue
@@ -316,7 +316,7 @@ class Engine:
                 self._average(self.master[index][where], bucket.gradient[where], p.momentum)
                 continue
             self.optimizer.update(
-                bucket.gradient[where], scale, learning_rate, len(p.shape) > 1, step,
+                bucket.gradient[where], scale, learning_rate, p.decays, step,
                 self.master[index][where], {k: x[where] for k, x in state.items()}, weights[where],
             )  # fmt: skip
 
