@@ -143,7 +143,7 @@ def test_stack_of_weight_gradients(kernels, dtype, size):
 @pytest.mark.parametrize("dtype", STORAGE, ids=str)
 @pytest.mark.parametrize("leaves", [[0, 70], [0, 20, 40, 70]])
 def test_order_of_threads(kernels, dtype, leaves):
-    a, b = random((130, 70), dtype), random((70, 139), dtype, 1)
+    a, b = random((130, 70), dtype), random((70, 270), dtype, 1)
     results = in_orders(kernels, lambda: run(a, b, leaves=leaves, kernels=kernels))
     for got in results[1:]:
         same_bits(got, results[0])
