@@ -4,6 +4,8 @@
 // The variance is of two passes: fma(d, d, sum) with d = x - mean. xhat = (x - mean) * rstd, rstd =
 // 1 / sqrt(variance + epsilon); out = fma(xhat, weight, bias). Backward rebuilds xhat with the same
 // roundings.
+#include "core/batch_norm.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -183,29 +185,6 @@ std::vector<float> rstd_of(const float* variance, int64_t channels, float epsilo
   return rstd;
 }
 
-void check(const char* call, const ConstArray& x, const ConstArray& other) {
-  PLAIT_CHECK(x.ndim == 2 && other.ndim == 2 && x.shape[0] == other.shape[0] &&
-                  x.shape[1] == other.shape[1] && x.dtype == other.dtype && x.contiguous() &&
-                  other.contiguous(),
-              call, "needs contiguous (R, C) arrays of one shape and type, got ", shape_text(x),
-              " and ", shape_text(other));
-}
-
-void check_strided(const char* call, const ConstArray& x, const ConstArray& grad) {
-  bool good = x.ndim == 3 && grad.ndim == 3 && x.dtype == grad.dtype;
-  for (int i = 0; good && i < 3; i++) good = x.shape[i] == grad.shape[i];
-  for (const ConstArray* a : {&x, &grad})
-    good = good && (a->size() == 0 || a->shape[2] == 1 || a->strides[2] == 1);
-  PLAIT_CHECK(good, call,
-              "needs (B, S, C) arrays of one shape and type with adjacent channels, got ",
-              shape_text(x), " and ", shape_text(grad));
-}
-
-void check_channels(const char* call, const ConstArray& x, const ConstArray& v) {
-  PLAIT_CHECK(v.ndim == 1 && v.shape[0] == x.shape[x.ndim - 1] && v.contiguous(), call,
-              "per-channel array ", shape_text(v), " does not fit rows ", shape_text(x));
-}
-
 template <class W>
 void forward_with(const ConstArray& x, const W* weight, const W* bias, float epsilon, bool training,
                   const Array& mean, const Array& variance, const Array& out) {
@@ -250,13 +229,7 @@ void batch_norm_forward(const ConstArray& x, const ConstArray& weight, const Con
                         float epsilon, bool training, const Array& mean, const Array& variance,
                         const Array& out) {
   const char* call = "batch_norm_forward";
-  check(call, x, out);
-  for (const ConstArray* v : {&weight, &bias, static_cast<const ConstArray*>(&mean),
-                              static_cast<const ConstArray*>(&variance)})
-    check_channels(call, x, *v);
-  PLAIT_CHECK(weight.dtype == bias.dtype, call, "weight and bias differ in type");
-  PLAIT_CHECK(!training || x.shape[0] > 0, call, "batch statistics of no rows, x is ",
-              shape_text(x));
+  check_batch_norm_forward(x, weight, bias, training, mean, variance, out);
   PLAIT_FLOATS(weight.dtype, call, [&](auto zero) {
     using W = decltype(zero);
     forward_with(x, weight.as<W>(), bias.as<W>(), epsilon, training, mean, variance, out);
@@ -267,9 +240,7 @@ void batch_norm_backward(const ConstArray& grad, const ConstArray& x, const Cons
                          const ConstArray& mean, const ConstArray& variance, float epsilon,
                          const Array& grad_x) {
   const char* call = "batch_norm_backward";
-  check(call, x, grad);
-  check(call, x, grad_x);
-  for (const ConstArray* v : {&weight, &mean, &variance}) check_channels(call, x, *v);
+  check_batch_norm_backward(grad, x, weight, mean, variance, grad_x);
   PLAIT_FLOATS(weight.dtype, call, [&](auto zero) {
     using W = decltype(zero);
     backward_with(grad, x, weight.as<W>(), mean.as<float>(), variance.as<float>(), epsilon, grad_x);
@@ -279,14 +250,10 @@ void batch_norm_backward(const ConstArray& grad, const ConstArray& x, const Cons
 void batch_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& mean,
                                 const ConstArray& variance, float epsilon, bool accumulate,
                                 const Array& grad_weight, const Array& grad_bias) {
-  const char* call = "batch_norm_backward_weight";
-  check_strided(call, x, grad);
-  for (const ConstArray* v : {&mean, &variance, static_cast<const ConstArray*>(&grad_weight),
-                              static_cast<const ConstArray*>(&grad_bias)})
-    check_channels(call, x, *v);
+  check_batch_norm_backward_weight(grad, x, mean, variance, grad_weight, grad_bias);
   const float *m = mean.as<float>(), *v = variance.as<float>();
   float *product = grad_weight.as<float>(), *plain = grad_bias.as<float>();
-  PLAIT_FLOATS(x.dtype, call, [&](auto zero) {
+  PLAIT_FLOATS(x.dtype, "batch_norm_backward_weight", [&](auto zero) {
     using T = decltype(zero);
     const T *g = grad.as<T>(), *from = x.as<T>();
     const int64_t c = x.shape[2];

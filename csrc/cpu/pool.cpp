@@ -1,5 +1,7 @@
 // Max and mean pooling. Gradients are gathered, never scattered: each element of grad_x is one float32 chain over its
 // windows in ascending row and column, rounded once.
+#include "core/pool.hpp"
+
 #include <algorithm>
 
 #include "core/ops.hpp"
@@ -14,14 +16,14 @@ thread_local Scratch sums;
 
 constexpr int64_t THREAD_WORK = 1 << 14;  // elements worth a thread
 
-// `place` wins where x is greater, or is the first NaN: a NaN in a window shows in the output.
+// `place` is taken where x wins.
 template <class T>
 PLAIT_INLINE void take_greater_body(const T* x, int64_t n, int32_t place, float* best, int32_t* index) {
   for (int64_t c = 0; c < n; c++) {
     const float value = to_float(x[c]);
-    const bool wins = value > best[c] || (value != value && best[c] == best[c]);
-    best[c] = wins ? value : best[c];
-    index[c] = wins ? place : index[c];
+    const bool taken = wins(value, best[c]);
+    best[c] = taken ? value : best[c];
+    index[c] = taken ? place : index[c];
   }
 }
 PLAIT_KERNEL(take_greater, take_greater_body)
@@ -63,34 +65,6 @@ PLAIT_INLINE void spread_body(const T* grad, int64_t positions, int64_t channels
 }
 PLAIT_KERNEL(spread, spread_body)
 
-struct PoolShape {
-  int64_t batch, height, width, channels, out_height, out_width, size, stride, padding;
-};
-
-PoolShape pool_shape(const char* call, const ConstArray& x, const ConstArray& out, const ConstArray& index,
-                     int64_t size, int64_t stride, int64_t padding) {
-  PLAIT_CHECK(x.ndim == 4 && out.ndim == 4 && x.contiguous() && out.contiguous() && x.dtype == out.dtype, call,
-              "needs contiguous (B, H, W, C) arrays of one type, got ", shape_text(x), " and ",
-              shape_text(out));
-  constexpr int64_t most = 1 << 15;  // places in a window are int32
-  PLAIT_CHECK(size >= 1 && stride >= 1 && padding >= 0 && padding < size && size <= most && stride <= most, call,
-              "size ", size, ", stride ", stride, ", padding ", padding,
-              ": size and stride are at least 1 and at most ", most, ", padding is below size");
-  const int64_t h = x.shape[1], w = x.shape[2];
-  PLAIT_CHECK(h >= 1 && w >= 1 && h + 2 * padding >= size && w + 2 * padding >= size, call, "window ", size,
-              " is larger than the image ", shape_text(x), " with padding ", padding);
-  const PoolShape s{x.shape[0], h, w, x.shape[3], (h + 2 * padding - size) / stride + 1,
-                    (w + 2 * padding - size) / stride + 1, size, stride, padding};
-  PLAIT_CHECK(out.shape[0] == s.batch && out.shape[1] == s.out_height && out.shape[2] == s.out_width &&
-                  out.shape[3] == s.channels,
-              call, "output side is ", shape_text(out), ", expected (", s.batch, ", ", s.out_height, ", ",
-              s.out_width, ", ", s.channels, ")");
-  bool same = index.ndim == 4 && index.contiguous() && index.dtype == DType::int32;
-  for (int i = 0; same && i < 4; i++) same = index.shape[i] == out.shape[i];
-  PLAIT_CHECK(same, call, "index is ", shape_text(index), ", expected int32 shaped as ", shape_text(out));
-  return s;
-}
-
 template <class T>
 void pool_row(const PoolShape& s, const T* x, int64_t oh, T* out, int32_t* index) {
   const int64_t top = oh * s.stride - s.padding;
@@ -113,29 +87,17 @@ void pool_row(const PoolShape& s, const T* x, int64_t oh, T* out, int32_t* index
 
 template <class T>
 void pool_row_backward(const PoolShape& s, const T* grad, const int32_t* index, int64_t h, T* grad_x) {
-  // Window o covers place p if o * stride <= p + padding < o * stride + size.
-  auto first_window = [&](int64_t p) {
-    return p + s.padding < s.size ? 0 : (p + s.padding - s.size) / s.stride + 1;
-  };
   float* sum = sums.get<float>(s.channels);
   for (int64_t w = 0; w < s.width; w++, grad_x += s.channels) {
     std::fill(sum, sum + s.channels, 0.0f);
-    for (int64_t oh = first_window(h); oh < s.out_height && oh * s.stride <= h + s.padding; oh++)
-      for (int64_t ow = first_window(w); ow < s.out_width && ow * s.stride <= w + s.padding; ow++) {
+    for (int64_t oh = s.first_window(h); oh < s.out_height && oh * s.stride <= h + s.padding; oh++)
+      for (int64_t ow = s.first_window(w); ow < s.out_width && ow * s.stride <= w + s.padding; ow++) {
         const int64_t place = (h + s.padding - oh * s.stride) * s.size + w + s.padding - ow * s.stride;
         const int64_t at = (oh * s.out_width + ow) * s.channels;
         add_chosen(grad + at, index + at, s.channels, int32_t(place), sum);
       }
     store(static_cast<const float*>(sum), s.channels, grad_x);
   }
-}
-
-void mean_check(const char* call, const ConstArray& x, const ConstArray& out) {
-  PLAIT_CHECK(x.ndim == 3 && out.ndim == 2 && x.shape[0] == out.shape[0] && x.shape[2] == out.shape[1] &&
-                  x.dtype == out.dtype && x.contiguous() && out.contiguous(),
-              call, "needs contiguous (B, S, C) and (B, C) of one type, got ", shape_text(x), " and ",
-              shape_text(out));
-  PLAIT_CHECK(x.shape[1] >= 1, call, "mean of no positions, x is ", shape_text(x));
 }
 
 int64_t grain(int64_t elements) { return 1 + THREAD_WORK / (elements + 1); }
@@ -177,7 +139,7 @@ void max_pool_backward(const ConstArray& grad, const ConstArray& index, int64_t 
 }
 
 void mean_pool_forward(const ConstArray& x, const Array& out) {
-  mean_check("mean_pool_forward", x, out);
+  check_mean_pool("mean_pool_forward", x, out);
   PLAIT_FLOATS(x.dtype, "mean_pool_forward", [&](auto zero) {
     using T = decltype(zero);
     const T* from = x.as<T>();
@@ -192,7 +154,7 @@ void mean_pool_forward(const ConstArray& x, const Array& out) {
 }
 
 void mean_pool_backward(const ConstArray& grad, const Array& grad_x) {
-  mean_check("mean_pool_backward", grad_x, grad);
+  check_mean_pool("mean_pool_backward", grad_x, grad);
   PLAIT_FLOATS(grad.dtype, "mean_pool_backward", [&](auto zero) {
     using T = decltype(zero);
     const T* from = grad.as<T>();

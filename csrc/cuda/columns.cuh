@@ -4,6 +4,8 @@
 // then j + 8, j + 4, j + 2, j + 1; samples are added one by one to what out holds (or +0). It depends on nothing but
 // the length of a sample, so a sum over samples goes on in the next microbatch.
 #pragma once
+#include <type_traits>
+
 #include "core/array.hpp"
 #include "cuda/launch.cuh"
 #include "cuda/pack.cuh"
@@ -24,8 +26,27 @@ struct Outputs {
   float* data[SUMS];
 };
 
+// What all positions of a channel share: Term::column(c), where a term has that.
+struct NoColumn {};
+template <class Term>
+__device__ __forceinline__ auto column_of(const Term& term, int64_t c, int) -> decltype(term.column(c)) {
+  return term.column(c);
+}
+template <class Term>
+__device__ __forceinline__ NoColumn column_of(const Term&, int64_t, long) {
+  return {};
+}
+template <class Term, class Row, class Column, int INPUTS, int SUMS>
+__device__ __forceinline__ void add_term(const Term& term, const float (&value)[INPUTS], const Row& row, const Column& column,
+                                         float (&sum)[SUMS]) {
+  if constexpr (std::is_same_v<Column, NoColumn>)
+    term.add(value, row, sum);
+  else
+    term.add(value, row, column, sum);
+}
+
 // A block takes 32 packs of channels of one sample: threadIdx.x a pack, threadIdx.y a strand.
-// Term::row(b, s) gives what all channels of a position share, Term::add(values, row, sum) adds one element.
+// Term::row(b, s) gives what all channels of a position share, Term::add(values, row, [column,] sum) adds one element.
 template <class Term, class T, int INPUTS, int SUMS, int WIDTH>
 __global__ void __launch_bounds__(1024) strands_kernel(Positions<T, INPUTS> x, Term term, float* partial) {
   __shared__ float strand[STRANDS / 2][SUMS * WIDTH][WARP + 1];
@@ -34,6 +55,9 @@ __global__ void __launch_bounds__(1024) strands_kernel(Positions<T, INPUTS> x, T
 #pragma unroll
   for (int k = 0; k < SUMS * WIDTH; k++) sum[k] = 0.0f;
   if (channel < x.channels) {
+    decltype(column_of(term, 0, 0)) column[WIDTH];
+#pragma unroll
+    for (int i = 0; i < WIDTH; i++) column[i] = column_of(term, channel + i, 0);
 #pragma unroll 4
     for (int64_t s = threadIdx.y; s < x.positions; s += STRANDS) {
       float v[INPUTS][WIDTH];
@@ -48,7 +72,7 @@ __global__ void __launch_bounds__(1024) strands_kernel(Positions<T, INPUTS> x, T
         for (int a = 0; a < INPUTS; a++) value[a] = v[a][i];
 #pragma unroll
         for (int k = 0; k < SUMS; k++) to[k] = sum[k * WIDTH + i];
-        term.add(value, row, to);
+        add_term(term, value, row, column[i], to);
 #pragma unroll
         for (int k = 0; k < SUMS; k++) sum[k * WIDTH + i] = to[k];
       }
@@ -90,10 +114,11 @@ __global__ void __launch_bounds__(128)
   to[c] = sum;
 }
 
-// All of inputs are (B, S, C) of type T with unit stride along C.
+// All of inputs are (B, S, C) of type T with unit stride along C. memory: B * SUMS * C floats, of a caller that has more in
+// scratch.
 template <class T, int INPUTS, int SUMS, class Term>
 void sum_columns(const At& at, const ConstArray* const (&inputs)[INPUTS], const Term& term, bool accumulate,
-                 float* const (&out)[SUMS]) {
+                 float* const (&out)[SUMS], float* memory = nullptr) {
   constexpr int WIDTH = 2;
   const ConstArray& first = *inputs[0];
   Positions<T, INPUTS> x = {};
@@ -106,7 +131,7 @@ void sum_columns(const At& at, const ConstArray* const (&inputs)[INPUTS], const 
   }
   Outputs<SUMS> outputs;
   for (int k = 0; k < SUMS; k++) outputs.data[k] = out[k];
-  float* partial = scratch<float>(x.samples * SUMS * x.channels);
+  float* partial = memory ? memory : scratch<float>(x.samples * SUMS * x.channels);
   const int64_t packs = wide ? x.channels / WIDTH : x.channels;
   PLAIT_CHECK(x.samples < 65536, at.kernel, "at most 65535 samples at once, got ", x.samples);
   const Grid grid{{unsigned((packs + WARP - 1) / WARP), unsigned(x.samples)}, {WARP, STRANDS}};

@@ -78,7 +78,7 @@ struct Sorted {
   int64_t count;
 };
 
-constexpr int TOGETHER = 16;  // tokens whose gradients are loaded at once
+constexpr int TOGETHER = 8;  // tokens whose gradients are loaded at once
 
 // Adds the gradients of the tokens from `next` on that are of this row and before `end`. Whole warps call it; threads that are
 // not `active` have no channels.
@@ -115,7 +115,7 @@ __device__ __forceinline__ bool add_tokens(const Sorted& sorted, int64_t row, in
 // Block x takes the x-th visited row, or without `visited` (visits of them) row x if every_row, or the row of the x-th token
 // if it is the first of that row; block y a strip of channels.
 template <int WIDTH, class T>
-__global__ void __launch_bounds__(256, 3)
+__global__ void __launch_bounds__(256)
     rows_kernel(Sorted sorted, const int64_t* visited, const T* grad, Leaves leaves, int64_t rows, int64_t channels, Stack stack) {
   int64_t row, next = blockIdx.x;
   if (stack.every_row) {

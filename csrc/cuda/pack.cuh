@@ -1,4 +1,4 @@
-// N consecutive elements of float32 or bfloat16, moved as one access of up to 16 bytes, used as floats.
+// N consecutive elements of float32 or bfloat16, moved as one access of up to 16 bytes, used as floats; or of int32.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -54,6 +54,28 @@ __device__ __forceinline__ void store_pack(float* to, const float (&x)[N]) {
   union {
     W words;
     float values[N];
+  } u;
+#pragma unroll
+  for (int i = 0; i < N; i++) u.values[i] = x[i];
+  *reinterpret_cast<W*>(to) = u.words;
+}
+template <int N>
+__device__ __forceinline__ void load_pack(const int32_t* from, int32_t (&x)[N]) {
+  using W = typename Words<N * 4>::type;
+  union {
+    W words;
+    int32_t values[N];
+  } u;
+  u.words = *reinterpret_cast<const W*>(from);
+#pragma unroll
+  for (int i = 0; i < N; i++) x[i] = u.values[i];
+}
+template <int N>
+__device__ __forceinline__ void store_pack(int32_t* to, const int32_t (&x)[N]) {
+  using W = typename Words<N * 4>::type;
+  union {
+    W words;
+    int32_t values[N];
   } u;
 #pragma unroll
   for (int i = 0; i < N; i++) u.values[i] = x[i];

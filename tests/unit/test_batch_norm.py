@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import kernel_backends
 import ml_dtypes
 import numpy as np
 import pytest
+from kernel_bits import assert_cpu_bits, in_every_order
 from kernel_checks import PATHS
 
 from plait import _cpu
@@ -39,27 +41,27 @@ def same_bits(x, y):
     np.testing.assert_array_equal(x.view(kind), y.view(kind))
 
 
-def forward(x, weight, bias, statistics=None):
+def forward(x, weight, bias, statistics=None, kernels=_cpu):
     channels = x.shape[1]
     mean, variance = (np.full(channels, 7, float32) for _ in range(2))
     if statistics is not None:
         mean, variance = (s.copy() for s in statistics)
     out = np.full_like(x, 7)
-    _cpu.batch_norm_forward(x, weight, bias, EPSILON, statistics is None, mean, variance, out)
+    kernels.batch_norm_forward(x, weight, bias, EPSILON, statistics is None, mean, variance, out)
     return out, mean, variance
 
 
-def backward(grad, x, weight, mean, variance):
+def backward(grad, x, weight, mean, variance, kernels=_cpu):
     grad_x = np.full_like(x, 7)
-    _cpu.batch_norm_backward(grad, x, weight, mean, variance, EPSILON, grad_x)
+    kernels.batch_norm_backward(grad, x, weight, mean, variance, EPSILON, grad_x)
     return grad_x
 
 
-def backward_weight(grad, x, mean, variance, sums=None):
+def backward_weight(grad, x, mean, variance, sums=None, kernels=_cpu):
     out = sums or tuple(np.full(x.shape[-1], 7, float32) for _ in range(2))
     if x.ndim == 2:
         x, grad = x[None], grad[None]
-    _cpu.batch_norm_backward_weight(grad, x, mean, variance, EPSILON, sums is not None, *out)
+    kernels.batch_norm_backward_weight(grad, x, mean, variance, EPSILON, sums is not None, *out)
     return out
 
 
@@ -68,13 +70,15 @@ def close(got, exact, scale=1.0):
     np.testing.assert_allclose(np.asarray(got, np.float64), exact, rtol=rounding, atol=3e-6 * scale)
 
 
-@pytest.mark.parametrize("isa", paths)
+@pytest.mark.parametrize("isa", [*paths, "cuda"])
 @pytest.mark.parametrize("types", [(float32, float32), (bfloat16, bfloat16), (bfloat16, float32)])
 def test_close_to_float64(isa, types):
-    _cpu.set_isa(isa)
+    kernels = kernel_backends.kernels("cuda" if isa == "cuda" else "cpu")
+    if isa != "cuda":
+        _cpu.set_isa(isa)
     for shape in SHAPES:
         x, grad, weight, bias = operands(*shape, *types)
-        out, mean, variance = forward(x, weight, bias)
+        out, mean, variance = forward(x, weight, bias, kernels=kernels)
         x64, g64, w64, b64 = (np.asarray(a, np.float64) for a in (x, grad, weight, bias))
         close(mean, x64.mean(0), 10)
         close(variance, x64.var(0), 10)
@@ -82,25 +86,25 @@ def test_close_to_float64(isa, types):
         rstd = 1 / np.sqrt(variance.astype(np.float64) + EPSILON)
         xhat = (x64 - mean) * rstd
         close(out, xhat * w64 + b64, 3)
-        close(forward(x, weight, bias, (mean, variance))[0], xhat * w64 + b64, 3)
+        close(forward(x, weight, bias, (mean, variance), kernels)[0], xhat * w64 + b64, 3)
         rows = shape[0]
         mean_product = (g64 * xhat).mean(0)
         exact = w64 * rstd * (g64 - g64.mean(0) - xhat * mean_product)
         close(
-            backward(grad, x, weight, mean, variance),
+            backward(grad, x, weight, mean, variance, kernels),
             exact,
             10 * max(1.0, (abs(w64) * rstd).max(initial=0)),
         )
-        grad_weight, grad_bias = backward_weight(grad, x, mean, variance)
+        grad_weight, grad_bias = backward_weight(grad, x, mean, variance, kernels=kernels)
         close(grad_weight, (g64 * xhat).sum(0), rows)
         close(grad_bias, g64.sum(0), rows)
 
 
-def test_gradient_is_that_of_the_function():
+def test_gradient_is_that_of_the_function(kernels):
     """Finite differences of the float64 definition, batch statistics included."""
     x, grad, weight, bias = operands(6, 3, float32, float32)
-    _, mean, variance = forward(x, weight, bias)
-    got = backward(grad, x, weight, mean, variance)
+    _, mean, variance = forward(x, weight, bias, kernels=kernels)
+    got = backward(grad, x, weight, mean, variance, kernels=kernels)
 
     def value(x):
         y = (x - x.mean(0)) / np.sqrt(x.var(0) + EPSILON) * weight + bias
@@ -135,15 +139,59 @@ def test_grad_weight_continues_the_chain():
         same_bits(a, b)
 
 
-def test_grad_weight_of_some_positions_of_some_samples():
+def test_samples_continue_the_chain(kernels):
+    """The rows of a microbatch's samples: a later call with accumulate goes on."""
+    x, grad, weight, bias = operands(6 * 41, 35, bfloat16, float32)
+    _, mean, variance = forward(x, weight, bias, kernels=kernels)
+    x, grad = x.reshape(6, 41, 35), grad.reshape(6, 41, 35)
+    whole = backward_weight(grad, x, mean, variance, kernels=kernels)
+    sums = backward_weight(grad[:2], x[:2], mean, variance, kernels=kernels)
+    for part in (slice(2, 2), slice(2, 3), slice(3, 6)):
+        sums = backward_weight(grad[part], x[part], mean, variance, sums, kernels)
+    for a, b in zip(whole, sums, strict=True):
+        same_bits(a, b)
+
+
+@pytest.mark.parametrize("rows", [5, 1024, 2500])
+def test_blocks_of_rows(kernels, rows):
+    """More than one block of 1024, and the threads of a block in any order."""
+    x, grad, weight, bias = operands(rows, 6, float32, float32)
+    results = []
+    for _ in in_every_order(kernels):
+        out, mean, variance = forward(x, weight, bias, kernels=kernels)
+        grad_x = backward(grad, x, weight, mean, variance, kernels)
+        results.append([a.tobytes() for a in (out, mean, variance, grad_x)])
+    close(mean, x.astype(np.float64).mean(0), 10)
+    close(variance, x.astype(np.float64).var(0), 10)
+    assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize("types", [(float32, float32), (bfloat16, bfloat16), (bfloat16, float32)])
+@pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.parametrize("shape", [(7, 33), (30, 16), (3, 200), (4, 0)])
+def test_known_statistics_give_the_cpus_bits(shape, skip, types):
+    x, _, weight, bias = operands(shape[0], shape[1] + skip, *types)
+    x, weight, bias = (
+        x.reshape(-1)[skip:][: shape[0] * shape[1]].reshape(shape),
+        weight[skip:],
+        bias[skip:],
+    )
+    statistics = (
+        np.linspace(-1, 1, shape[1], dtype=float32),
+        np.linspace(0, 3, shape[1], dtype=float32),
+    )
+    assert_cpu_bits(lambda kernels: forward(x, weight, bias, statistics, kernels))
+
+
+def test_grad_weight_of_some_positions_of_some_samples(kernels):
     x, grad, weight, bias = operands(6 * 10, 21, float32, float32)
-    _, mean, variance = forward(x, weight, bias)
+    _, mean, variance = forward(x, weight, bias, kernels=kernels)
     x, grad = x.reshape(6, 10, 21), grad.reshape(6, 10, 21)
     where = slice(1, 5), slice(3, 8)
-    part = [np.ascontiguousarray(a[where]).reshape(-1, 21) for a in (grad, x)]
+    part = [np.ascontiguousarray(a[where]) for a in (grad, x)]
     for a, b in zip(
-        backward_weight(grad[where], x[where], mean, variance),
-        backward_weight(*part, mean, variance),
+        backward_weight(grad[where], x[where], mean, variance, kernels=kernels),
+        backward_weight(*part, mean, variance, kernels=kernels),
         strict=True,
     ):
         same_bits(a, b)
@@ -173,13 +221,13 @@ def test_bits_do_not_depend_on_threads_or_sharding_or_path():
         same_bits(a, np.ascontiguousarray(b[..., 33:]))
 
 
-def test_no_rows_and_wrong_shapes():
+def test_no_rows_and_wrong_shapes(kernels):
     x, grad, weight, bias = operands(0, 3, float32, float32)
     with pytest.raises(ValueError, match="statistics of no rows"):
-        forward(x, weight, bias)
+        forward(x, weight, bias, kernels=kernels)
     one = np.ones(3, float32)
-    assert forward(x, weight, bias, (one, one))[0].shape == (0, 3)
-    for total in backward_weight(grad, x, one, one):
+    assert forward(x, weight, bias, (one, one), kernels=kernels)[0].shape == (0, 3)
+    for total in backward_weight(grad, x, one, one, kernels=kernels):
         same_bits(total, np.zeros(3, float32))
     with pytest.raises(ValueError, match="per-channel array"):
-        forward(np.ones((2, 4), float32), weight, bias)
+        forward(np.ones((2, 4), float32), weight, bias, kernels=kernels)

@@ -168,7 +168,7 @@ def test_bits(channels, dtype):
     assert_same_bits(call)
 
 
-# In registers of 4, 12 and 16 pieces, in shared memory, from memory again; odd widths and unaligned rows.
+# In registers of 4, 12 and 16 pieces, in shared memory, from memory again; odd widths.
 WIDTHS = [1, 2, 63, 64, 66, 200, 256, 258, 768, 770, 1024, 1026, 1600, 1601]
 
 

@@ -155,7 +155,7 @@ def test_bits_depend_on_neither_path_threads_cuts_nor_aliasing(name):
 @pytest.mark.parametrize("weight_type", [float32, bfloat16])
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 1027, 3000])
 def test_the_cpus_bits(n, weight_type, skip):
-    """Packs of 16 bytes with a rest, unaligned shards, a grid that loops; the weight may be the master."""
+    """Packs of 16 bytes with a rest, unaligned shards; the weight may be the master."""
 
     def call(kernels):
         grad = randoms(n + skip, 0)[skip:]

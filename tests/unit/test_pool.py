@@ -1,10 +1,13 @@
 """Pooling against plain loops: first maximum, NaN, overlapping windows, the chain of the mean."""
 
+import functools
 from collections.abc import Iterator
 
+import kernel_backends
 import ml_dtypes
 import numpy as np
 import pytest
+from kernel_bits import assert_cpu_bits
 
 from plait import _cpu
 
@@ -57,22 +60,24 @@ def windows(shape):
         yield at, inside
 
 
-def run(x, shape):
+def run(x, shape, kernels=_cpu):
     out, index = np.full(pooled(shape), 7, x.dtype), np.full(pooled(shape), -9, np.int32)
-    _cpu.max_pool_forward(x, *shape[4:], out, index)
+    kernels.max_pool_forward(x, *shape[4:], out, index)
     return out, index
 
 
 @pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
-@pytest.mark.parametrize("isa", sorted({"portable", best}))
+@pytest.mark.parametrize("isa", [*sorted({"portable", best}), "cuda"])
 def test_max_pool_and_its_gradient(dtype, isa):
-    _cpu.set_isa(isa)
+    kernels = kernel_backends.kernels("cuda" if isa == "cuda" else "cpu")
+    if isa != "cuda":
+        _cpu.set_isa(isa)
     for shape in SHAPES:
         x = images(shape[:4], dtype)
-        out, index = run(x, shape)
+        out, index = run(x, shape, kernels)
         grad = np.random.default_rng(1).standard_normal(out.shape).astype(float32).astype(dtype)
         grad_x = np.full_like(x, 7)
-        _cpu.max_pool_backward(grad, index, *shape[4:], grad_x)
+        kernels.max_pool_backward(grad, index, *shape[4:], grad_x)
         sums = np.zeros(x.shape, float32)
         for at, inside in windows(shape):
             values = np.array([x[p] for _, p in inside])
@@ -85,11 +90,11 @@ def test_max_pool_and_its_gradient(dtype, isa):
         np.testing.assert_array_equal(grad_x, sums.astype(dtype))
 
 
-def test_max_pool_shows_nan_and_lowest_values():
+def test_max_pool_shows_nan_and_lowest_values(kernels):
     shape = (1, 4, 4, 2, 2, 2, 0)
     x = np.full(shape[:4], -np.inf, float32)
     x[0, 0, 1, 0] = x[0, 1, 1, 0] = np.nan
-    out, index = run(x, shape)
+    out, index = run(x, shape, kernels)
     assert np.isnan(out[0, 0, 0, 0])
     assert index[0, 0, 0, 0] == 1
     assert np.isneginf(out[0, 0, 0, 1])
@@ -113,22 +118,49 @@ def test_bits_do_not_depend_on_threads():
 
 
 @pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+def test_the_cpus_bits(dtype):
+    """Packs of channels, unaligned arrays, more positions than a block spreads."""
+    for shape in [*SHAPES, (2, 11, 37, 40, 3, 2, 1), (1, 9, 9, 8, 3, 1, 1)]:
+
+        def call(kernels, shape=shape, skip=0):
+            def array(*shape, dtype=dtype):
+                return np.full(int(np.prod(shape)) + skip, 7, dtype)[skip:].reshape(shape)
+
+            x, grad_x = array(*shape[:4]), array(*shape[:4])
+            x[...] = images(shape[:4], dtype)
+            out, index = array(*pooled(shape)), array(*pooled(shape), dtype=np.int32)
+            kernels.max_pool_forward(x, *shape[4:], out, index)
+            grad = array(*out.shape)
+            grad[...] = images(out.shape, dtype, 1)
+            kernels.max_pool_backward(grad, index, *shape[4:], grad_x)
+            rows, again = array(shape[0], shape[3]), array(*shape[:4])
+            flat = x.reshape(shape[0], shape[1] * shape[2], shape[3])
+            if flat.size:
+                kernels.mean_pool_forward(flat, rows)
+                kernels.mean_pool_backward(rows, again.reshape(flat.shape))
+            return out, index, grad_x, rows, again
+
+        assert_cpu_bits(call)
+        assert_cpu_bits(functools.partial(call, skip=1))
+
+
+@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 49, 33), (3, 7, 5), (0, 4, 3), (2, 100, 64)])
-def test_mean_pool_is_one_chain(dtype, shape):
+def test_mean_pool_is_one_chain(kernels, dtype, shape):
     x = np.random.default_rng(shape).standard_normal(shape).astype(float32).astype(dtype)
     total = np.zeros((shape[0], shape[2]), float32)
     for s in range(shape[1]):
         total += x[:, s].astype(float32)
     out = np.full(total.shape, 7, dtype)
-    _cpu.mean_pool_forward(x, out)
+    kernels.mean_pool_forward(x, out)
     np.testing.assert_array_equal(out, (total / np.float32(shape[1])).astype(dtype))
     grad_x = np.full_like(x, 7)
-    _cpu.mean_pool_backward(out, grad_x)
+    kernels.mean_pool_backward(out, grad_x)
     expected = (out.astype(float32) / np.float32(shape[1])).astype(dtype)
     np.testing.assert_array_equal(grad_x, np.repeat(expected[:, None], shape[1], axis=1))
 
 
-def test_wrong_shapes_are_named():
+def test_wrong_shapes_are_named(kernels):
     x = np.zeros((1, 4, 4, 2), float32)
     out, index = np.zeros((1, 2, 2, 2), float32), np.zeros((1, 2, 2, 2), np.int32)
     for args, message in [
@@ -138,6 +170,6 @@ def test_wrong_shapes_are_named():
         ((x, 9, 2, 1, out, index), "larger than the image"),
     ]:
         with pytest.raises(ValueError, match=message):
-            _cpu.max_pool_forward(*args)
+            kernels.max_pool_forward(*args)
     with pytest.raises(ValueError, match="mean of no positions"):
-        _cpu.mean_pool_forward(np.zeros((2, 0, 3), float32), np.zeros((2, 3), float32))
+        kernels.mean_pool_forward(np.zeros((2, 0, 3), float32), np.zeros((2, 3), float32))
