@@ -4,8 +4,6 @@
 
 namespace plait {
 
-void matmul(const ConstArray&, const ConstArray&, bool, bool, const std::vector<int64_t>&, bool, int64_t, const std::optional<ConstArray>&, const Array&) { fail("matmul", "has no CUDA kernel yet"); }
-void matmul_backward_weight(const ConstArray&, const ConstArray&, const std::vector<int64_t>&, const std::vector<int>&, int64_t, bool, int64_t, const Array&) { fail("matmul_backward_weight", "has no CUDA kernel yet"); }
 void exact_sum(const ConstArray&, bool, const Array&) { fail("exact_sum", "has no CUDA kernel yet"); }
 double exact_value(const ConstArray&) { fail("exact_value", "has no CUDA kernel yet"); }
 uint64_t fingerprint(const ConstArray&, int64_t) { fail("fingerprint", "has no CUDA kernel yet"); }
@@ -19,8 +17,6 @@ void rms_norm_forward(const ConstArray&, const ConstArray&, float, const Array&,
 void rms_norm_backward(const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, const Array&) { fail("rms_norm_backward", "has no CUDA kernel yet"); }
 void rms_norm_backward_weight(const ConstArray&, const ConstArray&, const ConstArray&, bool, const Array&) { fail("rms_norm_backward_weight", "has no CUDA kernel yet"); }
 void rope(const ConstArray&, float, int64_t, bool, const Array&) { fail("rope", "has no CUDA kernel yet"); }
-void attention_forward(const ConstArray&, const ConstArray&, const ConstArray&, bool, float, const Array&, const Array&) { fail("attention_forward", "has no CUDA kernel yet"); }
-void attention_backward(const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, bool, float, const Array&, const Array&, const Array&) { fail("attention_backward", "has no CUDA kernel yet"); }
 void embedding_forward(const ConstArray&, const ConstArray&, int64_t, const Array&) { fail("embedding_forward", "has no CUDA kernel yet"); }
 void embedding_backward(const ConstArray&, const ConstArray&, int64_t, const std::vector<int64_t>&, const std::vector<int>&, int64_t, bool, const std::optional<ConstArray>&, const Array&) { fail("embedding_backward", "has no CUDA kernel yet"); }
 void cross_entropy_statistics(const ConstArray&, const ConstArray&, int64_t, int64_t, const Array&, const Array&, const Array&) { fail("cross_entropy_statistics", "has no CUDA kernel yet"); }

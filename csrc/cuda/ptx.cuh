@@ -20,4 +20,10 @@ __device__ __forceinline__ bfloat16 rounded(float x) {
   return bfloat16{bits};
 }
 
+// x, of which the compiler knows nothing more: what is computed from it stays where it is written, in no register before.
+__device__ __forceinline__ int64_t opaque(int64_t x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
+
 }  // namespace plait

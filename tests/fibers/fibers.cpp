@@ -73,6 +73,7 @@ struct Fiber {
   bool done, waiting;
   const char* at;
   std::function<bool()> ready;
+  LateCopies late;
 };
 
 uint64_t order_ = 0;
@@ -235,6 +236,7 @@ unsigned char* shared_memory(unsigned rank) { return cluster_.at(rank)->shared.d
 unsigned cluster_rank() { return unsigned(current->block->index.x % cluster_.size()); }
 uint64_t cluster_number() { return clusters; }
 int thread_index() { return current->index; }
+LateCopies& late_copies() { return current->late; }
 
 void run_grid(const Size& blocks, const Size& threads, unsigned cluster, int64_t shared_bytes, const std::function<void()>& body) {
   const size_t per_block = size_t(threads.x) * threads.y * threads.z;
@@ -260,7 +262,7 @@ void run_grid(const Size& blocks, const Size& threads, unsigned cluster, int64_t
           block.alive = int(per_block);
           block.shared.assign(size_t(shared_bytes) + 1024, 0xff);  // NaN: nothing may count on zeros
           for (size_t t = 0; t < per_block; t++)
-            all.push_back({new_stack(c * per_block + t), &block, int(t), false, false, "", {}});
+            all.push_back({new_stack(c * per_block + t), &block, int(t), false, false, "", {}, {}});
         }
         run_cluster();
       }

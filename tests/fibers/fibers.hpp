@@ -5,6 +5,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 namespace fibers {
 
@@ -42,5 +43,17 @@ unsigned char* shared_memory(unsigned rank);      // of a block of this cluster
 unsigned cluster_rank();
 uint64_t cluster_number();                        // how many clusters have run before, of all kernels
 int thread_index();                               // x fastest
+
+// Copies that this thread has started and not waited for: groups has where each committed group of them ends.
+struct LateCopies {
+  struct Copy {
+    void* to;
+    const void* from;
+    int bytes, size;  // zeros from bytes to size
+  };
+  std::vector<Copy> copies;
+  std::vector<size_t> groups;
+};
+LateCopies& late_copies();
 
 }  // namespace fibers

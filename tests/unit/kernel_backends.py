@@ -85,3 +85,18 @@ def kernels(backend: str) -> Any:
     if importlib.util.find_spec("plait._cuda"):
         return OnDevice()
     return fibers()
+
+
+def in_orders(kernels: Any, call: Callable[[], Any]) -> list[Any]:
+    """What call() gives with threads taking turns in several orders; on a GPU they take their own."""
+    set_order = getattr(kernels, "set_fiber_order", None)
+    if set_order is None:
+        return [call()]
+    try:
+        results = []
+        for order in (0, 1, 7):
+            set_order(order)
+            results.append(call())
+        return results
+    finally:
+        set_order(0)

@@ -11,13 +11,13 @@ from plait.comm import tree
 
 def run(
     a, b, ta=False, tb=False, *, leaves=None, out=None, accumulate=False, bias=None, dtype=FLOAT32,
-    period=0,
+    period=0, kernels=_cpu,
 ):  # fmt: skip
     rows, depth = a.shape[::-1] if ta else a.shape
     columns = b.shape[0] if tb else b.shape[1]
     if out is None:
         out = np.full((rows, columns), 7.0, dtype)
-    _cpu.matmul(a, b, ta, tb, leaves or [0, depth], accumulate, period, bias, out)
+    kernels.matmul(a, b, ta, tb, leaves or [0, depth], accumulate, period, bias, out)
     return out
 
 
