@@ -1,6 +1,5 @@
 // Ops that have no CUDA kernel yet: they say so.
 #include "core/ops.hpp"
-#include "cuda/matmul_engine.hpp"
 
 namespace plait {
 
@@ -35,8 +34,5 @@ void mean_pool_forward(const ConstArray&, const Array&) { fail("mean_pool_forwar
 void mean_pool_backward(const ConstArray&, const Array&) { fail("mean_pool_backward", "has no CUDA kernel yet"); }
 void adamw(const ConstArray&, float, float, float, float, float, float, int64_t, const Array&, const Array&, const Array&, const Array&) { fail("adamw", "has no CUDA kernel yet"); }
 void sgd(const ConstArray&, float, float, float, float, const Array&, const Array&, const Array&) { fail("sgd", "has no CUDA kernel yet"); }
-
-void matmul_wgmma(const MatmulProblem&) { fail("matmul_wgmma", "has no CUDA kernel yet"); }
-bool wgmma_available() { return false; }
 
 }  // namespace plait

@@ -28,6 +28,7 @@ void bind_engines(py::module_& m) {
     else
       matmul_wgmma(p);
   });
+  m.def("wgmma_available", &wgmma_available);
   m.def("wgmma_plan", [](int64_t rows, int64_t columns, const std::vector<int64_t>& leaves, bool float32_out, bool accumulate,
                          int multiprocessors) {
     MatmulProblem p = {};

@@ -1,6 +1,7 @@
 // The module _cuda on fibers: the CUDA kernels on numpy arrays.
 #include "bindings/numpy_array.hpp"
 #include "bindings/ops.hpp"
+#include "cuda/check.hpp"
 #include "engines.hpp"
 #include "fibers.hpp"
 
@@ -19,4 +20,5 @@ PYBIND11_MODULE(_cuda, m) {
   plait::bind_device(m);
   plait::bind_engines(m);
   m.def("set_fiber_order", &fibers::set_order);
+  m.def("set_device", [](int device) { PLAIT_CUDA(cudaSetDevice(device)); });
 }

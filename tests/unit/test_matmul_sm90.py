@@ -85,14 +85,13 @@ def test_close_to_float64(plan, ta, tb):
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("plan", PLANS)
 def test_more_k_tiles_than_stages_and_more_tiles_than_blocks(plan):
-    a, b = randoms(300, 700), randoms(700, 2 * plan[0] + 8, seed=1)
+    depth = 64 * {64: 8, 128: 6}.get(plan[0], 4) + 40
+    a, b = randoms(257, depth), randoms(depth, plan[0] + 8, seed=1)
     close(run(a, b, True, False, dtype=BFLOAT16, plan=plan), a, b)
-    a, b = randoms(5, 1500), randoms(1500, 40, seed=1)
-    close(run(a, b, False, True, plan=plan), a, b)
 
 
 @pytest.mark.usefixtures("order")
-@pytest.mark.parametrize("plan", [(64, 2, False), (128, 1, True), (256, 2, True)])
+@pytest.mark.parametrize("plan", [(64, 2, False), (128, 1, True)])
 @pytest.mark.parametrize(
     "leaves",
     [
@@ -104,12 +103,12 @@ def test_more_k_tiles_than_stages_and_more_tiles_than_blocks(plan):
 )
 def test_leaves_are_summed_apart_and_merged_in_the_tree(plan, leaves):
     depth = leaves[-1]
-    a, b = randoms(140, depth), randoms(depth, 70, seed=1)
-    bias = np.linspace(-1, 1, 70, dtype=FLOAT32)
+    a, b = randoms(140, depth), randoms(depth, 66, seed=1)
+    bias = np.linspace(-1, 1, 66, dtype=FLOAT32)
     parts = [run(a[:, i:j], b[i:j], plan=(64, 1, False)) for i, j in itertools.pairwise(leaves)]
     expected = tree_sum(parts) + bias
-    for ta, tb in itertools.product([False, True], repeat=2):
-        same_bits(run(a, b, ta, tb, leaves=leaves, bias=bias, plan=plan), expected)
+    for ta in False, True:
+        same_bits(run(a, b, ta, not ta, leaves=leaves, bias=bias, plan=plan), expected)
     out = run(a, b, leaves=leaves, bias=bias, plan=plan, dtype=BFLOAT16)
     same_bits(out, expected.astype(BFLOAT16))
 
@@ -120,21 +119,21 @@ def test_bfloat16_bias():
     same_bits(run(a, b, bias=bias, dtype=BFLOAT16), expected.astype(BFLOAT16))
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", [(64, 1, False), (192, 2, False)])
 @pytest.mark.parametrize(("gap", "offset"), [(0, 0), (1, 0), (8, 0), (0, 1), (3, 5), (8, 4)])
 def test_alignment_changes_no_bit(plan, gap, offset):
-    a, b = randoms(70, 200), randoms(200, 96, seed=1)
+    a, b = randoms(70, 90), randoms(90, 72, seed=1)
     for dtype in FLOAT32, BFLOAT16:
         expected = run(a, b, dtype=dtype, plan=(64, 1, False))
-        for ta, tb in itertools.product([False, True], repeat=2):
-            out = run(a, b, ta, tb, dtype=dtype, plan=plan, gap=gap, offset=offset)
+        for ta in False, True:
+            out = run(a, b, ta, ta, dtype=dtype, plan=plan, gap=gap, offset=offset)
             same_bits(out, expected)
             if gap:  # what is between the rows stays
                 assert np.isnan(out.base.astype(FLOAT32)).sum() == 64 + offset + 70 * gap
 
 
-@pytest.mark.parametrize("plan", [(64, 1, False), (128, 2, False), (256, 2, False)])
-@pytest.mark.parametrize("period", [1, 5, 16, 37, 64, 100])
+@pytest.mark.parametrize("plan", [(64, 1, False), (128, 2, False)])
+@pytest.mark.parametrize("period", [1, 5, 16, 37, 100])
 def test_k_in_samples_is_the_chain_over_calls_with_one_sample_each(plan, period):
     samples = 3
     a, b = randoms(140, samples * period), randoms(samples * period, 72, seed=1)
@@ -143,7 +142,11 @@ def test_k_in_samples_is_the_chain_over_calls_with_one_sample_each(plan, period)
         part = slice(s * period, (s + 1) * period)
         run(a[:, part], b[part], True, False, accumulate=True, out=expected, plan=plan)
     close(expected, a, b)
-    for ta, tb in [(True, False), (False, False), (False, True)]:  # samples; copied where not as weights'
+    for ta, tb in [
+        (True, False),
+        (False, False),
+        (False, True),
+    ]:  # samples; copied where not as weights'
         same_bits(run(a, b, ta, tb, period=period, plan=plan), expected)
     part = samples * period - 2  # ends inside a sample: copied too
     if part > 0:
@@ -190,7 +193,7 @@ def test_a_stack_goes_on_from_call_to_call(plan):
     same_bits(out[0], tree_sum(parts))
 
 
-@pytest.mark.parametrize("leaves", [65, 300])
+@pytest.mark.parametrize("leaves", [65, 257])
 def test_more_leaves_than_the_arguments_hold(leaves):
     bounds = list(range(0, 16 * leaves + 1, 16))
     a, b = randoms(3, bounds[-1]), randoms(bounds[-1], 8, seed=1)
@@ -206,6 +209,25 @@ def test_nan_and_infinity_stay_in_their_leaf_and_sample():
     out = run(a, b, True, False, period=20, gap=5)
     bad = ~np.isfinite(out)
     assert bad[3].all() and bad[:, 4].all() and bad.sum() == 20 + 30 - 1
+
+
+def test_a_device_of_9_0_multiplies_with_wgmma():
+    a, b = randoms(70, 96), randoms(96, 40, seed=1)
+    expected = run(a, b, leaves=[0, 48, 96])
+    rows = np.ascontiguousarray(a.T)
+    assert not module.wgmma_available()
+    for device in 0, 1:  # mma.sync takes the same steps
+        module.set_device(device)
+        try:
+            assert module.wgmma_available() == (device == 1)
+            out, stack = np.zeros((70, 40), FLOAT32), np.full((2, 70, 40), 7, FLOAT32)
+            module.matmul(a, b, False, False, [0, 48, 96], False, 0, None, out)
+            module.matmul_backward_weight(rows, b, [0, 48, 96], [0, 1], 1, False, 48, stack)
+        finally:
+            module.set_device(0)
+        same_bits(out, expected)
+        same_bits(stack[1], expected)
+        assert (stack[0] == 7).all()
 
 
 def test_plans():
