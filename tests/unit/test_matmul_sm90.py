@@ -1,4 +1,4 @@
-"""The wgmma engine of matmul on fibers: sums against float64, and bits that no plan, alignment or cut of calls changes."""
+"""The wgmma engine of matmul on fibers: against float64, and bits that plans and alignment leave."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def randoms(*shape, seed=0):
 
 
 def placed(x, gap=0, offset=0):
-    """The same values `offset` elements off a multiple of 64 bytes, in rows with `gap` elements between."""
+    """The same values `offset` elements off a multiple of 64 bytes, in rows `gap` apart."""
     stride = x.shape[1] + gap
     room = np.full(x.shape[0] * stride + offset + 64, np.nan, x.dtype)
     first = -room.__array_interface__["data"][0] % 64 // x.dtype.itemsize + offset
@@ -38,7 +38,7 @@ def run(
     a, b, ta=False, tb=False, *, leaves=None, merges=None, slot=0, accumulate=False, period=0,
     bias=None, out=None, dtype=FLOAT32, plan=None, gap=0, offset=0,
 ):  # fmt: skip
-    """op(a) op(b) of contiguous bfloat16 a (M, K), b (K, N), stored as ta, tb say with rows `gap` apart."""
+    """a b of bfloat16 a (M, K), b (K, N), stored as ta, tb, gap and offset say."""
     leaves = leaves or [0, a.shape[1]]
     stored_a = placed(a.T if ta else a, gap, offset)
     stored_b = placed(b.T if tb else b, gap, offset)
@@ -164,7 +164,7 @@ def test_a_step_that_starts_elsewhere_has_other_bits():
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("plan", [(64, 2, False), (192, 1, False), (128, 1, True)])
 def test_a_stack_goes_on_from_call_to_call(plan):
-    """Seven leaves of samples over calls that end within leaves, as matmul_backward_weight's, give the tree's bits."""
+    """Seven leaves of samples, over calls that end within leaves, give the tree's bits."""
     period, m, n = 24, 136, 66
     bounds = [0, 2, 4, 5, 7, 8, 10, 12]  # of leaves, in samples
     a, b = randoms(m, 12 * period), randoms(12 * period, n, seed=1)
@@ -181,8 +181,8 @@ def test_a_stack_goes_on_from_call_to_call(plan):
         done = [merges[leaf + i] if cut[i + 1] in bounds else 0 for i in range(len(cut) - 1)]
         window = slice(first * period, stop * period)
         run(
-            a[:, window], b[window], True, False, leaves=[(x - first) * period for x in cut],
-            merges=done, slot=top, accumulate=first not in bounds, period=period, out=out, plan=plan,
+            a[:, window], b[window], True, leaves=[(x - first) * period for x in cut], merges=done,
+            slot=top, accumulate=first not in bounds, period=period, out=out, plan=plan,
         )  # fmt: skip
         for i, count in enumerate(done):
             ended = cut[i + 1] in bounds
@@ -208,7 +208,9 @@ def test_nan_and_infinity_stay_in_their_leaf_and_sample():
     a[3, 20], b[59, 4] = np.nan, np.inf
     out = run(a, b, True, False, period=20, gap=5)
     bad = ~np.isfinite(out)
-    assert bad[3].all() and bad[:, 4].all() and bad.sum() == 20 + 30 - 1
+    assert bad[3].all()
+    assert bad[:, 4].all()
+    assert bad.sum() == 20 + 30 - 1
 
 
 def test_a_device_of_9_0_multiplies_with_wgmma():
