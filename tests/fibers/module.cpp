@@ -1,8 +1,8 @@
 // The module _cuda on fibers: the CUDA kernels on numpy arrays.
+#include "bindings/engines.hpp"
 #include "bindings/numpy_array.hpp"
 #include "bindings/ops.hpp"
 #include "cuda/check.hpp"
-#include "engines.hpp"
 #include "fibers.hpp"
 
 namespace py = pybind11;
