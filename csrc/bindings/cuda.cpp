@@ -1,5 +1,6 @@
 // The module _cuda: ops on arrays of a CUDA device, and the stream they run on.
 #include "bindings/cuda_array.hpp"
+#include "bindings/engines.hpp"
 #include "bindings/ops.hpp"
 #include "cuda/device.hpp"
 
@@ -18,4 +19,5 @@ using namespace plait;
 PYBIND11_MODULE(_cuda, m) {
   bind_ops(m);
   bind_device(m);
+  bind_engines(m);
 }

@@ -86,7 +86,7 @@ __device__ __forceinline__ void release(const WgmmaArguments& g, const WgmmaBloc
   if (lane < unsigned(g.cluster)) barrier_arrive(block.free(stage), lane);
 }
 
-// Queues sum += COUNT steps of the k tile that this turn's stage holds, once it is there.
+// Queues sum += the k tile that this turn's stage holds, once it is there.
 template <int N, bool K_MAJOR_A, bool K_MAJOR_B>
 __device__ __forceinline__ void queue_k_tile(const WgmmaBlock<N>& block, int consumer, const Turn& turn, int add, float (&sum)[N / 2]) {
   barrier_wait(block.loaded(turn.stage), turn.parity);
@@ -208,6 +208,8 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1) wgmma_kernel(const __grid_co
       barrier_init(block.free(stage), unsigned(g.cluster * CONSUMERS * GROUP / 32));
     }
     fence_barrier_init();
+    if (leaf_step(g, g.leaves - 1).end > 0) tma_prefetch(g.a), tma_prefetch(g.b);
+    if (g.by_tma) tma_prefetch(g.out);
   }
   cluster_sync();
   const int group = int(threadIdx.x) / GROUP;

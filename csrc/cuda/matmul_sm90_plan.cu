@@ -10,7 +10,7 @@ namespace {
 
 // Bytes a cycle: what L2 gives one multiprocessor, what it gives them all, what memory takes.
 constexpr double L2_EACH = 64, L2_ALL = 4096, MEMORY = 2048;
-constexpr double START = 1500, LAUNCH = 6000;  // cycles until a tile's first product, and of one more kernel
+constexpr double TURN = 500, LAUNCH = 6000;  // cycles from one tile to the next besides its bytes; of one more kernel
 
 double cycles(const MatmulProblem& p, const WgmmaPlan& plan, int multiprocessors) {
   const double n = plan.columns, leaves = double(p.leaves->size() - 1);
@@ -25,8 +25,7 @@ double cycles(const MatmulProblem& p, const WgmmaPlan& plan, int multiprocessors
   const double k_tile = std::max(n * 4, std::max(loaded / L2_EACH, loaded * busy / L2_ALL));
   const double written = TILE_M * n * (p.out_dtype == DType::float32 || plan.apart ? 4 : 2) * (p.accumulate ? 2 : 1);
   const double pending = plan.apart ? 0 : (leaves - 1) * TILE_M * n * 8;
-  double each = START + depth * k_tile + (written + pending) / (L2_EACH / 2);
-  double total = std::ceil(items / at_once) * each;
+  double total = std::ceil(items / at_once) * (TURN + depth * k_tile + (written + pending) / L2_EACH);
   if (plan.apart) total += LAUNCH + double(p.m) * double(p.n) * 4 * (leaves + 1) / MEMORY;
   return total;
 }

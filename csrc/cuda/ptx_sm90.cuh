@@ -56,6 +56,10 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, unsigned parity) 
 }
 
 // --- TMA: boxes of a tensor, which the map describes; x runs along its innermost axis --------------------
+// Has the map at hand before its first use.
+__device__ __forceinline__ void tma_prefetch(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
 // What lies outside the tensor is read as zero and counts among the barrier's bytes all the same.
 __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap& map, int x, int y, int z, uint32_t barrier) {
   asm volatile(

@@ -1,4 +1,5 @@
-// The host's side of CUDA on memory of the process; the device is as wide as a small GPU, so that grids loop.
+// The host's side of CUDA on memory of the process; devices are as wide as a small GPU, so that grids loop. Device 0 has compute
+// capability 8.0, device 1 has 9.0.
 #include "cuda_runtime.h"
 
 #include <cstdlib>
@@ -8,14 +9,16 @@ const char* cudaGetErrorName(cudaError_t error) { return error == cudaErrorInval
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+static thread_local int current = 0;
+cudaError_t cudaSetDevice(int device) { return device == 0 || device == 1 ? (current = device, cudaSuccess) : cudaErrorInvalidValue; }
+cudaError_t cudaGetDevice(int* device) { return *device = current, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 2, cudaSuccess; }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: return *value = 2, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: return *value = 227 * 1024, cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor: return *value = 8, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor: return *value = 8 + device, cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: return *value = 0, cudaSuccess;
   }
   return cudaErrorInvalidValue;

@@ -1,5 +1,7 @@
+#pragma GCC optimize("O3")  // most of the tests' time goes here
 #include "hopper.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -53,18 +55,19 @@ Tensor tensor_of(const CUtensorMap& map) {
   return t;
 }
 
-// f(byte of the box as it lies in shared memory, element in memory or null if outside)
+// f(place of 16 bytes of the box in shared memory, where they lie in memory or null, how many of their elements are inside)
 template <class F>
-void each_element(const Tensor& t, const int (&from)[3], uint32_t address, F f) {
+void each_piece(const Tensor& t, const int (&from)[3], uint32_t address, F f) {
   uint32_t offset = address;
-  for (int z = 0; z < t.box[2]; z++)
-    for (int y = 0; y < t.box[1]; y++)
-      for (int x = 0; x < t.box[0]; x++, offset += 2) {
-        const int64_t at[3] = {int64_t(from[0]) + x, int64_t(from[1]) + y, int64_t(from[2]) + z};
-        bool inside = true;
-        for (int i = 0; i < 3; i++) inside = inside && at[i] >= 0 && at[i] < t.sizes[i];
-        f(swizzled(offset), inside ? t.data + at[0] * 2 + at[1] * t.strides[0] + at[2] * t.strides[1] : nullptr);
+  for (int z = from[2]; z < from[2] + t.box[2]; z++)
+    for (int y = from[1]; y < from[1] + t.box[1]; y++) {
+      const bool inside = y >= 0 && y < t.sizes[1] && z >= 0 && z < t.sizes[2];
+      unsigned char* const line = inside ? t.data + y * t.strides[0] + z * t.strides[1] : nullptr;
+      for (int64_t x = from[0]; x < from[0] + t.box[0]; x += 8, offset += 16) {
+        const int64_t count = std::max<int64_t>(0, std::min<int64_t>(8, t.sizes[0] - x));
+        f(swizzled(offset), line && count ? line + x * 2 : nullptr, size_t(count));
       }
+    }
 }
 
 struct Product {
@@ -103,37 +106,34 @@ Thread& thread() {
 }
 
 void store(const Store& s) {
-  each_element(s.tensor, s.at, s.from, [&](uint32_t offset, unsigned char* to) {
-    if (to) std::memcpy(to, s.base + offset, 2);
+  each_piece(s.tensor, s.at, s.from, [&](uint32_t offset, unsigned char* to, size_t count) {
+    if (to) std::memcpy(to, s.base + offset, count * 2);
   });
 }
 
-float element(const unsigned char* base, uint32_t address) {
-  uint16_t bits;
-  std::memcpy(&bits, base + swizzled(address), 2);
-  return __uint_as_float(uint32_t(bits) << 16);
-}
-
-// Element (row, k) of an operand of 16 k; for B a row is a column of the product.
-float element(const unsigned char* base, uint64_t operand, bool k_major, int row, int k) {
+// Row `row` of an operand of 16 k; for B a row is a column of the product.
+void read_row(const unsigned char* base, uint64_t operand, bool k_major, int row, float (&x)[16]) {
   const uint32_t start = uint32_t(operand & 0x3fff) << 4, leading = uint32_t(operand >> 16 & 0x3fff) << 4,
                  stride = uint32_t(operand >> 32 & 0x3fff) << 4;
   if (operand >> 62 != 1 || (operand >> 49 & 7)) wrong("wgmma: only 128-byte swizzle without a base offset is here");
-  const uint32_t offset = k_major ? uint32_t(row / 8) * stride + uint32_t(row % 8 * 128 + k * 2)
-                                  : uint32_t(row / 64) * leading + uint32_t(row % 64 * 2) + uint32_t(k / 8) * stride + uint32_t(k % 8 * 128);
-  return element(base, start + offset);
+  const uint32_t first = start + (k_major ? uint32_t(row / 8) * stride + uint32_t(row % 8 * 128)
+                                          : uint32_t(row / 64) * leading + uint32_t(row % 64 * 2));
+  for (int k = 0; k < 16; k++) {
+    const uint32_t offset = k_major ? uint32_t(k * 2) : uint32_t(k / 8) * stride + uint32_t(k % 8 * 128);
+    uint16_t bits;
+    std::memcpy(&bits, base + swizzled(first + offset), 2);
+    x[k] = __uint_as_float(uint32_t(bits) << 16);
+  }
 }
 
 void multiply(const Product& p) {
   const unsigned char* const base = at(0);
   const int t = fibers::thread_index() % 128;
-  float a[2][16];
-  for (int h = 0; h < 2; h++)
-    for (int k = 0; k < 16; k++) a[h][k] = element(base, p.a, p.k_major_a, t / 32 * 16 + t % 32 / 4 + 8 * h, k);
+  float a[2][16], b[16];
+  for (int h = 0; h < 2; h++) read_row(base, p.a, p.k_major_a, t / 32 * 16 + t % 32 / 4 + 8 * h, a[h]);
   for (int j = 0; j < p.n / 8; j++)
     for (int i = 0; i < 2; i++) {
-      float b[16];
-      for (int k = 0; k < 16; k++) b[k] = element(base, p.b, p.k_major_b, 8 * j + t % 4 * 2 + i, k);
+      read_row(base, p.b, p.k_major_b, 8 * j + t % 4 * 2 + i, b);
       for (int h = 0; h < 2; h++) {
         float& sum = p.sum[4 * j + 2 * h + i];
         double step = 0;  // rounded once, so that where a step begins shows in the bits
@@ -178,12 +178,10 @@ void tma_load(unsigned ranks, uint32_t to, const CUtensorMap& map, int x, int y,
     Barrier* const b = barrier_at(base + barrier);
     fibers::later([=] {
       int copied = 0;
-      each_element(t, {x, y, z}, to, [&](uint32_t offset, const unsigned char* from) {
-        if (from)
-          std::memcpy(base + offset, from, 2);
-        else
-          std::memset(base + offset, 0, 2);
-        copied += 2;
+      each_piece(t, {x, y, z}, to, [&](uint32_t offset, const unsigned char* from, size_t count) {
+        std::memset(base + offset, 0, 16);
+        if (from) std::memcpy(base + offset, from, count * 2);
+        copied += 16;
       });
       b->bytes -= copied;
       end_phase(*b);
@@ -233,7 +231,7 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_
                                 CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   hopper::Tensor t = {};
   t.data = static_cast<unsigned char*>(data);
-  bool right = rank == 3 && swizzle == CU_TENSOR_MAP_SWIZZLE_128B && data && reinterpret_cast<uintptr_t>(data) % 16 == 0 && box[0] * 2 <= 128;
+  bool right = rank == 3 && swizzle == CU_TENSOR_MAP_SWIZZLE_128B && data && reinterpret_cast<uintptr_t>(data) % 16 == 0 && box[0] * 2 <= 128 && box[0] % 8 == 0;
   for (int i = 0; i < 3; i++) {
     t.sizes[i] = int64_t(sizes[i]), t.box[i] = int32_t(box[i]);
     right = right && sizes[i] >= 1 && sizes[i] <= uint64_t(1) << 32 && box[i] >= 1 && box[i] <= 256 && steps[i] == 1;

@@ -1,8 +1,9 @@
 // The module _cuda on fibers: the CUDA kernels on numpy arrays, and on those that say they lie on a device.
 #include "bindings/cuda_array.hpp"
+#include "bindings/engines.hpp"
 #include "bindings/numpy_array.hpp"
 #include "bindings/ops.hpp"
-#include "engines.hpp"
+#include "cuda/check.hpp"
 #include "fibers.hpp"
 
 namespace py = pybind11;
@@ -22,4 +23,5 @@ PYBIND11_MODULE(_cuda, m) {
   plait::bind_device(m);
   plait::bind_engines(m);
   m.def("set_fiber_order", &fibers::set_order);
+  m.def("set_device", [](int device) { PLAIT_CUDA(cudaSetDevice(device)); });
 }

@@ -19,6 +19,7 @@ inline void barrier_expect(uint32_t barrier, unsigned bytes) { hopper::barrier_a
 inline void barrier_arrive(uint32_t barrier, unsigned rank) { hopper::barrier_arrive(barrier, int(rank), 0); }
 inline void barrier_wait(uint32_t barrier, unsigned parity) { hopper::barrier_wait(barrier, parity); }
 
+inline void tma_prefetch(const CUtensorMap&) {}
 inline void tma_load(uint32_t to, const CUtensorMap& map, int x, int y, int z, uint32_t barrier) {
   hopper::tma_load(1u << fibers::cluster_rank(), to, map, x, y, z, barrier);
 }

@@ -1,4 +1,4 @@
-// Engines of matmul, which tests call by themselves.
+// What _cuda has for tests and benchmarks: engines of matmul by themselves.
 #pragma once
 #include <pybind11/pybind11.h>
 

@@ -1,7 +1,8 @@
-// The engines of matmul by themselves, for tests that choose the plan.
-#include "engines.hpp"
+// The wgmma engine by itself, for tests and benchmarks that choose the plan.
+#include "bindings/engines.hpp"
 
 #include "bindings/array_caster.hpp"
+#include "bindings/ops.hpp"
 #include "cuda/matmul_sm90.hpp"
 
 namespace py = pybind11;
@@ -23,11 +24,14 @@ void bind_engines(py::module_& m) {
     p.accumulate = accumulate, p.period = period;
     if (bias) p.bias = bias->data, p.bias_dtype = bias->dtype;
     p.out = const_cast<void*>(out.data), p.out_dtype = out.dtype, p.row_stride_out = out.strides[out.ndim - 2];
+    const py::gil_scoped_release free;
+    prepare_thread();
     if (plan)
       matmul_wgmma(p, WgmmaPlan{std::get<0>(*plan), std::get<1>(*plan), std::get<2>(*plan)});
     else
       matmul_wgmma(p);
   });
+  m.def("wgmma_available", &wgmma_available);
   m.def("wgmma_plan", [](int64_t rows, int64_t columns, const std::vector<int64_t>& leaves, bool float32_out, bool accumulate,
                          int multiprocessors) {
     MatmulProblem p = {};
