@@ -30,49 +30,47 @@ from plait.train.grains import auto_grains
 
 sys.path.insert(0, str(Path(__file__).with_name("peers")))
 
-VOCABULARY = 50304
+VOCABULARY = {"tiny": 64, "124M": 50304, "1.5B": 50304}
 SIZES = {
-    "tiny": {"layers": 2, "hidden_dim": 64, "heads": 1, "sequence_length": 64},
+    "tiny": {"layers": 1, "hidden_dim": 32, "heads": 1, "sequence_length": 16},
     "124M": {"layers": 12, "hidden_dim": 768, "heads": 12, "sequence_length": 1024},
     "1.5B": {"layers": 48, "hidden_dim": 1600, "heads": 25, "sequence_length": 1024},
 }
 PEAK = 989.4e12  # dense bfloat16 of an H100 or H200 SXM, by its data sheet
 
 
-def samples(batch: int, length: int, vocabulary: int) -> tuple[Any, Any]:
-    tokens = np.random.default_rng(0).integers(0, vocabulary, (batch, length + 1), np.int32)
+def samples(batch: int, model: str) -> tuple[Any, Any]:
+    shape = batch, SIZES[model]["sequence_length"] + 1
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY[model], shape, np.int32)
     return tokens[:, :-1].copy(), tokens[:, 1:].copy()
 
 
-def ours(sizes: dict[str, int], batch: int, microbatch: int) -> tuple[Callable[[], float], int]:
+def ours(model: str, batch: int, microbatch: int) -> tuple[Callable[[], float], int]:
     """A step, which gives its loss; and how many parameters there are."""
-    specs = models.gpt(vocabulary=VOCABULARY, **sizes)
+    specs = models.gpt(vocabulary=VOCABULARY[model], **SIZES[model])
     leaves = auto_grains(specs, batch)
     mesh = Mesh(grains=dict(zip(("data", "tensor"), leaves, strict=True)))
     engine = Engine(
         specs, mesh.staged(), AdamW(weight_decay=0.1), Settings(batch, microbatch), 1 << 25
     )
-    inputs, targets = samples(batch, sizes["sequence_length"], VOCABULARY)
+    inputs, targets = samples(batch, model)
     done = iter(range(1 << 30))
     return lambda: engine.step(next(done), 3e-4, inputs, targets).loss, engine.parameter_count
 
 
-def theirs(sizes: dict[str, int], batch: int, microbatch: int, form: str) -> Callable[[], float]:
+def theirs(model: str, batch: int, microbatch: int, form: str) -> Callable[[], float]:
     """form: "autocast", or "masters" (bfloat16 weights with float32 masters)."""
     import torch
     import torch_step
 
-    torch_step.VOCABULARY = VOCABULARY
+    torch_step.VOCABULARY = VOCABULARY[model]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = torch_step.build_gpt(torch, sizes, False).to(device)
+    net = torch_step.build_gpt(torch, SIZES[model], False).to(device)
     if form == "masters":
         net = net.bfloat16()
     update = torch_step.updates(torch, list(net.parameters()), form)
     call = torch.compile(net) if device == "cuda" else net
-    inputs, targets = (
-        torch.from_numpy(x).long().to(device)
-        for x in samples(batch, sizes["sequence_length"], VOCABULARY)
-    )
+    inputs, targets = (torch.from_numpy(x).long().to(device) for x in samples(batch, model))
 
     def step() -> float:
         total = torch.zeros((), device=device)
@@ -88,20 +86,23 @@ def theirs(sizes: dict[str, int], batch: int, microbatch: int, form: str) -> Cal
     return step
 
 
-def curve(steps: int = 50) -> dict[str, Any]:
-    """Losses of a small GPT over one batch a step of its own, on both backends."""
+def curve(steps: int, small: bool) -> dict[str, Any]:
+    """Losses of a small GPT, each batch of which comes back every eight steps, on both backends."""
     sizes = {"layers": 4, "hidden_dim": 256, "heads": 4, "sequence_length": 128}
+    if small:
+        sizes = {"layers": 1, "hidden_dim": 16, "heads": 2, "sequence_length": 8}
+    length = sizes["sequence_length"]
     found: dict[str, Any] = {}
     for name in ("cuda", "cpu"):
         backend.use(name)
         specs = models.gpt(vocabulary=512, **sizes)
         mesh = Mesh(grains={"data": 8, "tensor": 2})
         engine = Engine(specs, mesh.staged(), AdamW(weight_decay=0.1), Settings(8, 4))
-        rows = np.random.default_rng(1).integers(0, 512, (64, 1, 129), np.int32)
+        batches = np.random.default_rng(1).integers(0, 512, (8, 8, length + 1), np.int32)
         losses = []
         for step in range(steps):
-            tokens = np.tile(rows[step % 8 : step % 8 + 8, 0], 1)
-            losses.append(engine.step(step, 3e-4, tokens[:, :-1].copy(), tokens[:, 1:].copy()).loss)
+            tokens = batches[step % 8]
+            losses.append(engine.step(step, 1e-3, tokens[:, :-1].copy(), tokens[:, 1:].copy()).loss)
         found[name] = losses
     apart = [abs(a - b) for a, b in zip(found["cuda"], found["cpu"], strict=True)]
     found["largest difference"] = max(apart)
@@ -122,11 +123,11 @@ def main() -> None:
     device, sizes = backend.use("cuda"), SIZES[a.model]
     print(device, flush=True)
     found: dict[str, Any] = {"device": device, "model": a.model, "batch": a.batch}
-    step, parameters = ours(sizes, a.batch, a.microbatch)
+    step, parameters = ours(a.model, a.batch, a.microbatch)
     sides: dict[str, Callable[[], float]] = {"plait": step}
     if not a.no_torch:
         for form in ("autocast", "masters"):
-            sides[f"PyTorch {form}"] = theirs(sizes, a.batch, a.microbatch, form)
+            sides[f"PyTorch {form}"] = theirs(a.model, a.batch, a.microbatch, form)
     for name, each in sides.items():
         print(
             f"{name}: losses of the first steps {[round(each(), 4) for _ in range(3)]}", flush=True
@@ -150,7 +151,7 @@ def main() -> None:
     found["memory"] = backend.memory_bytes()
     print(f"device memory of plait: {found['memory'] / 1e9:.2f} GB", flush=True)
     if a.curve:
-        found["curve"] = curve()
+        found["curve"] = curve(3 if a.model == "tiny" else 50, a.model == "tiny")
     if a.json:
         a.json.write_text(json.dumps(found, indent=1))
 
