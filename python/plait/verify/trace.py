@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from plait.backend import Array, kernels
+from plait.backend import Array, to_host
+from plait.backend.host import kernels
 from plait.mesh import Coordinates
 from plait.train.engine import Engine
 from plait.verify.key import Key
@@ -62,6 +63,7 @@ class Tracer(Listener):
         self.found = RankTrace(mesh.world.rank, mesh.coordinates, host)
 
     def samples(self, key: Key, first: int, array: Array, count: int) -> None:
+        array = to_host(array)
         whole = array.ndim == 0 or len(array) != count
         each = array[None] if whole else array
         found = Samples(first, each.shape[1:], sample_sums(each), count if whole else 0)
@@ -69,7 +71,8 @@ class Tracer(Listener):
 
     def pieces(self, key: Key, whole: int, parts: list[tuple[int, Array]]) -> None:
         ranges = tuple((start, start + len(values)) for start, values in parts if len(values))
-        total = sum(kernels.fingerprint(np.ascontiguousarray(v), start) for start, v in parts)
+        held = ((start, np.ascontiguousarray(to_host(values))) for start, values in parts)
+        total = sum(kernels.fingerprint(values, start) for start, values in held)
         self.found.pieces[key] = Pieces(whole, ranges, total & MASK)
 
 
