@@ -4,6 +4,7 @@ On a machine with a GPU the latter are plait._cuda's, on copies of the arrays; e
 csrc/cuda compiled for the CPU (tests/fibers, `make fibers`).
 """
 
+import ctypes
 import functools
 import importlib.machinery
 import importlib.util
@@ -61,12 +62,8 @@ class OnDevice:
                 root = root.base
             low, high = np.lib.array_utils.byte_bounds(root)
             if id(root) not in memory:
-                raw = np.ctypeslib.as_array(
-                    np.ctypeslib.ctypes.cast(
-                        low, np.ctypeslib.ctypes.POINTER(np.ctypeslib.ctypes.c_uint8)
-                    ),
-                    (high - low,),
-                )
+                pointer = ctypes.cast(low, ctypes.POINTER(ctypes.c_uint8))
+                raw = np.ctypeslib.as_array(pointer, (high - low,))
                 memory[id(root)] = raw, self.cupy.asarray(raw)
             data = memory[id(root)][1].data + (x.__array_interface__["data"][0] - low)
             return self.cupy.ndarray(x.shape, x.dtype, memptr=data, strides=x.strides)
@@ -88,7 +85,7 @@ def kernels(backend: str) -> Any:
 
 
 def in_orders(kernels: Any, call: Callable[[], Any]) -> list[Any]:
-    """What call() gives with threads taking turns in several orders; on a GPU they take their own."""
+    """What call() gives with threads taking turns in several orders; on a GPU once."""
     set_order = getattr(kernels, "set_fiber_order", None)
     if set_order is None:
         return [call()]
