@@ -29,15 +29,15 @@ __device__ __forceinline__ void load_columns(const T* row, int64_t i, int64_t n,
 __device__ __forceinline__ void add_pack(const float (&x)[COLUMNS], float& peak, float& sum) {
   float most = peak;
 #pragma unroll
-  for (int k = 0; k < COLUMNS; k++) most = x[k] > most ? x[k] : most;
+  for (int k = 0; k < COLUMNS; k++) most = fmaxf(most, x[k]);  // skips NaN
   if (most > peak) {
-    sum *= math::exp(peak - most);  // 0 at first: peak is -infinity
+    sum *= math::exp_finite(peak - most);  // 0 at first: peak is -infinity
     peak = most;
   }
   const float base = base_of(peak);
   float e[COLUMNS];
 #pragma unroll
-  for (int k = 0; k < COLUMNS; k++) e[k] = math::exp(x[k] - base);
+  for (int k = 0; k < COLUMNS; k++) e[k] = math::exp_finite(x[k] - base);  // at most 1, or NaN
 #pragma unroll
   for (int half = COLUMNS / 2; half > 0; half /= 2)
 #pragma unroll

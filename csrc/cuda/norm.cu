@@ -12,7 +12,7 @@ namespace {
 // mean is null for RMS norm.
 template <class T, class W, bool CENTRED, int PIECES, int WIDTH>
 __global__ void __launch_bounds__(128)
-    forward_kernel(const T* x, const W* weight, const W* bias, float epsilon, int64_t rows, int64_t channels, T* out, float* mean,
+    forward_kernel(const T* x, const W* __restrict__ weight, const W* __restrict__ bias, float epsilon, int64_t rows, int64_t channels, T* out, float* mean,
                    float* rstd) {
   const int64_t r = int64_t(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
   if (r >= rows) return;
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(128)
 }
 
 template <class T, class W, bool CENTRED, int PIECES, int WIDTH>
-__global__ void __launch_bounds__(128) backward_kernel(const T* grad, const T* x, const W* weight, const float* mean,
+__global__ void __launch_bounds__(128) backward_kernel(const T* grad, const T* x, const W* __restrict__ weight, const float* mean,
                                                                const float* rstd, int64_t rows, int64_t channels, T* grad_x) {
   const int64_t r = int64_t(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
   if (r >= rows) return;
