@@ -10,7 +10,7 @@ namespace {
 
 // mean is null for RMS norm.
 template <class T, class W, bool CENTRED, int PIECES, int WIDTH>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 3)
     forward_kernel(const T* x, const W* __restrict__ weight, const W* __restrict__ bias, float epsilon, int64_t rows,
                    int64_t channels, T* out, float* mean, float* rstd) {
   const int64_t r = int64_t(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(128)
 }
 
 template <class T, class W, bool CENTRED, int PIECES, int WIDTH>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 3)
     backward_kernel(const T* grad, const T* x, const W* __restrict__ weight, const float* mean, const float* rstd, int64_t rows,
                     int64_t channels, T* grad_x) {
   const int64_t r = int64_t(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;

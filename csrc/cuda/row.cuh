@@ -61,7 +61,7 @@ struct Row<T, STAGED, WIDTH> {
   __device__ __forceinline__ Row(const T* from, int64_t n, int number) {
     const int lane = int(threadIdx.x) % WARP, warps = int(blockDim.x) / WARP, pitch = (int(n) + 63) / 64 * WARP;
     pairs = dynamic_shared<Pair>() + (number * warps + int(threadIdx.x) / WARP) * pitch + lane;
-    constexpr int TOGETHER = 8;  // loads under way
+    constexpr int TOGETHER = 16;  // loads under way
     for (int first = 2 * lane; first < int(n); first += 64 * TOGETHER) {
       Pair some[TOGETHER];
 #pragma unroll
