@@ -13,8 +13,12 @@ PLAIT_INLINE uint64_t mixed(uint64_t z) {
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
 }
-PLAIT_INLINE uint64_t mixed_bits(uint64_t bits) { return mixed(bits + 1); }
-PLAIT_INLINE uint64_t mixed_at(uint64_t index, uint64_t bits) { return mixed(index * 0x9e3779b97f4a7c15u + mixed_bits(bits)); }
+PLAIT_INLINE uint64_t mixed_bits(uint64_t bits) {
+  return mixed(bits + 1);
+}
+PLAIT_INLINE uint64_t mixed_at(uint64_t index, uint64_t bits) {
+  return mixed(index * 0x9e3779b97f4a7c15u + mixed_bits(bits));
+}
 
 inline void check_fingerprint(const ConstArray& x) {
   PLAIT_CHECK(x.contiguous() && (x.dtype == DType::float32 || x.dtype == DType::bfloat16), "fingerprint",

@@ -35,11 +35,10 @@ PLAIT_INLINE F step(F p, F r, float c) {
   return fma(p, r, all<F>(c));
 }
 
-// e^x within 1 ulp. Below 2^-125 it is 0; above the largest float, infinity; NaN stays NaN; exp(0)
-// is 1. x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to n and leaves n in the low
-// bits.
+// e^x within 1 ulp for x up to 88.7, and NaN: below 2^-125 it is 0; exp(0) is 1. x = n ln 2 + r,
+// |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to n and leaves n in the low bits.
 template <class F>
-PLAIT_INLINE F exp(F x) {
+PLAIT_INLINE F exp_finite(F x) {
   const F shifted = fma(x, all<F>(1.44269504f), all<F>(12582912.0f));
   const F n = shifted - 12582912.0f;
   const F r = fma(n, all<F>(2.12194440e-4f), fma(n, all<F>(-0.693359375f), x));
@@ -52,7 +51,13 @@ PLAIT_INLINE F exp(F x) {
   p = step(p, r, 2.0f);
   p = step(p, r, 2.0f);
   const F scale = of_bits((bits_of(shifted) << 23) + (126u << 23));
-  const F y = x < -86.643397f ? all<F>(0.0f) : p * scale;
+  return x < -86.643397f ? all<F>(0.0f) : p * scale;
+}
+
+// e^x for any x: above the largest float it is infinity.
+template <class F>
+PLAIT_INLINE F exp(F x) {
+  const F y = exp_finite(x);
   return x > 88.722839f ? all<F>(INF) : y;
 }
 

@@ -42,9 +42,9 @@ std::vector<Occurrence> occurrences(const int32_t* tokens, const std::vector<int
 
 // One strip of one row, out(0), in all slots. A slot without a term is nothing, not zero.
 template <class T>
-void run_row(const EmbeddingProgram& p, const std::vector<int>& merges, const T* grad, int64_t grad_stride,
-             int64_t width, const Occurrence* next, const Occurrence* end, float* out,
-             int64_t stride) {
+void run_row(const EmbeddingProgram& p, const std::vector<int>& merges, const T* grad,
+             int64_t grad_stride, int64_t width, const Occurrence* next, const Occurrence* end,
+             float* out, int64_t stride) {
   float stack[MOST][STRIP];
   bool some[MOST];
   const size_t bytes = size_t(width) * sizeof(float);

@@ -1,5 +1,5 @@
-// Rotary position embedding (core/rope.hpp). No table is kept: a position's angles serve all samples
-// and heads.
+// Rotary position embedding (core/rope.hpp). No table is kept: a position's angles serve all
+// samples and heads.
 #include <algorithm>
 #include <vector>
 

@@ -1,9 +1,8 @@
-// Batch norm (Ioffe and Szegedy 2015), with the formulas of cpu/batch_norm.cpp. Sums over the rows of a batch are in the order of
-// columns.cuh, with blocks of 1024 rows as its samples: the variance is of two passes, fma(d, d, sum) with d = x - mean.
-#include "core/batch_norm.hpp"
-
+// Batch norm (Ioffe and Szegedy 2015), with the formulas of cpu/batch_norm.cpp. Sums over the rows of a batch are in the order
+// of columns.cuh, with blocks of 1024 rows as its samples: the variance is of two passes, fma(d, d, sum) with d = x - mean.
 #include <algorithm>
 
+#include "core/batch_norm.hpp"
 #include "core/ops.hpp"
 #include "cuda/columns.cuh"
 
@@ -12,7 +11,9 @@ namespace {
 
 constexpr int64_t BLOCK = 1024, MOST_BLOCKS = 16384;  // rows of a block, blocks of a kernel
 
-__device__ __forceinline__ float rstd_of(float variance, float epsilon) { return 1.0f / sqrtf(variance + epsilon); }
+__device__ __forceinline__ float rstd_of(float variance, float epsilon) {
+  return 1.0f / sqrtf(variance + epsilon);
+}
 
 // --- terms of the sums -----------------------------------------------------------------------------------
 struct NoRow {};
@@ -57,8 +58,9 @@ struct Channels {
 
 // A thread keeps a pack of channels (threadIdx.x) and takes every so many rows (threadIdx.y).
 template <int WIDTH, class T, class W>
-__global__ void __launch_bounds__(256) normalize_kernel(const T* x, const W* weight, const W* bias, const float* mean,
-                                                        const float* variance, float epsilon, int64_t rows, int64_t channels, T* out) {
+__global__ void __launch_bounds__(256)
+    normalize_kernel(const T* x, const W* weight, const W* bias, const float* mean, const float* variance, float epsilon,
+                     int64_t rows, int64_t channels, T* out) {
   const int64_t c = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH;
   if (c >= channels) return;
   const Channels<WIDTH> of(mean, variance, epsilon, c);
@@ -181,8 +183,8 @@ void batch_norm_forward(const ConstArray& x, const ConstArray& weight, const Con
         divide(at, variance, rows);
       }
       const RowsGrid shape = rows_grid<T>(rows, channels, {x.data, out.data});
-      launch(at, shape.wide ? normalize_kernel<PACK<T>, T, W> : normalize_kernel<1, T, W>, shape.grid, x.as<T>(), weight.as<W>(),
-             bias.as<W>(), mean.as<float>(), variance.as<float>(), epsilon, rows, channels, out.as<T>());
+      launch(at, shape.wide ? normalize_kernel<PACK<T>, T, W> : normalize_kernel<1, T, W>, shape.grid, x.as<T>(),
+             weight.as<W>(), bias.as<W>(), mean.as<float>(), variance.as<float>(), epsilon, rows, channels, out.as<T>());
     });
   });
 }

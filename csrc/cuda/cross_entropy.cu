@@ -3,7 +3,6 @@
 // a tree; thread t merges thread t + 16 of its warp, then t + 8, + 4, + 2, + 1, and the first warp merges the others in
 // the same way. The order depends on nothing but the columns of the shard. Merges, losses and gradients have the CPU's bits.
 #include "core/cross_entropy.hpp"
-
 #include "core/ops.hpp"
 #include "cuda/launch.cuh"
 #include "cuda/pack.cuh"
@@ -29,15 +28,15 @@ __device__ __forceinline__ void load_columns(const T* row, int64_t i, int64_t n,
 __device__ __forceinline__ void add_pack(const float (&x)[COLUMNS], float& peak, float& sum) {
   float most = peak;
 #pragma unroll
-  for (int k = 0; k < COLUMNS; k++) most = x[k] > most ? x[k] : most;
+  for (int k = 0; k < COLUMNS; k++) most = fmaxf(most, x[k]);  // skips NaN
   if (most > peak) {
-    sum *= math::exp(peak - most);  // 0 at first: peak is -infinity
+    sum *= math::exp_finite(peak - most);  // 0 at first: peak is -infinity
     peak = most;
   }
   const float base = base_of(peak);
   float e[COLUMNS];
 #pragma unroll
-  for (int k = 0; k < COLUMNS; k++) e[k] = math::exp(x[k] - base);
+  for (int k = 0; k < COLUMNS; k++) e[k] = math::exp_finite(x[k] - base);  // at most 1, or NaN
 #pragma unroll
   for (int half = COLUMNS / 2; half > 0; half /= 2)
 #pragma unroll
@@ -102,8 +101,8 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(const float* parts, Merg
   out[r] = peaks[0], out[rows + r] = sums[0];
 }
 
-__global__ void __launch_bounds__(THREADS)
-    loss_kernel(const float* peak, const float* sum, const float* target_logit, const int32_t* targets, int64_t rows, float* losses) {
+__global__ void __launch_bounds__(THREADS) loss_kernel(const float* peak, const float* sum, const float* target_logit,
+                                                       const int32_t* targets, int64_t rows, float* losses) {
   const int64_t r = int64_t(blockIdx.x) * THREADS + threadIdx.x;
   if (r < rows) losses[r] = loss_of(peak[r], sum[r], target_logit[r], targets[r]);
 }
@@ -119,7 +118,8 @@ __global__ void __launch_bounds__(THREADS)
   const T* row = logits + r * columns;
   T* out = grad + r * columns;
 #pragma unroll 2
-  for (int64_t i = (int64_t(blockIdx.y) * THREADS + threadIdx.x) * COLUMNS; i < columns; i += int64_t(gridDim.y) * THREADS * COLUMNS) {
+  for (int64_t i = (int64_t(blockIdx.y) * THREADS + threadIdx.x) * COLUMNS; i < columns;
+       i += int64_t(gridDim.y) * THREADS * COLUMNS) {
     float x[COLUMNS];
     load_columns<WIDE>(row, i, used, x);
 #pragma unroll
@@ -154,9 +154,10 @@ void cross_entropy_statistics(const ConstArray& logits, const ConstArray& target
   expect_array(at.kernel, "target_logit", target_logit, DType::float32, {rows});
   PLAIT_FLOATS(logits.dtype, at.kernel, [&](auto zero) {
     using T = decltype(zero);
-    launch(at, pack_aligned<T>(logits.data, stride) ? statistics_kernel<true, T> : statistics_kernel<false, T>, {unsigned(rows), THREADS},
-           logits.as<T>(), stride, real_columns(first_column, logits.shape[1], vocabulary), targets.as<int32_t>(), first_column,
-           vocabulary, peak.as<float>(), sum.as<float>(), target_logit.as<float>(), fault_word());
+    launch(at, pack_aligned<T>(logits.data, stride) ? statistics_kernel<true, T> : statistics_kernel<false, T>,
+           {unsigned(rows), THREADS}, logits.as<T>(), stride, real_columns(first_column, logits.shape[1], vocabulary),
+           targets.as<int32_t>(), first_column, vocabulary, peak.as<float>(), sum.as<float>(), target_logit.as<float>(),
+           fault_word());
   });
 }
 
@@ -167,12 +168,12 @@ void cross_entropy_merge(const ConstArray& parts, const std::vector<int>& merges
   Merges counts = {};
   std::copy(merges.begin(), merges.end(), counts.of);
   const int64_t rows = parts.shape[2];
-  launch(at, merge_kernel, {unsigned((rows + THREADS - 1) / THREADS), THREADS}, parts.as<float>(), counts, int(merges.size()), rows,
-         out.as<float>());
+  launch(at, merge_kernel, {unsigned((rows + THREADS - 1) / THREADS), THREADS}, parts.as<float>(), counts, int(merges.size()),
+         rows, out.as<float>());
 }
 
-void cross_entropy_loss(const ConstArray& peak, const ConstArray& sum, const ConstArray& target_logit, const ConstArray& targets,
-                        const Array& losses) {
+void cross_entropy_loss(const ConstArray& peak, const ConstArray& sum, const ConstArray& target_logit,
+                        const ConstArray& targets, const Array& losses) {
   check_cross_entropy_loss(peak, sum, target_logit, targets, losses);
   const int64_t rows = losses.shape[0];
   launch(PLAIT_AT("cross_entropy_loss"), loss_kernel, {unsigned((rows + THREADS - 1) / THREADS), THREADS}, peak.as<float>(),
@@ -191,8 +192,8 @@ void cross_entropy_backward(const ConstArray& logits, const ConstArray& targets,
     // Long rows are shared by a few blocks, each of about four strips.
     const Grid grid{{unsigned(rows), unsigned(std::clamp<int64_t>(strips / 4, strips > 0, 65535))}, THREADS};
     launch(at, packs ? backward_kernel<true, T> : backward_kernel<false, T>, grid, logits.as<T>(), columns,
-           real_columns(first_column, columns, vocabulary), targets.as<int32_t>(), first_column, peak.as<float>(), sum.as<float>(),
-           scale, grad_logits.as<T>());
+           real_columns(first_column, columns, vocabulary), targets.as<int32_t>(), first_column, peak.as<float>(),
+           sum.as<float>(), scale, grad_logits.as<T>());
   });
 }
 

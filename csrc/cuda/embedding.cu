@@ -1,7 +1,6 @@
 // Rows of a table by token, and their gradients: tokens are sorted by row, and a block adds up those of one row, in their
 // order: per row and leaf one chain, the CPU's bits, without atomics. What a row needs of the stack is in shared memory.
 #include "core/embedding.hpp"
-
 #include "core/ops.hpp"
 #include "cuda/pack.cuh"
 #include "cuda/shared.cuh"
@@ -16,7 +15,8 @@ constexpr int FORWARD_WARPS = 4;
 // A warp copies a row, of `units` units.
 template <class Unit>
 __global__ void __launch_bounds__(FORWARD_WARPS* WARP)
-    forward_kernel(const int32_t* tokens, int64_t count, const Unit* weight, int64_t first_row, int64_t rows, int64_t units, Unit* out) {
+    forward_kernel(const int32_t* tokens, int64_t count, const Unit* weight, int64_t first_row, int64_t rows, int64_t units,
+                   Unit* out) {
   const int64_t i = int64_t(blockIdx.x) * FORWARD_WARPS + threadIdx.x / WARP;
   if (i >= count) return;
   const int64_t row = tokens[i] - first_row;
@@ -26,7 +26,8 @@ __global__ void __launch_bounds__(FORWARD_WARPS* WARP)
 }
 
 // Tokens of other shards get the key `rows`, which comes last.
-__global__ void __launch_bounds__(256) keys_kernel(const int32_t* tokens, int64_t count, int64_t first_row, int64_t rows, Pairs pairs) {
+__global__ void __launch_bounds__(256)
+    keys_kernel(const int32_t* tokens, int64_t count, int64_t first_row, int64_t rows, Pairs pairs) {
   const int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x;
   if (i >= count) return;
   const int64_t row = tokens[i] - first_row;
@@ -48,8 +49,8 @@ __device__ __forceinline__ int64_t lower_bound(const T* values, int64_t n, int64
   return low;
 }
 
-__global__ void __launch_bounds__(256)
-    check_rows_kernel(const int64_t* visited, int64_t visits, const int32_t* keys, int64_t count, int64_t rows, uint32_t* fault) {
+__global__ void __launch_bounds__(256) check_rows_kernel(const int64_t* visited, int64_t visits, const int32_t* keys,
+                                                         int64_t count, int64_t rows, uint32_t* fault) {
   const int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x;
   bool good = true;
   if (i < visits) good = visited[i] >= 0 && visited[i] < rows && (i == 0 || visited[i - 1] < visited[i]);
@@ -115,8 +116,8 @@ __device__ __forceinline__ bool add_tokens(const Sorted& sorted, int64_t row, in
 // Block x takes the x-th visited row, or without `visited` (visits of them) row x if every_row, or the row of the x-th token
 // if it is the first of that row; block y a strip of channels.
 template <int WIDTH, class T>
-__global__ void __launch_bounds__(256)
-    rows_kernel(Sorted sorted, const int64_t* visited, const T* grad, Leaves leaves, int64_t rows, int64_t channels, Stack stack) {
+__global__ void __launch_bounds__(256) rows_kernel(Sorted sorted, const int64_t* visited, const T* grad, Leaves leaves,
+                                                   int64_t rows, int64_t channels, Stack stack) {
   int64_t row, next = blockIdx.x;
   if (stack.every_row) {
     row = visited ? visited[blockIdx.x] : int64_t(blockIdx.x);
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(256)
   float* const out = stack.data + row * channels + channel;
   float* const kept = dynamic_shared<float>() + threadIdx.x * WIDTH;  // slot s at (s - low) * pitch
   const int pitch = int(blockDim.x) * WIDTH;
-  uint64_t holds = 0;  // bit s - low: slot s has a sum. A slot without a term is nothing, not zero
+  uint64_t holds = 0;                         // bit s - low: slot s has a sum. A slot without a term is nothing, not zero
   int loaded = stack.slot, top = stack.slot;  // slots below `loaded` are still in out alone
   for (int leaf = 0; leaf < leaves.count; leaf++, top++) {
     float sum[WIDTH] = {};
@@ -165,7 +166,9 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-unsigned blocks_of(int64_t work, int64_t threads) { return unsigned((work + threads - 1) / threads); }
+unsigned blocks_of(int64_t work, int64_t threads) {
+  return unsigned((work + threads - 1) / threads);
+}
 
 template <class Unit>
 void copy_rows(const ConstArray& tokens, const ConstArray& weight, int64_t first_row, const Array& out) {
@@ -196,8 +199,8 @@ void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_
   const int64_t count = tokens.shape[0], rows = grad_weight.shape[1], channels = grad_weight.shape[2];
   PLAIT_CHECK(merges.size() <= size_t(MOST_LEAVES), at.kernel, "takes at most ", MOST_LEAVES, " leaves at once on a GPU, got ",
               merges.size());
-  PLAIT_CHECK(count < (int64_t(1) << 31) && rows < (int64_t(1) << 31), at.kernel, "at most 2^31 - 1 tokens and rows, got ", count,
-              " and ", rows);
+  PLAIT_CHECK(count < (int64_t(1) << 31) && rows < (int64_t(1) << 31), at.kernel, "at most 2^31 - 1 tokens and rows, got ",
+              count, " and ", rows);
   const EmbeddingProgram program = embedding_program(merges, slot, accumulate);
   float* out = grad_weight.as<float>();
   const int64_t stride = grad_weight.strides[0];
@@ -222,7 +225,7 @@ void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_
   parts.count = int(merges.size());
   std::copy(leaves.begin() + 1, leaves.end(), parts.end);
   std::copy(merges.begin(), merges.end(), parts.merges);
-  const Stack stack{out,  stride, int(program.slot), int(program.low), int(program.high), program.accumulate, program.every_row};
+  const Stack stack{out, stride, int(program.slot), int(program.low), int(program.high), program.accumulate, program.every_row};
   PLAIT_FLOATS(grad.dtype, at.kernel, [&](auto zero) {
     using T = decltype(zero);
     const bool wide = pack_aligned<T>(grad.data, channels, 2) && pack_aligned<float>(out, stride, 2);
@@ -231,8 +234,8 @@ void embedding_backward(const ConstArray& tokens, const ConstArray& grad, int64_
     const unsigned threads = blocks_of((packs + strips - 1) / strips, WARP) * WARP;
     const size_t shared = size_t(program.peak - program.low) * threads * (wide ? 2 : 1) * sizeof(float);
     PLAIT_CHECK(strips < 65536, at.kernel, "rows of ", channels, " channels are too long");
-    launch(at, wide ? rows_kernel<2, T> : rows_kernel<1, T>, {{unsigned(visits), unsigned(strips)}, threads, shared}, sorted, chosen,
-           grad.as<T>(), parts, rows, channels, stack);
+    launch(at, wide ? rows_kernel<2, T> : rows_kernel<1, T>, {{unsigned(visits), unsigned(strips)}, threads, shared}, sorted,
+           chosen, grad.as<T>(), parts, rows, channels, stack);
   });
 }
 

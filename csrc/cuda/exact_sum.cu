@@ -1,7 +1,6 @@
 // Sums that no order of additions can change (core/exact.hpp). Chunks of 1024 are summed in the CPU's order; their sums are
 // integers, which atomics add.
 #include "core/exact.hpp"
-
 #include "cuda/launch.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/warp.cuh"
@@ -22,8 +21,8 @@ __global__ void __launch_bounds__(THREADS) chunks_kernel(const float* x, int64_t
   const int q = int(threadIdx.x) % OF_CHUNK;
   constexpr int CHUNKS = THREADS / OF_CHUNK;  // of a block at a time
   // Whole warps go on together, for they exchange lanes.
-  for (int64_t chunk = int64_t(blockIdx.x) * CHUNKS + threadIdx.x / OF_CHUNK; chunk / (WARP / OF_CHUNK) * (WARP / OF_CHUNK) * EXACT_CHUNK < n;
-       chunk += int64_t(gridDim.x) * CHUNKS) {
+  for (int64_t chunk = int64_t(blockIdx.x) * CHUNKS + threadIdx.x / OF_CHUNK;
+       chunk / (WARP / OF_CHUNK) * (WARP / OF_CHUNK) * EXACT_CHUNK < n; chunk += int64_t(gridDim.x) * CHUNKS) {
     const int64_t first = chunk * EXACT_CHUNK + 4 * q, end = (chunk + 1) * EXACT_CHUNK;
     float lane[4] = {};
     if (WIDE && end <= n) {

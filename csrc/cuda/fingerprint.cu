@@ -1,6 +1,5 @@
 // What tells whether two ranks hold the same bits: sums modulo 2^64, added by atomics, as their order changes nothing.
 #include "core/fingerprint.hpp"
-
 #include "core/ops.hpp"
 #include "cuda/launch.cuh"
 #include "cuda/warp.cuh"

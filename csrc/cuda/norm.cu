@@ -1,7 +1,6 @@
 // Layer norm and RMS norm: a warp takes a row, and gives the bits of cpu/norm.cpp. Gradients of the weights are sums over
 // samples and positions in the order of columns.cuh.
 #include "core/norm.hpp"
-
 #include "core/ops.hpp"
 #include "cuda/columns.cuh"
 #include "cuda/row.cuh"
@@ -11,9 +10,9 @@ namespace {
 
 // mean is null for RMS norm.
 template <class T, class W, bool CENTRED, int PIECES, int WIDTH>
-__global__ void __launch_bounds__(128)
-    forward_kernel(const T* x, const W* weight, const W* bias, float epsilon, int64_t rows, int64_t channels, T* out, float* mean,
-                   float* rstd) {
+__global__ void __launch_bounds__(128, 3)
+    forward_kernel(const T* x, const W* __restrict__ weight, const W* __restrict__ bias, float epsilon, int64_t rows,
+                   int64_t channels, T* out, float* mean, float* rstd) {
   const int64_t r = int64_t(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
   if (r >= rows) return;
   const Row<T, PIECES, WIDTH> row(x + r * channels, channels, 0);
@@ -22,15 +21,18 @@ __global__ void __launch_bounds__(128)
     sum_row<PIECES, WIDTH>(channels, [&](int j, int64_t i, float (&t)[1][2]) { row.at(j, i, channels, t[0]); }, sum);
     m = sum[0] / float(channels);
   }
-  sum_row<PIECES, WIDTH>(channels, [&](int j, int64_t i, float (&t)[1][2]) {
-    float v[2];
-    row.at(j, i, channels, v);
+  sum_row<PIECES, WIDTH>(
+      channels,
+      [&](int j, int64_t i, float (&t)[1][2]) {
+        float v[2];
+        row.at(j, i, channels, v);
 #pragma unroll
-    for (int k = 0; k < 2; k++) {
-      const float d = v[k] - m;
-      t[0][k] = d * d;
-    }
-  }, sum);
+        for (int k = 0; k < 2; k++) {
+          const float d = v[k] - m;
+          t[0][k] = d * d;
+        }
+      },
+      sum);
   const float scale = 1.0f / sqrtf(sum[0] / float(channels) + epsilon);
   each_pair<PIECES>(channels, [&](int j, int64_t i) {
     float v[2], w[2], b[2];
@@ -54,8 +56,9 @@ __global__ void __launch_bounds__(128)
 }
 
 template <class T, class W, bool CENTRED, int PIECES, int WIDTH>
-__global__ void __launch_bounds__(128) backward_kernel(const T* grad, const T* x, const W* weight, const float* mean,
-                                                               const float* rstd, int64_t rows, int64_t channels, T* grad_x) {
+__global__ void __launch_bounds__(128, 3)
+    backward_kernel(const T* grad, const T* x, const W* __restrict__ weight, const float* mean, const float* rstd, int64_t rows,
+                    int64_t channels, T* grad_x) {
   const int64_t r = int64_t(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
   if (r >= rows) return;
   const Row<T, PIECES, WIDTH> grads(grad + r * channels, channels, 0), row(x + r * channels, channels, 1);
@@ -72,15 +75,18 @@ __global__ void __launch_bounds__(128) backward_kernel(const T* grad, const T* x
   };
   constexpr int SUMS = CENTRED ? 2 : 1;
   float sum[SUMS];
-  sum_row<PIECES, WIDTH>(channels, [&](int j, int64_t i, float (&t)[SUMS][2]) {
-    float g[2], y[2];
-    load(j, i, g, y);
+  sum_row<PIECES, WIDTH>(
+      channels,
+      [&](int j, int64_t i, float (&t)[SUMS][2]) {
+        float g[2], y[2];
+        load(j, i, g, y);
 #pragma unroll
-    for (int k = 0; k < 2; k++) {
-      t[0][k] = g[k] * y[k];
-      if constexpr (CENTRED) t[1][k] = g[k];
-    }
-  }, sum);
+        for (int k = 0; k < 2; k++) {
+          t[0][k] = g[k] * y[k];
+          if constexpr (CENTRED) t[1][k] = g[k];
+        }
+      },
+      sum);
   const float mean_product = sum[0] / float(channels);
   float mean_grad = 0.0f;
   if constexpr (CENTRED) mean_grad = sum[1] / float(channels);
@@ -121,8 +127,8 @@ struct RmsTerm {
 // --- launchers ------------------------------------------------------------------------------------
 
 template <bool CENTRED>
-void forward(const At& at, const ConstArray& x, const ConstArray& weight, const ConstArray* bias, float epsilon, const Array& out,
-             const Array* mean, const Array& rstd) {
+void forward(const At& at, const ConstArray& x, const ConstArray& weight, const ConstArray* bias, float epsilon,
+             const Array& out, const Array* mean, const Array& rstd) {
   check_norm_forward(at.kernel, x, weight, bias, out, mean, rstd);
   const int64_t rows = x.shape[0], channels = x.shape[1];
   norm_types(at.kernel, x, weight, [&](auto t, auto w) {
@@ -132,8 +138,8 @@ void forward(const At& at, const ConstArray& x, const ConstArray& weight, const 
     const bool pairs = pack_aligned<T>(x.data, channels, 2) && pack_aligned<T>(out.data, 0, 2) &&
                        pack_aligned<W>(weight.data, 0, 2) && pack_aligned<W>(bias_data, 0, 2);
     choose_row<T>(rows, channels, 1, pairs, [&](auto pieces, auto width, const Grid& grid) {
-      launch(at, forward_kernel<T, W, CENTRED, pieces.value, width.value>, grid, x.as<T>(), weight.as<W>(), bias_data,
-             epsilon, rows, channels, out.as<T>(), CENTRED ? mean->as<float>() : nullptr, rstd.as<float>());
+      launch(at, forward_kernel<T, W, CENTRED, pieces.value, width.value>, grid, x.as<T>(), weight.as<W>(), bias_data, epsilon,
+             rows, channels, out.as<T>(), CENTRED ? mean->as<float>() : nullptr, rstd.as<float>());
     });
   });
 }
@@ -155,7 +161,9 @@ void backward(const At& at, const ConstArray& grad, const ConstArray& x, const C
   });
 }
 
-Statistics statistics(const ConstArray& x) { return {x.as<float>(), x.strides[0], x.strides[1]}; }
+Statistics statistics(const ConstArray& x) {
+  return {x.as<float>(), x.strides[0], x.strides[1]};
+}
 
 }  // namespace
 

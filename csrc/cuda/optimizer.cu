@@ -1,7 +1,6 @@
 // Optimizer steps on flat shards: one pass over memory, four elements a thread; the bits of cpu/optimizer.cpp.
-#include "core/optimizer.hpp"
-
 #include "core/ops.hpp"
+#include "core/optimizer.hpp"
 #include "cuda/launch.cuh"
 #include "cuda/pack.cuh"
 
@@ -18,7 +17,9 @@ struct Flat {  // second is null for SGD
 PLAIT_INLINE void step_of(const AdamW& o, float grad, float& master, float& first, float& second) {
   adamw_step(o, grad, master, first, second);
 }
-PLAIT_INLINE void step_of(const Sgd& o, float grad, float& master, float& first, float&) { sgd_step(o, grad, master, first); }
+PLAIT_INLINE void step_of(const Sgd& o, float grad, float& master, float& first, float&) {
+  sgd_step(o, grad, master, first);
+}
 
 template <int WIDTH, class Settings, class T>
 __device__ __forceinline__ void update(const Settings& o, const Flat& x, T* weight, int64_t at) {
@@ -60,7 +61,8 @@ void run(const At& at, const Settings& o, const Flat& x, int64_t n, const Array&
 }  // namespace
 
 void adamw(const ConstArray& grad, float grad_scale, float learning_rate, float beta1, float beta2, float epsilon,
-           float weight_decay, int64_t step, const Array& master, const Array& first, const Array& second, const Array& weight) {
+           float weight_decay, int64_t step, const Array& master, const Array& first, const Array& second,
+           const Array& weight) {
   const At at = PLAIT_AT("adamw");
   const AdamW o = adamw_settings(grad_scale, learning_rate, beta1, beta2, epsilon, weight_decay, step);
   check_shard(at.kernel, "master", master, master);
@@ -78,8 +80,8 @@ void sgd(const ConstArray& grad, float grad_scale, float learning_rate, float mu
   check_shard(at.kernel, "grad", grad, master);
   check_shard(at.kernel, "momentum", momentum, master);
   check_shard(at.kernel, "weight", weight, master);
-  run(at, Sgd{grad_scale, learning_rate, mu, weight_decay}, {grad.as<float>(), master.as<float>(), momentum.as<float>(), nullptr},
-      master.shape[0], weight);
+  run(at, Sgd{grad_scale, learning_rate, mu, weight_decay},
+      {grad.as<float>(), master.as<float>(), momentum.as<float>(), nullptr}, master.shape[0], weight);
 }
 
 }  // namespace plait

@@ -1,10 +1,9 @@
 // Max and mean pooling, the same bits as cpu/pool.cpp: a thread takes a pack of channels of one output. Gradients are
 // gathered, never scattered.
-#include "core/pool.hpp"
-
 #include <algorithm>
 
 #include "core/ops.hpp"
+#include "core/pool.hpp"
 #include "cuda/launch.cuh"
 #include "cuda/pack.cuh"
 
@@ -77,7 +76,8 @@ __global__ void __launch_bounds__(THREADS) max_backward_kernel(PoolShape s, cons
 
 // blockIdx.y takes samples, blockIdx.x packs of channels.
 template <int WIDTH, class T>
-__global__ void __launch_bounds__(THREADS) mean_kernel(const T* x, int64_t samples, int64_t positions, int64_t channels, T* out) {
+__global__ void __launch_bounds__(THREADS)
+    mean_kernel(const T* x, int64_t samples, int64_t positions, int64_t channels, T* out) {
   const int64_t c = (int64_t(blockIdx.x) * THREADS + threadIdx.x) * WIDTH;
   if (c >= channels) return;
   for (int64_t b = blockIdx.y; b < samples; b += gridDim.y) {
@@ -109,21 +109,28 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int k = 0; k < WIDTH; k++) share[k] = share[k] / float(positions);
     for (int64_t first = int64_t(blockIdx.z) * SPREAD; first < positions; first += int64_t(gridDim.z) * SPREAD)
-      for (int64_t s = first; s < first + SPREAD && s < positions; s++) store_pack(grad_x + (b * positions + s) * channels + c, share);
+      for (int64_t s = first; s < first + SPREAD && s < positions; s++)
+        store_pack(grad_x + (b * positions + s) * channels + c, share);
   }
 }
 
-unsigned lines(int64_t n) { return unsigned(std::min<int64_t>(n, 65535)); }
-unsigned blocks_of(int64_t packs) { return unsigned((packs + THREADS - 1) / THREADS); }
+unsigned lines(int64_t n) {
+  return unsigned(std::min<int64_t>(n, 65535));
+}
+unsigned blocks_of(int64_t packs) {
+  return unsigned((packs + THREADS - 1) / THREADS);
+}
 
 }  // namespace
 
-void max_pool_forward(const ConstArray& x, int64_t size, int64_t stride, int64_t padding, const Array& out, const Array& index) {
+void max_pool_forward(const ConstArray& x, int64_t size, int64_t stride, int64_t padding, const Array& out,
+                      const Array& index) {
   const At at = PLAIT_AT("max_pool_forward");
   const PoolShape s = pool_shape(at.kernel, x, out, index, size, stride, padding);
   PLAIT_FLOATS(x.dtype, at.kernel, [&](auto zero) {
     using T = decltype(zero);
-    const bool wide = pack_aligned<T>(x.data, s.channels, 4) && pack_aligned<T>(out.data, 0, 4) && pack_aligned<int32_t>(index.data, 0, 4);
+    const bool wide =
+        pack_aligned<T>(x.data, s.channels, 4) && pack_aligned<T>(out.data, 0, 4) && pack_aligned<int32_t>(index.data, 0, 4);
     const Grid grid{{blocks_for(s.out_width * s.channels / (wide ? 4 : 1), THREADS), lines(s.batch * s.out_height)}, THREADS};
     launch(at, wide ? max_kernel<4, T> : max_kernel<1, T>, grid, s, x.as<T>(), out.as<T>(), index.as<int32_t>());
   });
@@ -135,8 +142,8 @@ void max_pool_backward(const ConstArray& grad, const ConstArray& index, int64_t 
   const PoolShape s = pool_shape(at.kernel, grad_x, grad, index, size, stride, padding);
   PLAIT_FLOATS(grad.dtype, at.kernel, [&](auto zero) {
     using T = decltype(zero);
-    const bool wide =
-        pack_aligned<T>(grad.data, s.channels, 4) && pack_aligned<T>(grad_x.data, 0, 4) && pack_aligned<int32_t>(index.data, 0, 4);
+    const bool wide = pack_aligned<T>(grad.data, s.channels, 4) && pack_aligned<T>(grad_x.data, 0, 4) &&
+                      pack_aligned<int32_t>(index.data, 0, 4);
     const Grid grid{{blocks_for(s.width * s.channels / (wide ? 4 : 1), THREADS), lines(s.batch * s.height)}, THREADS};
     launch(at, wide ? max_backward_kernel<4, T> : max_backward_kernel<1, T>, grid, s, grad.as<T>(), index.as<int32_t>(),
            grad_x.as<T>());
@@ -163,8 +170,10 @@ void mean_pool_backward(const ConstArray& grad, const Array& grad_x) {
     using T = decltype(zero);
     constexpr int WIDTH = PACK<T>;
     const bool wide = pack_aligned<T>(grad.data, channels) && pack_aligned<T>(grad_x.data, 0);
-    const Grid grid{{blocks_of(channels / (wide ? WIDTH : 1)), lines(samples), lines((positions + SPREAD - 1) / SPREAD)}, THREADS};
-    launch(at, wide ? spread_kernel<WIDTH, T> : spread_kernel<1, T>, grid, grad.as<T>(), samples, positions, channels, grad_x.as<T>());
+    const Grid grid{{blocks_of(channels / (wide ? WIDTH : 1)), lines(samples), lines((positions + SPREAD - 1) / SPREAD)},
+                    THREADS};
+    launch(at, wide ? spread_kernel<WIDTH, T> : spread_kernel<1, T>, grid, grad.as<T>(), samples, positions, channels,
+           grad_x.as<T>());
   });
 }
 

@@ -1,8 +1,7 @@
 // Random numbers from counters, the same bits as cpu/random.cpp: a thread takes whole blocks of Philox.
-#include "core/random.hpp"
-
 #include "core/ops.hpp"
 #include "core/philox.hpp"
+#include "core/random.hpp"
 #include "cuda/launch.cuh"
 #include "cuda/pack.cuh"
 
@@ -76,8 +75,9 @@ void random_normal(int64_t seed, int64_t stream, int64_t first_index, double mea
   const int64_t n = out.size();
   if (n == 0) return;
   const bool wide = first_index % 4 == 0 && pack_aligned<float>(to, 0);
-  launch(PLAIT_AT("random_normal"), wide ? normal_kernel<true> : normal_kernel<false>, {blocks_for(n / 4 + 2, THREADS), THREADS},
-         uint64_t(seed), uint64_t(stream), first_index, float(mean), float(std), n, to);
+  launch(PLAIT_AT("random_normal"), wide ? normal_kernel<true> : normal_kernel<false>,
+         {blocks_for(n / 4 + 2, THREADS), THREADS}, uint64_t(seed), uint64_t(stream), first_index, float(mean), float(std), n,
+         to);
 }
 
 void dropout(const ConstArray& x, float probability, int64_t seed, int64_t step, int64_t layer, int64_t first_sample,
@@ -97,13 +97,14 @@ void dropout(const ConstArray& x, float probability, int64_t seed, int64_t step,
     constexpr int WIDTH = PACK<T>;
     const T* from = x.as<T>();
     T* to = out.as<T>();
-    const bool wide = pack_aligned<T>(from, x.strides[0]) && pack_aligned<T>(to, shape.length) && shape.row_stride % WIDTH == 0 &&
-                      shape.first_element % 4 == 0;
+    const bool wide = pack_aligned<T>(from, x.strides[0]) && pack_aligned<T>(to, shape.length) &&
+                      shape.row_stride % WIDTH == 0 && shape.first_element % 4 == 0;
     const int64_t packs = wide ? shape.length / WIDTH : shape.length;
     const unsigned columns = blocks_for(packs, THREADS);
-    const unsigned lines = unsigned(std::min<int64_t>({rows, 65535, (blocks_for(rows * packs, THREADS) + columns - 1) / columns}));
-    launch(PLAIT_AT("dropout"), wide ? dropout_kernel<WIDTH, T> : dropout_kernel<1, T>, {{columns, lines}, THREADS}, from, shape,
-           rows, dropout_key(seed, step, layer), rule, to);
+    const unsigned lines =
+        unsigned(std::min<int64_t>({rows, 65535, (blocks_for(rows * packs, THREADS) + columns - 1) / columns}));
+    launch(PLAIT_AT("dropout"), wide ? dropout_kernel<WIDTH, T> : dropout_kernel<1, T>, {{columns, lines}, THREADS}, from,
+           shape, rows, dropout_key(seed, step, layer), rule, to);
   });
 }
 

@@ -1,9 +1,8 @@
 // Rotary position embedding, the same bits as cpu/rope.cpp: a block forms the angles of a few positions once, for all heads.
-#include "core/rope.hpp"
-
 #include <algorithm>
 
 #include "core/ops.hpp"
+#include "core/rope.hpp"
 #include "cuda/launch.cuh"
 #include "cuda/pack.cuh"
 
@@ -51,7 +50,9 @@ __global__ void __launch_bounds__(THREADS)
   }
 }
 
-Tokens tokens(const ConstArray& x) { return {x.strides[0], x.strides[1], x.strides[2]}; }
+Tokens tokens(const ConstArray& x) {
+  return {x.strides[0], x.strides[1], x.strides[2]};
+}
 
 }  // namespace
 
@@ -64,15 +65,16 @@ void rope(const ConstArray& x, float base, int64_t first_position, bool inverse,
     constexpr int WIDTH = PACK<T>;
     bool wide = pairs % WIDTH == 0;
     for (const ConstArray* a : {&x, static_cast<const ConstArray*>(&out)})
-      for (int axis = 0; axis < 3; axis++)
-        wide = wide && pack_aligned<T>(a->data, a->shape[axis] == 1 ? 0 : a->strides[axis]);
-    const Grid grid{{unsigned((x.shape[1] + POSITIONS - 1) / POSITIONS), unsigned(std::min<int64_t>(x.shape[0], 65535))}, THREADS};
+      for (int axis = 0; axis < 3; axis++) wide = wide && pack_aligned<T>(a->data, a->shape[axis] == 1 ? 0 : a->strides[axis]);
+    const Grid grid{{unsigned((x.shape[1] + POSITIONS - 1) / POSITIONS), unsigned(std::min<int64_t>(x.shape[0], 65535))},
+                    THREADS};
     for (int64_t first = 0; first < pairs; first += PAIRS) {
       const int64_t count = std::min<int64_t>(PAIRS, pairs - first);
       Frequencies some = {};
       std::copy_n(frequency.data() + first, count, some.of);
-      launch(PLAIT_AT("rope"), wide ? rope_kernel<WIDTH, T> : rope_kernel<1, T>, grid, x.as<T>(), tokens(x), out.as<T>(), tokens(out),
-             x.shape[0], x.shape[1], x.shape[2], pairs, first, count, first_position, inverse ? -1.0f : 1.0f, some);
+      launch(PLAIT_AT("rope"), wide ? rope_kernel<WIDTH, T> : rope_kernel<1, T>, grid, x.as<T>(), tokens(x), out.as<T>(),
+             tokens(out), x.shape[0], x.shape[1], x.shape[2], pairs, first, count, first_position, inverse ? -1.0f : 1.0f,
+             some);
     }
   });
 }

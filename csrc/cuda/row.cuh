@@ -61,8 +61,16 @@ struct Row<T, STAGED, WIDTH> {
   __device__ __forceinline__ Row(const T* from, int64_t n, int number) {
     const int lane = int(threadIdx.x) % WARP, warps = int(blockDim.x) / WARP, pitch = (int(n) + 63) / 64 * WARP;
     pairs = dynamic_shared<Pair>() + (number * warps + int(threadIdx.x) / WARP) * pitch + lane;
-#pragma unroll 16
-    for (int i = 2 * lane; i < int(n); i += 64) pairs[i / 64 * WARP] = *reinterpret_cast<const Pair*>(from + i);
+    constexpr int TOGETHER = 16;  // loads under way
+    for (int first = 2 * lane; first < int(n); first += 64 * TOGETHER) {
+      Pair some[TOGETHER];
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++)
+        if (first + 64 * k < int(n)) some[k] = *reinterpret_cast<const Pair*>(from + first + 64 * k);
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++)
+        if (first + 64 * k < int(n)) pairs[(first / 64 + k) * WARP] = some[k];
+    }
   }
   __device__ __forceinline__ void at(int, int64_t i, int64_t, float (&x)[2]) const {
     load_pack(reinterpret_cast<const T*>(pairs + int(i) / 64 * WARP), x);

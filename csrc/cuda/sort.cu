@@ -1,9 +1,8 @@
 // Eight bits of the keys at a time, from the lowest. Three kernels a pass: count the digits of each tile, turn the counts into
 // places, move the pairs.
-#include "cuda/sort.cuh"
-
 #include <utility>
 
+#include "cuda/sort.cuh"
 #include "cuda/warp.cuh"
 
 namespace plait {
@@ -96,7 +95,9 @@ __global__ void __launch_bounds__(TILE_WARPS* WARP)
 
 }  // namespace
 
-int64_t sort_scratch(int64_t n) { return (n + TILE - 1) / TILE * DIGITS; }
+int64_t sort_scratch(int64_t n) {
+  return (n + TILE - 1) / TILE * DIGITS;
+}
 
 Pairs sort_pairs(const At& at, Pairs pairs, Pairs other, int64_t n, int64_t most, int* counts) {
   const int64_t tiles = (n + TILE - 1) / TILE;
