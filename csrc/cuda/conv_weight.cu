@@ -63,7 +63,7 @@ void on_tensor_cores(const Weights& w) {
 
   ConvWeightCall call = {};
   call.image = {x, x_pitch, int(s.height), int(s.width), int(s.out_height), int(s.out_width), int(s.kernel_height),
-                int(s.kernel_width), int(s.stride), int(s.padding)};
+                int(s.kernel_width), int(s.padding), Divider(int(s.stride)), Divider(int(s.out_width))};
   call.grad = grad, call.grad_pitch = grad_pitch, call.taps = int(w.taps());
   const MatmulOut whole = matmul_out(p);
   call.final = whole;
