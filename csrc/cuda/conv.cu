@@ -73,7 +73,7 @@ void on_tensor_cores(const Conv& c, const ConstArray& source, const ConstArray& 
   arrange(c, weight.as<bfloat16>(), padded, stride, reinterpret_cast<bfloat16*>(memory));
   memory += kernel_bytes;
   call.image = {source.as<bfloat16>(), c.pitch, c.height, c.width, c.to_height, c.to_width, c.kernel_height, c.kernel_width,
-                c.stride, c.padding};
+                c.padding, Divider(c.stride), Divider(c.to_width)};
   if (!aligned) {
     bfloat16* const copy = reinterpret_cast<bfloat16*>(memory);
     for (size_t l = 0; l + 1 < c.leaves.size(); l++)

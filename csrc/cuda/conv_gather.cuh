@@ -5,6 +5,21 @@
 
 namespace plait {
 
+// Division of 0 <= n < 2^31 by a number known when a kernel starts, as a product: 2^(31 + l) / d rounded up, 2^l >= d, is too
+// large by less than 2^l / d, which moves no quotient.
+struct Divider {
+  uint32_t factor;
+  int shift;
+  int by;
+
+  Divider() = default;
+  explicit Divider(int d) : shift(31), by(d) {
+    while ((int64_t(1) << (shift - 31)) < d) shift++;
+    factor = uint32_t(((uint64_t(1) << shift) + uint64_t(d) - 1) / uint64_t(d));
+  }
+  __device__ __forceinline__ int divide(int n) const { return int(uint64_t(uint32_t(n)) * factor >> shift); }
+};
+
 // An image (batch, height, width, channels) of bfloat16, pixels `pitch` elements apart, all on 16 bytes, and the image that its
 // pixels are gathered for. BACKWARD: place (y, x) there meets here (y + padding - kh) / stride where that is whole; else
 // y * stride - padding + kh.
@@ -13,7 +28,8 @@ struct ConvImage {
   int64_t pitch;
   int height, width;           // of this image
   int to_height, to_width;     // of the other
-  int kernel_height, kernel_width, stride, padding;
+  int kernel_height, kernel_width, padding;
+  Divider stride, across;      // across: to_width
 };
 
 // Rows are places of the other image, k is (tap, channel of the leaf): those of a leaf are [begin / taps, end / taps), in
@@ -26,6 +42,7 @@ struct PixelCopy {
   const bfloat16* sample[COUNT];
   int y[COUNT], x[COUNT];
   int channel, kh, kw;  // of this thread's chunk of the step to come
+  int first, width;     // channels of the leaf
 
   __device__ PixelCopy(const ConvImage& image, int64_t first, int64_t places, SharedAddress panel) : image(image) {
     const int t = int(threadIdx.x), row = t / 4, chunk = t % 4;
@@ -37,16 +54,19 @@ struct PixelCopy {
       const int within = int(place % area);
       sample[i] = image.data + place / area * image.height * image.width * image.pitch;
       const int oy = within / image.to_width, ox = within % image.to_width;
-      y[i] = BACKWARD ? oy + image.padding : oy * image.stride - image.padding;
-      x[i] = BACKWARD ? ox + image.padding : ox * image.stride - image.padding;
+      y[i] = BACKWARD ? oy + image.padding : oy * image.stride.by - image.padding;
+      x[i] = BACKWARD ? ox + image.padding : ox * image.stride.by - image.padding;
       if (place >= places) y[i] = -(1 << 30);  // outside, whatever the tap
     }
-    channel = kh = kw = 0;
+    channel = kh = kw = first = 0, width = 1;
   }
   __device__ __forceinline__ void start(SharedAddress stage, int64_t k, int valid, const Leaf& leaf) {
-    const int t = int(threadIdx.x), taps = image.kernel_height * image.kernel_width;
-    const int first = int(leaf.begin / taps), width = int(leaf.end / taps) - first;
-    if (k == leaf.begin) channel = t % 4 * 8, kh = kw = 0;
+    const int t = int(threadIdx.x);
+    if (k == leaf.begin) {
+      const int taps = image.kernel_height * image.kernel_width;
+      first = int(leaf.begin / taps), width = int(leaf.end / taps) - first;
+      channel = t % 4 * 8, kh = kw = 0;
+    }
     while (channel >= width) {
       channel -= width;
       if (++kw == image.kernel_width) kw = 0, kh++;
@@ -56,9 +76,10 @@ struct PixelCopy {
     for (int i = 0; i < COUNT; i++) {
       int sy = BACKWARD ? y[i] - kh : y[i] + kh, sx = BACKWARD ? x[i] - kw : x[i] + kw;
       bool there = mine && sy >= 0 && sx >= 0;
-      if (BACKWARD && image.stride > 1) {
-        there = there && sy % image.stride == 0 && sx % image.stride == 0;
-        sy /= image.stride, sx /= image.stride;
+      if (BACKWARD && image.stride.by > 1) {
+        const int qy = image.stride.divide(sy), qx = image.stride.divide(sx);
+        there = there && qy * image.stride.by == sy && qx * image.stride.by == sx;
+        sy = qy, sx = qx;
       }
       there = there && sy < image.height && sx < image.width;
       const bfloat16* from = there ? sample[i] + (int64_t(sy) * image.width + sx) * image.pitch + first + channel : image.data;
@@ -95,8 +116,8 @@ struct SampleCopy {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       const int place = within + row + i * ROWS;
-      const int y = place / image.to_width * image.stride - image.padding + kh,
-                x = place % image.to_width * image.stride - image.padding + kw;
+      const int down = image.across.divide(place), aside = place - down * image.to_width;
+      const int y = down * image.stride.by - image.padding + kh, x = aside * image.stride.by - image.padding + kw;
       const bool there = row + i * ROWS < valid && y >= 0 && y < image.height && x >= 0 && x < image.width;
       const int64_t pixel = PIXELS ? (sample * image.height + y) * image.width + x : sample * area + place;
       copy_async(to + stage + SharedAddress(i * ROWS * WIDTH * 2), there ? from + pixel * pitch : from, there ? bytes : 0);

@@ -63,7 +63,7 @@ void on_tensor_cores(const Weights& w) {
 
   ConvWeightCall call = {};
   call.image = {x, x_pitch, int(s.height), int(s.width), int(s.out_height), int(s.out_width), int(s.kernel_height),
-                int(s.kernel_width), int(s.stride), int(s.padding)};
+                int(s.kernel_width), int(s.padding), Divider(int(s.stride)), Divider(int(s.out_width))};
   call.grad = grad, call.grad_pitch = grad_pitch, call.taps = int(w.taps());
   const MatmulOut whole = matmul_out(p);
   call.final = whole;
@@ -114,10 +114,15 @@ void conv2d_backward_weight(const ConstArray& grad, const ConstArray& x, bool in
   check_leaves(call, leaves, s.batch);
   check_merges(call, leaves, merges, slot, accumulate, grad_weight.shape[0]);
   expect_float(call, "x", x);
-  const Weights w = {s, grad, x, pixel_pitch(call, grad), pixel_pitch(call, x), input_first, accumulate, leaves, merges, slot,
-                     grad_weight.as<float>(), grad_weight.strides[0]};
+  Weights w = {s, grad, x, pixel_pitch(call, grad), pixel_pitch(call, x), input_first, accumulate, {}, {}, slot,
+               grad_weight.as<float>(), grad_weight.strides[0]};
   if (w.first() == 0 || w.last() == 0) return;
-  x.dtype == DType::float32 ? direct(w) : on_tensor_cores(w);
+  for (const LeafPart& part : leaf_parts(call, merges, slot, grad_weight.shape[0])) {
+    w.leaves.assign(leaves.begin() + long(part.first), leaves.begin() + long(part.last) + 1);
+    w.merges.assign(merges.begin() + long(part.first), merges.begin() + long(part.last));
+    w.slot = part.slot, w.accumulate = accumulate && part.first == 0;
+    x.dtype == DType::float32 ? direct(w) : on_tensor_cores(w);
+  }
 }
 
 }  // namespace plait
