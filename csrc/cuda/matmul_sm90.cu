@@ -67,7 +67,8 @@ int64_t copy_bytes(const WgmmaOperand& x) { return x.copied ? round_up(x.rows() 
 void copy(const MatmulProblem& p, const Depth& depth, WgmmaOperand& x, bfloat16* to) {
   PackArguments g = {x.data, x.stride, to, round_up(x.columns(), 8), !x.k_major, x.other, 0, p.k, 0, x.k, p.k};
   const auto run = [&] {
-    if (g.packed > 0) launch(PLAIT_AT("matmul: copy of an operand"), pack_kernel, {blocks_for(g.packed * g.other, 256), 256}, g);
+    if (g.packed == 0) return;
+    launch(PLAIT_AT("matmul: copy of an operand"), pack_kernel, {blocks_for(g.packed * g.other, 256), 256}, g);
   };
   if (depth.packed) {
     for (size_t i = 0; i + 1 < p.leaves->size(); i++) {
@@ -139,7 +140,7 @@ void matmul_wgmma(const MatmulProblem& p, const WgmmaPlan& plan) {
   const std::vector<LeafStep> steps = leaf_steps(p, depth, g.levels);
   g.leaves = int(steps.size()), g.slot = int(p.slot), g.accumulate = p.accumulate, g.apart = plan.apart;
   const int64_t items = int64_t(g.tile_rows) * g.tile_columns * (plan.apart ? g.leaves : 1);
-  PLAIT_CHECK(items < (int64_t(1) << 31), "matmul", "out of ", p.m, " x ", p.n, " and ", g.leaves, " leaves are too many tiles");
+  PLAIT_CHECK(items < (int64_t(1) << 31), "matmul", p.m, " x ", p.n, " in ", g.leaves, " leaves are too many tiles");
   g.items = int(items);
   const int blocks = int(std::min(items, int64_t(device_properties().multiprocessors) / plan.cluster)) * plan.cluster;
   g.bias = p.bias, g.bias_dtype = p.bias_dtype, g.out_dtype = p.out_dtype;

@@ -30,8 +30,8 @@ struct WgmmaBlock {
 
 // Loads one k tile: A's 128 rows for this block; of B its part of what the cluster shares, for all of them.
 template <int N, bool K_MAJOR_A, bool K_MAJOR_B>
-__device__ __forceinline__ void load_k_tile(const WgmmaArguments& g, const WgmmaBlock<N>& block, int stage, const WgmmaItem& w, int k,
-                                            int sample) {
+__device__ __forceinline__ void load_k_tile(const WgmmaArguments& g, const WgmmaBlock<N>& block, int stage, const WgmmaItem& w,
+                                            int k, int sample) {
   const uint32_t a = block.a(stage), b = block.b(stage), loaded = block.loaded(stage);
   barrier_expect(loaded, WgmmaShared<N>::STAGE_BYTES);
   if (K_MAJOR_A) {
@@ -88,15 +88,15 @@ __device__ __forceinline__ void release(const WgmmaArguments& g, const WgmmaBloc
 
 // Queues sum += the k tile that this turn's stage holds, once it is there.
 template <int N, bool K_MAJOR_A, bool K_MAJOR_B>
-__device__ __forceinline__ void queue_k_tile(const WgmmaBlock<N>& block, int consumer, const Turn& turn, int add, float (&sum)[N / 2]) {
+__device__ __forceinline__ void queue_k_tile(const WgmmaBlock<N>& block, int consumer, const Turn& turn, int add,
+                                             float (&sum)[N / 2]) {
   barrier_wait(block.loaded(turn.stage), turn.parity);
   const uint64_t a = wgmma_operand(block.a(turn.stage) + uint32_t(consumer) * BOX_BYTES, K_MAJOR_A, BOX_BYTES);
   const uint64_t b = wgmma_operand(block.b(turn.stage), K_MAJOR_B, BOX_BYTES);
   wgmma_fence();
 #pragma unroll
-  for (int s = 0; s < TILE_K / STEP_K; s++)
-    Wgmma<N, K_MAJOR_A, K_MAJOR_B>::multiply(sum, a + uint32_t(s) * wgmma_step(K_MAJOR_A), b + uint32_t(s) * wgmma_step(K_MAJOR_B),
-                                             s ? 1 : add);
+  for (unsigned s = 0; s < TILE_K / STEP_K; s++)
+    Wgmma<N, K_MAJOR_A, K_MAJOR_B>::multiply(sum, a + s * wgmma_step(K_MAJOR_A), b + s * wgmma_step(K_MAJOR_B), s ? 1 : add);
   wgmma_commit();
 }
 

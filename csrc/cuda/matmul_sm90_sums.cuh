@@ -31,8 +31,8 @@ __device__ __forceinline__ void each_pair(const WgmmaArguments& g, Corner at, T*
 
 // sum += matrix, or sum = matrix
 template <int N, bool ADD>
-__device__ __forceinline__ void read_sums(const WgmmaArguments& g, Corner at, const float* matrix, int64_t row_stride, bool paired,
-                                          float (&sum)[N / 2]) {
+__device__ __forceinline__ void read_sums(const WgmmaArguments& g, Corner at, const float* matrix, int64_t row_stride,
+                                          bool paired, float (&sum)[N / 2]) {
   if (!ADD) {
 #pragma unroll
     for (int i = 0; i < N / 2; i++) sum[i] = 0.0f;

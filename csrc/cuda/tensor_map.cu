@@ -12,7 +12,7 @@ Encode encoder() {
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
   PLAIT_CUDA(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found));
   if (found != cudaDriverEntryPointSuccess || !function)
-    throw DeviceError("the NVIDIA driver has no cuTensorMapEncodeTiled: matmul on this GPU needs a driver for CUDA 12 or later");
+    throw DeviceError("the NVIDIA driver has no cuTensorMapEncodeTiled: this GPU's matmul needs a driver for CUDA 12 or later");
   return reinterpret_cast<Encode>(function);
 }
 

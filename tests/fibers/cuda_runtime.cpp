@@ -1,5 +1,5 @@
-// The host's side of CUDA on memory of the process; devices are as wide as a small GPU, so that grids loop. Device 0 has compute
-// capability 8.0, device 1 has 9.0.
+// The host's side of CUDA on memory of the process; devices are as wide as a small GPU, so that grids loop. Device 0 has
+// compute capability 8.0, device 1 has 9.0.
 #include "cuda_runtime.h"
 
 #include <cstdlib>
@@ -10,7 +10,9 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 static thread_local int current = 0;
-cudaError_t cudaSetDevice(int device) { return device == 0 || device == 1 ? (current = device, cudaSuccess) : cudaErrorInvalidValue; }
+cudaError_t cudaSetDevice(int device) {
+  return device == 0 || device == 1 ? (current = device, cudaSuccess) : cudaErrorInvalidValue;
+}
 cudaError_t cudaGetDevice(int* device) { return *device = current, cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 2, cudaSuccess; }
 

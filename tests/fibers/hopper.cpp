@@ -231,7 +231,8 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_
                                 CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   hopper::Tensor t = {};
   t.data = static_cast<unsigned char*>(data);
-  bool right = rank == 3 && swizzle == CU_TENSOR_MAP_SWIZZLE_128B && data && reinterpret_cast<uintptr_t>(data) % 16 == 0 && box[0] * 2 <= 128 && box[0] % 8 == 0;
+  bool right = rank == 3 && swizzle == CU_TENSOR_MAP_SWIZZLE_128B && data && reinterpret_cast<uintptr_t>(data) % 16 == 0 &&
+               box[0] <= 64 && box[0] % 8 == 0;
   for (int i = 0; i < 3; i++) {
     t.sizes[i] = int64_t(sizes[i]), t.box[i] = int32_t(box[i]);
     right = right && sizes[i] >= 1 && sizes[i] <= uint64_t(1) << 32 && box[i] >= 1 && box[i] <= 256 && steps[i] == 1;
