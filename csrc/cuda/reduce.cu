@@ -37,11 +37,22 @@ __global__ void __launch_bounds__(256) add_kernel(Inputs inputs, const float* su
   }
 }
 
+// Elements of the last axis, whose length is `columns`, from `column` on.
+template <class B, int WIDTH>
+__device__ __forceinline__ void add_bias(const B* bias, int64_t columns, int64_t column, float (&x)[WIDTH]) {
+#pragma unroll
+  for (int j = 0; j < WIDTH; j++) {
+    x[j] += to_float(bias[column]);
+    column = column + 1 == columns ? 0 : column + 1;
+  }
+}
+
 // One thread keeps the whole stack of its elements: it lies in local memory, which L1 holds.
 template <class Y, class B, int WIDTH>
 __global__ void __launch_bounds__(256) tree_kernel(Inputs parts, const B* bias, int64_t columns, int64_t packs, Y* out) {
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < packs; i += step) {
+    const int64_t column = bias ? i * WIDTH % columns : 0;
     float stack[DEPTH][WIDTH];
     int top = 0;
     for (int k = 0; k < parts.count; k++) {
@@ -52,10 +63,7 @@ __global__ void __launch_bounds__(256) tree_kernel(Inputs parts, const B* bias, 
         for (int j = 0; j < WIDTH; j++) stack[top - 1][j] += stack[top][j];
       }
     }
-    if (bias) {
-#pragma unroll
-      for (int j = 0; j < WIDTH; j++) stack[0][j] += to_float(bias[(i * WIDTH + j) % columns]);
-    }
+    if (bias) add_bias(bias, columns, column, stack[0]);
     store_pack(out + i * WIDTH, stack[0]);
   }
 }
@@ -66,14 +74,16 @@ __global__ void __launch_bounds__(256)
     pair_kernel(const float* lower, const float* upper, const B* bias, int64_t columns, int64_t packs, Y* out) {
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < packs; i += step) {
-    float x[WIDTH], y[WIDTH];
+    const int64_t column = bias ? i * WIDTH % columns : 0;
+    float x[WIDTH];
     load_pack(lower + i * WIDTH, x);
-    if (upper) load_pack(upper + i * WIDTH, y);
+    if (upper) {
+      float y[WIDTH];
+      load_pack(upper + i * WIDTH, y);
 #pragma unroll
-    for (int j = 0; j < WIDTH; j++) {
-      if (upper) x[j] += y[j];
-      if (bias) x[j] += to_float(bias[(i * WIDTH + j) % columns]);
+      for (int j = 0; j < WIDTH; j++) x[j] += y[j];
     }
+    if (bias) add_bias(bias, columns, column, x);
     store_pack(out + i * WIDTH, x);
   }
 }
