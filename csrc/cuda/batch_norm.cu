@@ -58,7 +58,7 @@ struct Channels {
 
 // A thread keeps a pack of channels (threadIdx.x) and takes every so many rows (threadIdx.y).
 template <int WIDTH, class T, class W>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 3)
     normalize_kernel(const T* x, const W* weight, const W* bias, const float* mean, const float* variance, float epsilon,
                      int64_t rows, int64_t channels, T* out) {
   const int64_t c = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH;
