@@ -58,7 +58,7 @@ struct Channels {
 
 // A thread keeps a pack of channels (threadIdx.x) and takes every so many rows (threadIdx.y).
 template <int WIDTH, class T, class W>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 3)
     normalize_kernel(const T* x, const W* weight, const W* bias, const float* mean, const float* variance, float epsilon,
                      int64_t rows, int64_t channels, T* out) {
   const int64_t c = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH;
@@ -77,11 +77,11 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-// sums (2, C): of grad and of grad * xhat.
+// means (2, C): of grad and of grad * xhat.
 template <int WIDTH, class T, class W>
 __global__ void __launch_bounds__(256)
     backward_kernel(const T* grad, const T* x, const W* weight, const float* mean, const float* variance, float epsilon,
-                    const float* sums, int64_t rows, int64_t channels, T* grad_x) {
+                    const float* means, int64_t rows, int64_t channels, T* grad_x) {
   const int64_t c = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH;
   if (c >= channels) return;
   const Channels<WIDTH> of(mean, variance, epsilon, c);
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
   for (int k = 0; k < WIDTH; k++) {
     factor[k] = to_float(weight[c + k]) * of.scale[k];
-    plain[k] = sums[c + k] / float(rows), product[k] = sums[channels + c + k] / float(rows);
+    plain[k] = means[c + k], product[k] = means[channels + c + k];
   }
 #pragma unroll 2
   for (int64_t r = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; r < rows; r += int64_t(gridDim.y) * blockDim.y) {
@@ -103,11 +103,6 @@ __global__ void __launch_bounds__(256)
     }
     store_pack(grad_x + r * channels + c, v);
   }
-}
-
-__global__ void __launch_bounds__(256) divide_kernel(float* x, int64_t n, float by) {
-  const int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x;
-  if (i < n) x[i] = x[i] / by;
 }
 
 // --- launchers ---------------------------------------------------------------------------------------------
@@ -127,21 +122,21 @@ int64_t partial_sums(const ConstArray& x, int sums) {
   return std::clamp<int64_t>(x.shape[0] / BLOCK, 1, MOST_BLOCKS) * sums * x.shape[1];
 }
 
-// out(k) = sums over all rows; memory: partial_sums(x, SUMS) floats, or scratch.
+// out(k) = means over all rows; memory: partial_sums(x, SUMS) floats, or scratch.
 template <class T, int INPUTS, int SUMS, class Term>
-void sum_all(const At& at, const ConstArray* const (&inputs)[INPUTS], const Term& term, float* const (&out)[SUMS],
-             float* memory = nullptr) {
-  const int64_t rows = inputs[0]->shape[0], whole = rows / BLOCK;
-  bool accumulate = false;
-  const auto add = [&](int64_t first, int64_t blocks, int64_t length) {
+void mean_columns(const At& at, const ConstArray* const (&inputs)[INPUTS], const Term& term, float* const (&out)[SUMS],
+                  float* memory = nullptr) {
+  const int64_t rows = inputs[0]->shape[0], whole = rows / BLOCK * BLOCK;
+  int64_t done = 0;
+  do {  // whole blocks, then one that is shorter
+    const int64_t blocks = done < whole ? std::min(MOST_BLOCKS, (whole - done) / BLOCK) : 1;
+    const int64_t length = done < whole ? BLOCK : rows - done, next = done + blocks * length;
     ConstArray views[INPUTS];
     const ConstArray* of[INPUTS];
-    for (int a = 0; a < INPUTS; a++) views[a] = blocks_of(*inputs[a], first, blocks, length), of[a] = &views[a];
-    sum_columns<T>(at, of, term, accumulate, out, memory);
-    accumulate = true;
-  };
-  for (int64_t done = 0; done < whole; done += MOST_BLOCKS) add(done * BLOCK, std::min(MOST_BLOCKS, whole - done), BLOCK);
-  if (rows % BLOCK || !accumulate) add(whole * BLOCK, 1, rows % BLOCK);
+    for (int a = 0; a < INPUTS; a++) views[a] = blocks_of(*inputs[a], done, blocks, length), of[a] = &views[a];
+    sum_columns<T>(at, of, term, done > 0, out, next == rows ? float(rows) : 1.0f, memory);
+    done = next;
+  } while (done < rows);
 }
 
 struct RowsGrid {
@@ -161,10 +156,6 @@ RowsGrid rows_grid(int64_t rows, int64_t channels, std::initializer_list<const v
   return found;
 }
 
-void divide(const At& at, const Array& x, int64_t by) {
-  launch(at, divide_kernel, {unsigned((x.shape[0] + 255) / 256), 256}, x.as<float>(), x.shape[0], float(by));
-}
-
 }  // namespace
 
 void batch_norm_forward(const ConstArray& x, const ConstArray& weight, const ConstArray& bias, float epsilon, bool training,
@@ -177,10 +168,8 @@ void batch_norm_forward(const ConstArray& x, const ConstArray& weight, const Con
       using T = decltype(zero);
       using W = decltype(zero_w);
       if (training) {
-        sum_all<T>(at, {&x}, ValueTerm{}, {mean.as<float>()});
-        divide(at, mean, rows);
-        sum_all<T>(at, {&x}, DistanceTerm{mean.as<float>()}, {variance.as<float>()});
-        divide(at, variance, rows);
+        mean_columns<T>(at, {&x}, ValueTerm{}, {mean.as<float>()});
+        mean_columns<T>(at, {&x}, DistanceTerm{mean.as<float>()}, {variance.as<float>()});
       }
       const RowsGrid shape = rows_grid<T>(rows, channels, {x.data, out.data});
       launch(at, shape.wide ? normalize_kernel<PACK<T>, T, W> : normalize_kernel<1, T, W>, shape.grid, x.as<T>(),
@@ -199,11 +188,11 @@ void batch_norm_backward(const ConstArray& grad, const ConstArray& x, const Cons
     PLAIT_FLOATS(x.dtype, at.kernel, [&](auto zero) {
       using T = decltype(zero);
       using W = decltype(zero_w);
-      float* sums = scratch<float>(2 * channels + partial_sums(x, 2));
-      sum_all<T>(at, {&grad, &x}, GradTerm{center, spread, epsilon}, {sums, sums + channels}, sums + 2 * channels);
+      float* means = scratch<float>(2 * channels + partial_sums(x, 2));
+      mean_columns<T>(at, {&grad, &x}, GradTerm{center, spread, epsilon}, {means, means + channels}, means + 2 * channels);
       const RowsGrid shape = rows_grid<T>(rows, channels, {grad.data, x.data, grad_x.data});
       launch(at, shape.wide ? backward_kernel<PACK<T>, T, W> : backward_kernel<1, T, W>, shape.grid, grad.as<T>(), x.as<T>(),
-             weight.as<W>(), center, spread, epsilon, sums, rows, channels, grad_x.as<T>());
+             weight.as<W>(), center, spread, epsilon, means, rows, channels, grad_x.as<T>());
     });
   });
 }

@@ -98,10 +98,10 @@ __global__ void __launch_bounds__(1024) strands_kernel(Positions<T, INPUTS> x, T
   }
 }
 
-// out(k, c) [+]= partial(0, k, c) + partial(1, k, c) ...
+// out(k, c) [+]= partial(0, k, c) + partial(1, k, c) ..., then divided
 template <int SUMS>
 __global__ void __launch_bounds__(128)
-    samples_kernel(const float* partial, int64_t samples, int64_t channels, bool accumulate, Outputs<SUMS> out) {
+    samples_kernel(const float* partial, int64_t samples, int64_t channels, bool accumulate, float divisor, Outputs<SUMS> out) {
   const int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, k = blockIdx.y;
   if (c >= channels) return;
   float* to = out.data[0];
@@ -111,14 +111,14 @@ __global__ void __launch_bounds__(128)
   float sum = accumulate ? to[c] : 0.0f;
 #pragma unroll 8
   for (int64_t b = 0; b < samples; b++) sum += partial[(b * SUMS + k) * channels + c];
-  to[c] = sum;
+  to[c] = sum / divisor;
 }
 
 // All of inputs are (B, S, C) of type T with unit stride along C. memory: B * SUMS * C floats, of a caller that has more in
-// scratch.
+// scratch. divisor: of the whole sums.
 template <class T, int INPUTS, int SUMS, class Term>
 void sum_columns(const At& at, const ConstArray* const (&inputs)[INPUTS], const Term& term, bool accumulate,
-                 float* const (&out)[SUMS], float* memory = nullptr) {
+                 float* const (&out)[SUMS], float divisor = 1.0f, float* memory = nullptr) {
   constexpr int WIDTH = 2;
   const ConstArray& first = *inputs[0];
   Positions<T, INPUTS> x = {};
@@ -141,7 +141,7 @@ void sum_columns(const At& at, const ConstArray* const (&inputs)[INPUTS], const 
   else
     x.samples = 0;
   launch(at, samples_kernel<SUMS>, {{unsigned((x.channels + 127) / 128), SUMS}, 128}, partial, x.samples, x.channels, accumulate,
-         outputs);
+         divisor, outputs);
 }
 
 }  // namespace plait
