@@ -94,7 +94,7 @@ def test_more_k_tiles_than_stages_and_more_tiles_than_blocks(plan):
 
 
 @pytest.mark.usefixtures("order")
-@pytest.mark.parametrize("plan", [(64, 2, False), (128, 1, True)])
+@pytest.mark.parametrize("plan", [(256, 2, False), (128, 1, True)])
 @pytest.mark.parametrize(
     "leaves",
     [
