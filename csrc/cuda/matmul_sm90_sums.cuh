@@ -143,14 +143,16 @@ __device__ __forceinline__ void add_memory(const float4* from, float (&sum)[N / 
   }
 }
 template <int N, int HELD>
-__device__ __forceinline__ void push_pending(const WgmmaArguments& g, int level, const float (&sum)[N / 2], float (&held)[HELD]) {
+__device__ __forceinline__ void push_pending(const WgmmaArguments& g, int level, const float (&sum)[N / 2],
+                                             float (&held)[HELD]) {
   if (level > 0) return push_memory<N, 0>(pending_sums<N>(g, level), sum);
 #pragma unroll
   for (int i = 0; i < HELD; i++) held[i] = sum[i];
   push_memory<N, HELD>(pending_sums<N>(g, 0), sum);
 }
 template <int N, int HELD>
-__device__ __forceinline__ void add_pending(const WgmmaArguments& g, int level, float (&sum)[N / 2], const float (&held)[HELD]) {
+__device__ __forceinline__ void add_pending(const WgmmaArguments& g, int level, float (&sum)[N / 2],
+                                            const float (&held)[HELD]) {
   if (level > 0) return add_memory<N, 0>(pending_sums<N>(g, level), sum);
 #pragma unroll
   for (int i = 0; i < HELD; i++) sum[i] = held[i] + sum[i];
