@@ -26,6 +26,9 @@ struct WgmmaShared {
   static_assert(BYTES <= 227 * 1024, "more than a block can have");
 };
 
+// So many of a consumer thread's N / 2 sums of the lowest pending level stay in its registers: more would spill.
+constexpr int held_sums(int n) { return n == 256 ? 48 : n == 192 ? 80 : n == 128 ? 56 : n / 2; }
+
 struct LeafStep {
   int end;          // its first k is the end of the one before
   int16_t merges;   // with the top of the stack, once it is done
@@ -49,7 +52,7 @@ struct WgmmaArguments {
   DType bias_dtype, out_dtype;
   void* data;  // out
   int64_t row_stride, slot_stride;
-  float* stack;  // pending sums: of each block and level, in the order of registers; if apart, of each leaf, (m, stack_stride)
+  float* stack;  // pending sums: of each block and level, in the order of registers; if apart, of each leaf (m, stack_stride)
   int levels;
   int64_t stack_stride;
   const LeafStep* steps_outside;  // or none

@@ -152,23 +152,23 @@ __device__ __forceinline__ void consume(const WgmmaArguments& g, const WgmmaBloc
   const uint32_t boxes = block.shared + WgmmaShared<N>::OUT + uint32_t(consumer * WgmmaShared<N>::BOXES) * BOX_BYTES;
   int box = 0;
   Turn turn;
-  float sum[N / 2];
   for (int item = int(blockIdx.x) / g.cluster; item < g.items; item += int(gridDim.x) / g.cluster) {
     const WgmmaItem w = wgmma_item<N>(g, item, block.rank);
     const Corner at = corner(w, consumer);
     float* const out = static_cast<float*>(g.data);
     int k = w.first_leaf ? leaf_step(g, w.first_leaf - 1).end : 0;
     int top = g.slot, floor = g.slot;  // of the stack; below floor it lies in out
+    float sum[N / 2], held[held_sums(N)];
+    bool chain = g.accumulate && w.first_leaf == 0;
+    if (chain) read_sums<N, false>(g, at, out + g.slot * g.slot_stride, g.row_stride, g.paired, sum);
     for (int leaf = w.first_leaf; leaf < w.last_leaf; leaf++) {
       const LeafStep step = leaf_step(g, leaf);
-      const bool chain = g.accumulate && leaf == 0;
-      if (chain)
-        read_sums<N, false>(g, at, out + g.slot * g.slot_stride, g.row_stride, g.paired, sum);
-      else if (k == step.end) {
+      if (!chain && k == step.end) {
 #pragma unroll
         for (int i = 0; i < N / 2; i++) sum[i] = 0.0f;
       }
       multiply<N, K_MAJOR_A, K_MAJOR_B>(g, block, consumer, k, step.end, chain, turn, sum);
+      chain = false;
       k = step.end;
       if (g.apart) {
         write_sums<N>(g, at, g.stack + leaf * g.m * g.stack_stride, g.stack_stride, true, sum);
@@ -177,12 +177,12 @@ __device__ __forceinline__ void consume(const WgmmaArguments& g, const WgmmaBloc
       for (int merge = 0; merge < step.merges; merge++) {
         top--;
         if (top >= floor)
-          add_pending<N>(g, top - floor, sum);
+          add_pending<N>(g, top - floor, sum, held);
         else
           floor = top, read_sums<N, true>(g, at, out + top * g.slot_stride, g.row_stride, g.paired, sum);
       }
       if (step.pending) {
-        push_pending<N>(g, top - floor, sum);
+        push_pending<N>(g, top - floor, sum, held);
       } else {
         if (g.bias) add_bias<N>(g, at, sum);
         if (g.out_dtype == DType::float32)

@@ -24,7 +24,8 @@ double cycles(const MatmulProblem& p, const WgmmaPlan& plan, int multiprocessors
   const double loaded = (TILE_M + n / plan.cluster) * TILE_K * 2;
   const double k_tile = std::max(n * 4, std::max(loaded / L2_EACH, loaded * busy / L2_ALL));
   const double written = TILE_M * n * (p.out_dtype == DType::float32 || plan.apart ? 4 : 2) * (p.accumulate ? 2 : 1);
-  const double pending = plan.apart ? 0 : (leaves - 1) * TILE_M * n * 8;
+  const double moved = 1 - held_sums(plan.columns) / (n / 2) / (leaves > 2 ? 2 : 1);  // of what is pending
+  const double pending = plan.apart ? 0 : (leaves - 1) * TILE_M * n * 8 * moved;
   double total = std::ceil(items / at_once) * (TURN + depth * k_tile + (written + pending) / L2_EACH);
   if (plan.apart) total += LAUNCH + double(p.m) * double(p.n) * 4 * (leaves + 1) / MEMORY;
   return total;

@@ -118,30 +118,45 @@ __device__ __forceinline__ void add_bias(const WgmmaArguments& g, Corner at, flo
     }
 }
 
-// Pending sums, as they lie in the registers of a block's consumers: each thread reads what it wrote.
+// Pending sums: of the lowest level the first are held in registers, the others lie in memory as they do in registers, where
+// each thread reads what it wrote.
 template <int N>
 __device__ __forceinline__ float4* pending_sums(const WgmmaArguments& g, int level) {
   return reinterpret_cast<float4*>(g.stack) + (int64_t(blockIdx.x) * g.levels + level) * (TILE_M * N / 4) +
          (int(threadIdx.x) - GROUP);
 }
-template <int N>
-__device__ __forceinline__ void push_pending(const WgmmaArguments& g, int level, const float (&sum)[N / 2]) {
-  float4* const to = pending_sums<N>(g, level);
+template <int N, int FIRST>
+__device__ __forceinline__ void push_memory(float4* to, const float (&sum)[N / 2]) {
 #pragma unroll
-  for (int i = 0; i < N / 8; i++)
+  for (int i = FIRST / 4; i < N / 8; i++)
     to[i * CONSUMERS * GROUP] = make_float4(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]);
 }
-template <int N>
-__device__ __forceinline__ void add_pending(const WgmmaArguments& g, int level, float (&sum)[N / 2]) {
-  const float4* const from = pending_sums<N>(g, level);
+template <int N, int FIRST>
+__device__ __forceinline__ void add_memory(const float4* from, float (&sum)[N / 2]) {
 #pragma unroll
-  for (int i = 0; i < N / 8; i++) {
+  for (int i = FIRST / 4; i < N / 8; i++) {
     const float4 lower = from[i * CONSUMERS * GROUP];
     sum[4 * i] = lower.x + sum[4 * i];
     sum[4 * i + 1] = lower.y + sum[4 * i + 1];
     sum[4 * i + 2] = lower.z + sum[4 * i + 2];
     sum[4 * i + 3] = lower.w + sum[4 * i + 3];
   }
+}
+template <int N, int HELD>
+__device__ __forceinline__ void push_pending(const WgmmaArguments& g, int level, const float (&sum)[N / 2],
+                                             float (&held)[HELD]) {
+  if (level > 0) return push_memory<N, 0>(pending_sums<N>(g, level), sum);
+#pragma unroll
+  for (int i = 0; i < HELD; i++) held[i] = sum[i];
+  push_memory<N, HELD>(pending_sums<N>(g, 0), sum);
+}
+template <int N, int HELD>
+__device__ __forceinline__ void add_pending(const WgmmaArguments& g, int level, float (&sum)[N / 2],
+                                            const float (&held)[HELD]) {
+  if (level > 0) return add_memory<N, 0>(pending_sums<N>(g, level), sum);
+#pragma unroll
+  for (int i = 0; i < HELD; i++) sum[i] = held[i] + sum[i];
+  add_memory<N, HELD>(pending_sums<N>(g, 0), sum);
 }
 
 }  // namespace plait
