@@ -9,7 +9,7 @@ import functools
 import importlib.machinery
 import importlib.util
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,6 @@ import numpy as np
 from plait import _cpu
 
 ROOT = Path(__file__).resolve().parents[2]
-BACKENDS = ["cpu", "cuda"]
 
 
 def fibers() -> ModuleType:
@@ -84,16 +83,20 @@ def kernels(backend: str) -> Any:
     return fibers()
 
 
-def in_orders(kernels: Any, call: Callable[[], Any]) -> list[Any]:
-    """What call() gives with threads taking turns in several orders; on a GPU once."""
-    set_order = getattr(kernels, "set_fiber_order", None)
-    if set_order is None:
-        return [call()]
+def in_every_order(module: Any) -> Iterator[None]:
+    """On fibers three times, with the threads of a block in another order each: what reads shared
+    memory without a barrier shows. Elsewhere once."""
+    if not hasattr(module, "set_fiber_order"):
+        yield
+        return
     try:
-        results = []
         for order in (0, 1, 7):
-            set_order(order)
-            results.append(call())
-        return results
+            module.set_fiber_order(order)
+            yield
     finally:
-        set_order(0)
+        module.set_fiber_order(0)
+
+
+def in_orders(module: Any, call: Callable[[], Any]) -> list[Any]:
+    """What call() gives in each of these orders."""
+    return [call() for _ in in_every_order(module)]

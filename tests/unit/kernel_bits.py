@@ -1,27 +1,13 @@
 """Kernels of which the CUDA ones give the CPU's bits."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from kernel_backends import kernels
+from kernel_backends import in_every_order, kernels
 from kernel_checks import bits
 
 from plait import _cpu
-
-
-def in_every_order(module: Any) -> Iterator[None]:
-    """On fibers three times, with the threads of a block in another order each: what reads shared
-    memory without a barrier shows. Elsewhere once."""
-    if not hasattr(module, "set_fiber_order"):
-        yield
-        return
-    try:
-        for order in (0, 1, 7):
-            module.set_fiber_order(order)
-            yield
-    finally:
-        module.set_fiber_order(0)
 
 
 def assert_cpu_bits(call: Callable[[Any], Sequence[np.ndarray]]) -> None:

@@ -6,7 +6,8 @@ import kernel_backends
 import ml_dtypes
 import numpy as np
 import pytest
-from kernel_bits import assert_cpu_bits, in_every_order
+from kernel_backends import in_every_order
+from kernel_bits import assert_cpu_bits
 from kernel_checks import PATHS
 
 from plait import _cpu
@@ -17,6 +18,7 @@ best = _cpu.isa()
 paths = PATHS[: PATHS.index(best) + 1]
 EPSILON = 1e-5
 SHAPES = [(1, 1), (2, 3), (7, 33), (100, 16), (257, 70), (50, 129), (3, 200), (4, 0)]
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +72,7 @@ def close(got, exact, scale=1.0):
     np.testing.assert_allclose(np.asarray(got, np.float64), exact, rtol=rounding, atol=3e-6 * scale)
 
 
-@pytest.mark.parametrize("isa", [*paths, "cuda"])
+@pytest.mark.parametrize("isa", [*paths, CUDA])
 @pytest.mark.parametrize("types", [(float32, float32), (bfloat16, bfloat16), (bfloat16, float32)])
 def test_close_to_float64(isa, types):
     kernels = kernel_backends.kernels("cuda" if isa == "cuda" else "cpu")
@@ -166,6 +168,7 @@ def test_blocks_of_rows(kernels, rows):
     assert all(result == results[0] for result in results)
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("types", [(float32, float32), (bfloat16, bfloat16), (bfloat16, float32)])
 @pytest.mark.parametrize("skip", [0, 1])
 @pytest.mark.parametrize("shape", [(7, 33), (30, 16), (3, 200), (4, 0)])

@@ -3,7 +3,8 @@
 import kernel_backends
 import numpy as np
 import pytest
-from kernel_bits import assert_cpu_bits, in_every_order
+from kernel_backends import in_every_order
+from kernel_bits import assert_cpu_bits
 from kernel_checks import STORAGE, assert_near, assert_same_bits, bits, random, wide
 
 from plait import _cpu
@@ -134,6 +135,7 @@ def test_merge_follows_the_tree(kernels):
     assert bits(chain) != bits(whole)
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("skip", [0, 3])
 @pytest.mark.parametrize(("columns", "vocabulary"), [(32, 32), (40, 37), (75, 75), (4200, 4150)])
@@ -154,6 +156,7 @@ def test_gradients_and_losses_have_the_cpus_bits(columns, vocabulary, skip, dtyp
     assert_cpu_bits(call)
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("parts", [1, 2, 3, 8, 21])
 def test_merges_have_the_cpus_bits(parts):
     sums = random((parts, 2, 300))
@@ -187,6 +190,7 @@ def test_statistics_of_a_view(kernels, dtype):
             assert statistics(view) == expected
 
 
+@pytest.mark.cuda
 def test_a_target_outside_is_told_when_faults_are_asked_for():
     cuda = kernel_backends.kernels("cuda")
     cuda.check_faults()

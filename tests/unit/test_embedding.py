@@ -125,6 +125,7 @@ def test_rows_must_hold_every_token():
         _cpu.embedding_backward(tokens, grad, 0, [0, 3], [1], 1, True, tokens, stack)
 
 
+@pytest.mark.cuda
 def test_rows_that_lack_a_token_are_told_when_faults_are_asked_for():
     cuda = kernel_backends.kernels("cuda")
     tokens, grad = np.array([3, 1, 3], np.int32), np.ones((3, 2), np.float32)
@@ -147,6 +148,7 @@ def random_merges(generator, leaves, open_slots):
     return merges
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("slot", [0, 1, 3])
 @pytest.mark.parametrize("visited", [False, True])
 @pytest.mark.parametrize("accumulate", [False, True])
@@ -174,6 +176,7 @@ def test_stacks_have_the_cpus_bits(count, rows, channels, accumulate, visited, s
     assert_cpu_bits(call)
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", STORAGE)
 def test_many_tokens_are_sorted(dtype):
     """More than one tile of the sort, keys of three digits, unaligned gradients."""

@@ -54,6 +54,7 @@ def test_weighted_bits_are_a_sum_of_products(kernels, dtype):
     assert kernels.weighted_bits(x, rows, columns) != whole
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("count", [0, 1, 37, 2500])
 def test_the_cpus_sums(count, dtype):

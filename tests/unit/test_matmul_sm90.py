@@ -1,5 +1,6 @@
 """The wgmma engine of matmul against float64, and bits that plan and alignment leave alone."""
 
+import functools
 import itertools
 
 import ml_dtypes
@@ -11,9 +12,14 @@ from matmul_checks import same_bits, tree_sum
 from plait.comm import tree
 
 BFLOAT16, FLOAT32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
-module = kernels("cuda")
-if not module.wgmma_available():
-    module = fibers()
+pytestmark = pytest.mark.cuda
+
+
+@functools.cache
+def engine():
+    """The module of the GPU, where it has wgmma; else that of fibers."""
+    module = kernels("cuda")
+    return module if module.wgmma_available() else fibers()
 
 
 def randoms(*shape, seed=0):
@@ -47,7 +53,7 @@ def run(
     if out is None:
         out = placed(np.full((a.shape[0], b.shape[1]), 7, dtype), gap, offset)
     merges = merges_of(leaves) if merges is None else merges
-    module.matmul_wgmma(
+    engine().matmul_wgmma(
         stored_a, stored_b, ta, tb, leaves, merges, slot, accumulate, period, bias, out, plan
     )
     return out
@@ -69,7 +75,7 @@ PLANS = [(64, 1, False), (128, 2, False), (192, 2, False), (256, 2, False), (256
 @pytest.fixture(params=[0, 1, 7])
 def order(request):
     """Copies and products late, at once, now and then; a GPU's come when they come."""
-    set_order = getattr(module, "set_fiber_order", lambda order: None)
+    set_order = getattr(engine(), "set_fiber_order", lambda order: None)
     set_order(request.param)
     yield
     set_order(0)
@@ -216,7 +222,7 @@ def test_nan_and_infinity_stay_in_their_leaf_and_sample():
     assert bad.sum() == 20 + 30 - 1
 
 
-def test_a_device_of_9_0_multiplies_with_wgmma():
+def test_fibers_of_9_0_multiply_with_wgmma():
     module = fibers()
     a, b = randoms(70, 96), randoms(96, 40, seed=1)
     expected = np.zeros((70, 40), FLOAT32)
@@ -242,7 +248,7 @@ def test_plans():
 
     def plan(m, k, n, leaves=1, dtype=BFLOAT16):
         bounds = [k * i // leaves for i in range(leaves + 1)]
-        return module.wgmma_plan(m, n, bounds, dtype == FLOAT32, False, 132)
+        return engine().wgmma_plan(m, n, bounds, dtype == FLOAT32, False, 132)
 
     assert plan(8192, 8192, 8192) == (256, 2, False)
     assert plan(8192, 768, 50304) == (256, 2, False)

@@ -172,17 +172,20 @@ def test_bits(channels, dtype):
 WIDTHS = [1, 2, 63, 64, 66, 200, 256, 258, 768, 770, 1024, 1026, 1600, 1601]
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtypes", [(FLOAT32, FLOAT32), (BFLOAT16, FLOAT32), (BFLOAT16, BFLOAT16)])
 @pytest.mark.parametrize("channels", WIDTHS)
 def test_rows_have_the_cpus_bits(channels, dtypes):
     rows_have_the_cpus_bits((5, channels), *dtypes)
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("channels", [4096, 8200, 8256, 16400])
 def test_long_rows_have_the_cpus_bits(channels):
     rows_have_the_cpus_bits((1, channels), BFLOAT16 if channels > 8200 else FLOAT32, FLOAT32)
 
 
+@pytest.mark.cuda
 def test_unaligned_rows_have_the_cpus_bits():
     rows_have_the_cpus_bits((3, 130), BFLOAT16, BFLOAT16, 1)
 

@@ -1,7 +1,6 @@
 """The rules of docs/numerics.md that hold for every kernel, for those of csrc/cuda: 3, 4, 9 and 16.
 Which of them give the CPU's bits."""
 
-import re
 from typing import Any
 
 import kernel_backends
@@ -9,23 +8,19 @@ import kernel_cases
 import kernel_chains
 import numpy as np
 import pytest
-from kernel_bits import assert_cpu_bits, in_every_order
+from kernel_backends import in_every_order
+from kernel_bits import assert_cpu_bits
 from kernel_cases import MIXED, ROWS
 from kernel_chains import CHAINS, Chain
-from kernel_checks import BFLOAT16, FLOAT32, STORAGE
+from kernel_checks import BFLOAT16, FLOAT32, STORAGE, wide
 from test_numerics_kernels import case_of, outputs, rounded, same, unaligned
 
-MISSING = kernel_backends.ROOT / "csrc" / "cuda" / "missing.cu"
-ABSENT = set(re.findall(r"^void (\w+)\(", MISSING.read_text(), re.M) if MISSING.exists() else [])
+pytestmark = pytest.mark.cuda
+
 OTHER_BITS = {
     "matmul", "attention_forward", "attention_backward", "conv2d_forward", "conv2d_backward",
     "cross_entropy_statistics",
 }  # fmt: skip
-
-
-def there(*tables: dict[str, Any]) -> list[str]:
-    names = [name for table in tables for name in table]
-    return [name for name in names if name.split(" ")[0] not in ABSENT]
 
 
 every_type = pytest.mark.parametrize("dtype", STORAGE, ids=str)
@@ -41,7 +36,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @every_type
-@pytest.mark.parametrize("name", [name for name in there(ROWS) if name not in OTHER_BITS])
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in OTHER_BITS])
 def test_the_cpus_bits(name: str, dtype: np.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     case = ROWS[name](dtype)
 
@@ -52,9 +47,31 @@ def test_the_cpus_bits(name: str, dtype: np.dtype, monkeypatch: pytest.MonkeyPat
     assert_cpu_bits(call)
 
 
+@every_type
+@pytest.mark.parametrize("name", [*ROWS, *MIXED, *CHAINS])
+def test_sanitized_near_the_cpu(
+    name: str, dtype: np.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every op once (tests/gpu/run runs it under compute-sanitizer): only the order of sums may
+    differ, and what bfloat16 rounds on its way."""
+
+    def found(backend: str) -> kernel_cases.Outputs:
+        for cases in (kernel_cases, kernel_chains):
+            monkeypatch.setattr(cases, "_cpu", kernel_backends.kernels(backend))
+        return outputs(case_of(name, dtype))
+
+    for ours, cpu in zip(found("cuda"), found("cpu"), strict=True):
+        if cpu.dtype.kind == "i":
+            assert (ours == cpu).all()
+            continue
+        bound = 2.0**-6 if dtype == BFLOAT16 else 2.0**-16
+        size = np.abs(wide(cpu)).max(initial=1e-3)
+        np.testing.assert_allclose(wide(ours), wide(cpu), rtol=bound, atol=bound * size)
+
+
 @pytest.mark.usefixtures("cuda")
 @every_type
-@pytest.mark.parametrize("name", there(CHAINS))
+@pytest.mark.parametrize("name", CHAINS)
 def test_rules_3_and_4_of_chains(name: str, dtype: np.dtype) -> None:
     """A leaf starts fresh, whatever was in the buffer; a later call goes on at any cut."""
     chain = CHAINS[name](dtype)
@@ -66,7 +83,7 @@ def test_rules_3_and_4_of_chains(name: str, dtype: np.dtype) -> None:
 
 
 @pytest.mark.usefixtures("cuda")
-@pytest.mark.parametrize("name", [n for n in there(ROWS, MIXED) if not n.startswith("attention")])
+@pytest.mark.parametrize("name", [n for n in [*ROWS, *MIXED] if not n.startswith("attention")])
 def test_rule_9_an_op_rounds_once(name: str) -> None:
     case = case_of(name, BFLOAT16)
     assert same(rounded(case), case.run())
@@ -74,7 +91,7 @@ def test_rule_9_an_op_rounds_once(name: str) -> None:
 
 @pytest.mark.usefixtures("cuda")
 @every_type
-@pytest.mark.parametrize("name", there(ROWS))
+@pytest.mark.parametrize("name", ROWS)
 def test_rule_16_a_sample_by_itself(name: str, dtype: np.dtype) -> None:
     case = ROWS[name](dtype)
     whole, count = case.run(), len(case.samples[0])
@@ -84,7 +101,7 @@ def test_rule_16_a_sample_by_itself(name: str, dtype: np.dtype) -> None:
 
 
 @every_type
-@pytest.mark.parametrize("name", there(ROWS, MIXED, CHAINS))
+@pytest.mark.parametrize("name", [*ROWS, *MIXED, *CHAINS])
 def test_rule_16_any_order_and_addresses(name: str, dtype: np.dtype, cuda: Any) -> None:
     case = case_of(name, dtype)
     expected = outputs(case)

@@ -151,6 +151,7 @@ def test_bits_depend_on_neither_path_threads_cuts_nor_aliasing(name):
                     np.testing.assert_array_equal(x.view(np.uint32), y.view(np.uint32))
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("skip", [0, 1])
 @pytest.mark.parametrize("weight_type", [float32, bfloat16])
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 1027, 3000])

@@ -27,6 +27,7 @@ SHAPES = [
     (0, 4, 4, 2, 2, 2, 0),
     (2, 4, 4, 0, 2, 2, 0),
 ]
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def run(x, shape, kernels=_cpu):
 
 
 @pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
-@pytest.mark.parametrize("isa", [*sorted({"portable", best}), "cuda"])
+@pytest.mark.parametrize("isa", [*sorted({"portable", best}), CUDA])
 def test_max_pool_and_its_gradient(dtype, isa):
     kernels = kernel_backends.kernels("cuda" if isa == "cuda" else "cpu")
     if isa != "cuda":
@@ -117,6 +118,7 @@ def test_bits_do_not_depend_on_threads():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
 def test_the_cpus_bits(dtype):
     """Packs of channels, unaligned arrays, more positions than a block spreads."""

@@ -173,12 +173,14 @@ def test_dropout_rate_scale_and_keys():
         assert dropped(np.zeros(shape, np.float32)).shape == shape
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("first", [0, 3, 2**40 + 2, 2**62])
 @pytest.mark.parametrize("n", [0, 1, 4, 5, 2601])
 def test_normal_has_the_cpus_bits(n, first):
     assert_cpu_bits(lambda kernels: [normal(n, -5, 2**40, first, 0.25, 1.5, kernels)])
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [np.float32, bfloat16])
 @pytest.mark.parametrize(
     "shape", [(2, 5, 7), (3, 4, 16), (2, 3, 24), (1, 1, 1), (0, 2, 3), (2, 37, 64)]

@@ -208,6 +208,7 @@ def limbs_of(x, squares=False, kernels=_cpu):
     return limbs
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("skip", [0, 1])
 @pytest.mark.parametrize("n", [0, 1, 15, 1024, 1025, 9000, 140_003])
 def test_exact_sums_have_the_cpus_limbs(n, skip):

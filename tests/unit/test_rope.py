@@ -72,6 +72,7 @@ def test_bits(dtype):
     assert_same_bits(call)
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("shape", [(2, 9, 3, 72), (1, 5, 2, 6), (2, 3, 1, 272), (1, 1, 1, 64)])
 def test_the_cpus_bits(shape, dtype):
