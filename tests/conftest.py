@@ -1,5 +1,5 @@
-"""--long: also what takes minutes; `make test-long` asks for it. --cuda: tests of csrc/cuda, on a GPU
-or on fibers (`make test-cuda`), no others. The slowest multi-rank cases are told at the end."""
+"""--long: also what takes minutes (`make test-long`). --cuda: tests of csrc/cuda and no others, on a
+GPU or on fibers (`make test-cuda`). The slowest multi-rank cases are told at the end."""
 
 import pytest
 
