@@ -62,9 +62,9 @@ void on_tensor_cores(const Weights& w) {
   float* const partial = reinterpret_cast<float*>(memory + kept_bytes);
 
   ConvWeightCall call = {};
-  call.image = {x, x_pitch, int(s.height), int(s.width), int(s.out_height), int(s.out_width), int(s.kernel_height),
+  call.image = {x, int(x_pitch), int(s.height), int(s.width), int(s.out_height), int(s.out_width), int(s.kernel_height),
                 int(s.kernel_width), int(s.padding), Divider(int(s.stride)), Divider(int(s.out_width))};
-  call.grad = grad, call.grad_pitch = grad_pitch, call.taps = int(w.taps());
+  call.grad = grad, call.grad_pitch = int(grad_pitch), call.taps = int(w.taps());
   const MatmulOut whole = matmul_out(p);
   call.final = whole;
   call.out = out_of_groups(share, whole, partial);
@@ -114,6 +114,7 @@ void conv2d_backward_weight(const ConstArray& grad, const ConstArray& x, bool in
   check_leaves(call, leaves, s.batch);
   check_merges(call, leaves, merges, slot, accumulate, grad_weight.shape[0]);
   expect_float(call, "x", x);
+  check_small(call, x, pixel_pitch(call, x)), check_small(call, grad, pixel_pitch(call, grad));
   Weights w = {s, grad, x, pixel_pitch(call, grad), pixel_pitch(call, x), input_first, accumulate, {}, {}, slot,
                grad_weight.as<float>(), grad_weight.strides[0]};
   if (w.first() == 0 || w.last() == 0) return;
