@@ -49,8 +49,8 @@ void arrange(const Conv& c, const T* weight, const std::vector<int64_t>& padded,
   }
 }
 
+template <class Tile>
 void on_tensor_cores(const Conv& c, const ConstArray& source, const ConstArray& weight, const Array& out) {
-  using Tile = SmallTile;
   bool aligned = pixels_aligned(source.data, c.pitch);
   std::vector<int64_t> padded = {0}, bounds = {0};
   for (size_t l = 0; l + 1 < c.leaves.size(); l++) {
@@ -115,7 +115,13 @@ void run(const char* name, Conv c, const ConstArray& source, const ConstArray& w
   if (c.leaves.size() < 2) c.leaves = {0, c.channels};
   check_small(name, source, c.pitch), check_small(name, out, c.columns);
   if (c.places() == 0 || c.columns == 0) return;
-  source.dtype == DType::float32 ? direct(c, source, weight, out) : on_tensor_cores(c, source, weight, out);
+  const int64_t large = (c.places() + 127) / 128 * ((c.columns + 127) / 128);
+  if (source.dtype == DType::float32)
+    direct(c, source, weight, out);
+  else if (c.columns > 64 && large >= device_properties().multiprocessors)
+    on_tensor_cores<LargeTile>(c, source, weight, out);
+  else
+    on_tensor_cores<SmallTile>(c, source, weight, out);
 }
 
 }  // namespace

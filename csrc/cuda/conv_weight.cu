@@ -28,8 +28,8 @@ struct Weights {
   int64_t last() const { return input_first ? shape.outputs : shape.inputs; }
 };
 
+template <class Tile>
 void on_tensor_cores(const Weights& w) {
-  using Tile = SmallTile;
   const ConvShape& s = w.shape;
   std::vector<int64_t> bounds;
   for (int64_t sample : w.leaves) bounds.push_back(sample * w.area());
@@ -122,7 +122,12 @@ void conv2d_backward_weight(const ConstArray& grad, const ConstArray& x, bool in
     w.leaves.assign(leaves.begin() + long(part.first), leaves.begin() + long(part.last) + 1);
     w.merges.assign(merges.begin() + long(part.first), merges.begin() + long(part.last));
     w.slot = part.slot, w.accumulate = accumulate && part.first == 0;
-    x.dtype == DType::float32 ? direct(w) : on_tensor_cores(w);
+    if (x.dtype == DType::float32)
+      direct(w);
+    else if (w.first() > 64 && w.last() > 64)
+      on_tensor_cores<LargeTile>(w);
+    else
+      on_tensor_cores<SmallTile>(w);
   }
 }
 
