@@ -24,7 +24,8 @@ namespace plait {
 // without a second has +0 * +0 for it. Denormal elements and sums of the chain count as zeros of their sign (a sum
 // if it is below 2^-126 also when rounded to 24 bits). Pairs start afresh at multiples of period, where 0 is none: that of
 // a sum over samples is a sample's length, so that pairs do not depend on how many samples there are. An odd period below
-// 8 has no pairs: its chain is that of float32.
+// 8 has no pairs: its chain is that of float32. On a GPU tensor cores take steps of 16 k in place of pairs, which start afresh at
+// every leaf and, unless 16 divides it, at multiples of period, filled up with +0 * +0; denormals count.
 void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool transpose_b,
             const std::vector<int64_t>& leaves, bool accumulate, int64_t period,
             const std::optional<ConstArray>& bias, const Array& out);
@@ -105,7 +106,8 @@ void rope(const ConstArray& x, float base, int64_t first_position, bool inverse,
 // q, out (B, Sq, H, D), k, v (B, Sk, G, D), all strided; H a multiple of G; log_sum (B, H, Sq) float32. Softmax over keys of
 // scale * q.k, causal lets query i see keys up to i + Sk - Sq. No Sq x Sk matrix is stored. In bfloat16 all products are
 // matmul's of two bfloat16 matrices, in pairs or with AMX in blocks: for them, and only there, exp(score - peak) in forward,
-// and in backward the probabilities and the gradients of scores (times scale) are rounded to bfloat16.
+// and in backward the probabilities and the gradients of scores (times scale) are rounded to bfloat16. On a GPU blocks are of 64
+// queries and 64 keys (32 where a backward head is larger than 64), and only what is not finite reaches masked queries of a block.
 void attention_forward(const ConstArray& q, const ConstArray& k, const ConstArray& v, bool causal, float scale,
                        const Array& out, const Array& log_sum);
 void attention_backward(const ConstArray& grad, const ConstArray& q, const ConstArray& k, const ConstArray& v,
@@ -143,7 +145,7 @@ void cross_entropy_backward(const ConstArray& logits, const ConstArray& targets,
 // x (B, H, W, I), out (B, OH, OW, O); OH = (H + 2 padding - KH) / stride + 1. weight (O, KH, KW, I), or (I, KH, KW, O) if
 // input_first. Channels of x (input_first) are cut at `leaves`, merged by the tree, as in matmul; a leaf is one chain over
 // (kernel row, kernel column, channel) of the places inside the image: padding adds no terms, so 0 * infinity never comes of it.
-// Terms of bfloat16 are added as in matmul.
+// Terms of bfloat16 are added as in matmul; on a GPU a place of padding then is a term 0 * weight in conv2d_forward and _backward.
 // x may be a slice of channels; out is float32 or of the type of x and weight.
 void conv2d_forward(const ConstArray& x, const ConstArray& weight, bool input_first, int64_t stride,
                     int64_t padding, const std::vector<int64_t>& leaves, const Array& out);

@@ -49,8 +49,8 @@ void arrange(const Conv& c, const T* weight, const std::vector<int64_t>& padded,
   }
 }
 
+template <class Tile>
 void on_tensor_cores(const Conv& c, const ConstArray& source, const ConstArray& weight, const Array& out) {
-  using Tile = SmallTile;
   bool aligned = pixels_aligned(source.data, c.pitch);
   std::vector<int64_t> padded = {0}, bounds = {0};
   for (size_t l = 0; l + 1 < c.leaves.size(); l++) {
@@ -72,14 +72,14 @@ void on_tensor_cores(const Conv& c, const ConstArray& source, const ConstArray& 
   call.kernel = reinterpret_cast<bfloat16*>(memory), call.kernel_stride = stride;
   arrange(c, weight.as<bfloat16>(), padded, stride, reinterpret_cast<bfloat16*>(memory));
   memory += kernel_bytes;
-  call.image = {source.as<bfloat16>(), c.pitch, c.height, c.width, c.to_height, c.to_width, c.kernel_height, c.kernel_width,
+  call.image = {source.as<bfloat16>(), int(c.pitch), c.height, c.width, c.to_height, c.to_width, c.kernel_height, c.kernel_width,
                 c.padding, Divider(c.stride), Divider(c.to_width)};
   if (!aligned) {
     bfloat16* const copy = reinterpret_cast<bfloat16*>(memory);
     for (size_t l = 0; l + 1 < c.leaves.size(); l++)
       copy_pixels(source.as<bfloat16>() + c.leaves[l], c.pitch, pixels, c.leaves[l + 1] - c.leaves[l], copy + padded[l],
                   padded.back(), padded[l + 1] - padded[l]);
-    call.image.data = copy, call.image.pitch = padded.back();
+    call.image.data = copy, call.image.pitch = int(padded.back());
     memory += image_bytes;
   }
   float* const partial = reinterpret_cast<float*>(memory + kept_bytes);
@@ -113,8 +113,15 @@ void run(const char* name, Conv c, const ConstArray& source, const ConstArray& w
               "; the output may be float32 or of the inputs' common type");
   expect_float(name, "x", source);
   if (c.leaves.size() < 2) c.leaves = {0, c.channels};
+  check_small(name, source, c.pitch), check_small(name, out, c.columns);
   if (c.places() == 0 || c.columns == 0) return;
-  source.dtype == DType::float32 ? direct(c, source, weight, out) : on_tensor_cores(c, source, weight, out);
+  const int64_t large = (c.places() + 127) / 128 * ((c.columns + 127) / 128);
+  if (source.dtype == DType::float32)
+    direct(c, source, weight, out);
+  else if (c.columns > 64 && large >= device_properties().multiprocessors)
+    on_tensor_cores<LargeTile>(c, source, weight, out);
+  else
+    on_tensor_cores<SmallTile>(c, source, weight, out);
 }
 
 }  // namespace

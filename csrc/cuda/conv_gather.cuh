@@ -25,11 +25,13 @@ struct Divider {
 // y * stride - padding + kh.
 struct ConvImage {
   const bfloat16* data;
-  int64_t pitch;
+  int pitch;
   int height, width;           // of this image
   int to_height, to_width;     // of the other
   int kernel_height, kernel_width, padding;
   Divider stride, across;      // across: to_width
+
+  __device__ int64_t sample_stride() const { return int64_t(height) * width * pitch; }
 };
 
 // Rows are places of the other image, k is (tap, channel of the leaf): those of a leaf are [begin / taps, end / taps), in
@@ -52,7 +54,7 @@ struct PixelCopy {
     for (int i = 0; i < COUNT; i++) {
       const int64_t place = first + row + i * ROWS;
       const int within = int(place % area);
-      sample[i] = image.data + place / area * image.height * image.width * image.pitch;
+      sample[i] = image.data + place / area * image.sample_stride();
       const int oy = within / image.to_width, ox = within % image.to_width;
       y[i] = BACKWARD ? oy + image.padding : oy * image.stride.by - image.padding;
       x[i] = BACKWARD ? ox + image.padding : ox * image.stride.by - image.padding;
@@ -60,7 +62,7 @@ struct PixelCopy {
     }
     channel = kh = kw = first = 0, width = 1;
   }
-  __device__ __forceinline__ void start(SharedAddress stage, int64_t k, int valid, const Leaf& leaf) {
+  __device__ __forceinline__ void start(SharedAddress stage, int k, int valid, const Leaf& leaf) {
     const int t = int(threadIdx.x);
     if (k == leaf.begin) {
       const int taps = image.kernel_height * image.kernel_width;
@@ -82,7 +84,8 @@ struct PixelCopy {
         sy = qy, sx = qx;
       }
       there = there && sy < image.height && sx < image.width;
-      const bfloat16* from = there ? sample[i] + (int64_t(sy) * image.width + sx) * image.pitch + first + channel : image.data;
+      const int pixel = there ? sy * image.width + sx : 0;
+      const bfloat16* const from = sample[i] + int64_t(pixel) * image.pitch + (first + channel);
       copy_async(to + stage + SharedAddress(i * ROWS * 64), from, there ? 16 : 0);
     }
     channel += STEP;
@@ -95,35 +98,35 @@ template <int WIDTH, bool PIXELS, int THREADS>
 struct SampleCopy {
   static constexpr int COUNT = STEP * WIDTH / 8 / THREADS, ROWS = THREADS / (WIDTH / 8);
   const ConvImage& image;
-  const bfloat16* from;
-  int64_t pitch;
-  int kh, kw, bytes, within;
-  int64_t sample;
+  const bfloat16 *data, *sample;
+  int64_t apart;  // elements between samples
+  int pitch, kh, kw, bytes, within;
   SharedAddress to;
 
-  __device__ SampleCopy(const ConvImage& image, const bfloat16* data, int64_t pixel_pitch, int tap, int64_t first, int64_t channels,
+  __device__ SampleCopy(const ConvImage& image, const bfloat16* of, int pixel_pitch, int tap, int64_t first, int64_t channels,
                         SharedAddress panel)
-      : image(image), pitch(pixel_pitch), kh(tap / image.kernel_width), kw(tap % image.kernel_width), within(0), sample(0) {
+      : image(image), pitch(pixel_pitch), kh(tap / image.kernel_width), kw(tap % image.kernel_width), within(0) {
     static_assert(ROWS % 8 == 0, "a thread's chunks have one place in their rows");
     const int t = int(threadIdx.x), row = t / (WIDTH / 8), chunk = t % (WIDTH / 8);
-    from = data + first + chunk * 8;
+    data = sample = of + first + chunk * 8;
+    apart = PIXELS ? image.sample_stride() : int64_t(image.to_height) * image.to_width * pitch;
     bytes = chunk_bytes(channels - first - chunk * 8);
     to = panel + SharedAddress(row * WIDTH * 2 + ((chunk ^ (row % 8)) * 16));
   }
-  __device__ __forceinline__ void start(SharedAddress stage, int64_t k, int valid, const Leaf& leaf) {
+  __device__ __forceinline__ void start(SharedAddress stage, int k, int valid, const Leaf& leaf) {
     const int area = image.to_height * image.to_width, row = int(threadIdx.x) / (WIDTH / 8);
-    if (k == leaf.begin) sample = k / area, within = 0;  // leaves are of whole samples
+    if (k == leaf.begin) sample = data + k / area * apart, within = 0;  // leaves are of whole samples
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       const int place = within + row + i * ROWS;
       const int down = image.across.divide(place), aside = place - down * image.to_width;
       const int y = down * image.stride.by - image.padding + kh, x = aside * image.stride.by - image.padding + kw;
       const bool there = row + i * ROWS < valid && y >= 0 && y < image.height && x >= 0 && x < image.width;
-      const int64_t pixel = PIXELS ? (sample * image.height + y) * image.width + x : sample * area + place;
-      copy_async(to + stage + SharedAddress(i * ROWS * WIDTH * 2), there ? from + pixel * pitch : from, there ? bytes : 0);
+      const int pixel = PIXELS ? y * image.width + x : place;
+      copy_async(to + stage + SharedAddress(i * ROWS * WIDTH * 2), sample + int64_t(pixel) * pitch, there ? bytes : 0);
     }
     within += valid;
-    if (within == area) within = 0, sample++;
+    if (within == area) within = 0, sample += apart;
   }
 };
 

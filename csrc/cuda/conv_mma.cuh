@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS) conv_kernel(const
     PixelCopy<Tile::ROWS, BACKWARD, Tile::THREADS> copy_a(call.image, turn.row, call.final.m, shared);
     PanelCopy<Tile::COLUMNS, false, Tile::THREADS> copy_b(call.kernel, call.kernel_stride, turn.column, call.final.n,
                                                           shared + Tile::PANEL);
-    mma_turn<Tile, true, false>(call.leaves, turn, INT64_MAX, shared, copy_a, copy_b, call.final, call.out, false, 0, kept);
+    mma_turn<Tile, true, false>(call.leaves, turn, int(LONGEST_SUM), shared, copy_a, copy_b, call.final, call.out, false, 0, kept);
   }
 }
 
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS) conv_kernel(const
 struct ConvWeightCall {
   ConvImage image;       // x
   const bfloat16* grad;  // of the places
-  int64_t grad_pitch;
+  int grad_pitch;
   int taps;
   MatmulOut final, out;  // of tap 0; those of the next lie n further
   bool accumulate;
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS) conv_weight_kerne
     MatmulOut final = call.final, out = call.out;
     final.data = static_cast<float*>(final.data) + tap * final.n;
     out.data = static_cast<float*>(out.data) + tap * out.n;
-    const int64_t area = int64_t(call.image.to_height) * call.image.to_width;
+    const int area = call.image.to_height * call.image.to_width;
     mma_turn<Tile, false, false>(call.leaves, turn, area, shared, copy_a, copy_b, final, out, call.accumulate, call.slot, kept);
   }
 }

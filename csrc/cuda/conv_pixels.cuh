@@ -1,11 +1,18 @@
 // Copies of images whose pixels copies of 16 bytes cannot take.
 #pragma once
+#include "core/array.hpp"
 #include "cuda/launch.cuh"
 #include "cuda/pack.cuh"
 
 namespace plait {
 
 inline bool pixels_aligned(const void* data, int64_t pitch) { return reinterpret_cast<uintptr_t>(data) % 16 == 0 && pitch % 8 == 0; }
+
+// Kernels count the pixels of a sample, and the elements between two of them, in int.
+inline void check_small(const char* call, const ConstArray& image, int64_t pitch) {
+  PLAIT_CHECK(image.shape[1] * image.shape[2] < (1 << 30) && pitch < (1 << 30), call, "image ", shape_text(image),
+              " is too large for a GPU");
+}
 
 // `channels` of each pixel and zeros up to `width`.
 static __global__ void __launch_bounds__(256) pixels_kernel(const bfloat16* x, int64_t pitch, int64_t pixels, int64_t channels,

@@ -28,8 +28,8 @@ struct Weights {
   int64_t last() const { return input_first ? shape.outputs : shape.inputs; }
 };
 
+template <class Tile>
 void on_tensor_cores(const Weights& w) {
-  using Tile = SmallTile;
   const ConvShape& s = w.shape;
   std::vector<int64_t> bounds;
   for (int64_t sample : w.leaves) bounds.push_back(sample * w.area());
@@ -62,9 +62,9 @@ void on_tensor_cores(const Weights& w) {
   float* const partial = reinterpret_cast<float*>(memory + kept_bytes);
 
   ConvWeightCall call = {};
-  call.image = {x, x_pitch, int(s.height), int(s.width), int(s.out_height), int(s.out_width), int(s.kernel_height),
+  call.image = {x, int(x_pitch), int(s.height), int(s.width), int(s.out_height), int(s.out_width), int(s.kernel_height),
                 int(s.kernel_width), int(s.padding), Divider(int(s.stride)), Divider(int(s.out_width))};
-  call.grad = grad, call.grad_pitch = grad_pitch, call.taps = int(w.taps());
+  call.grad = grad, call.grad_pitch = int(grad_pitch), call.taps = int(w.taps());
   const MatmulOut whole = matmul_out(p);
   call.final = whole;
   call.out = out_of_groups(share, whole, partial);
@@ -114,6 +114,7 @@ void conv2d_backward_weight(const ConstArray& grad, const ConstArray& x, bool in
   check_leaves(call, leaves, s.batch);
   check_merges(call, leaves, merges, slot, accumulate, grad_weight.shape[0]);
   expect_float(call, "x", x);
+  check_small(call, x, pixel_pitch(call, x)), check_small(call, grad, pixel_pitch(call, grad));
   Weights w = {s, grad, x, pixel_pitch(call, grad), pixel_pitch(call, x), input_first, accumulate, {}, {}, slot,
                grad_weight.as<float>(), grad_weight.strides[0]};
   if (w.first() == 0 || w.last() == 0) return;
@@ -121,7 +122,12 @@ void conv2d_backward_weight(const ConstArray& grad, const ConstArray& x, bool in
     w.leaves.assign(leaves.begin() + long(part.first), leaves.begin() + long(part.last) + 1);
     w.merges.assign(merges.begin() + long(part.first), merges.begin() + long(part.last));
     w.slot = part.slot, w.accumulate = accumulate && part.first == 0;
-    x.dtype == DType::float32 ? direct(w) : on_tensor_cores(w);
+    if (x.dtype == DType::float32)
+      direct(w);
+    else if (w.first() > 64 && w.last() > 64)
+      on_tensor_cores<LargeTile>(w);
+    else
+      on_tensor_cores<SmallTile>(w);
   }
 }
 

@@ -62,7 +62,7 @@ void run(const MatmulProblem& p) {
 
   MmaCall call = {};
   call.a = a.data, call.b = b.data, call.stride_a = a.stride, call.stride_b = b.stride;
-  call.period = p.period % 16 ? p.period : std::max<int64_t>(p.k, 1);
+  call.period = int(p.period % 16 && p.period < p.k ? p.period : std::max<int64_t>(p.k, 1));
   call.final = matmul_out(p);
   call.out = out_of_groups(share, call.final, partial);
   call.accumulate = p.accumulate, call.slot = p.slot;

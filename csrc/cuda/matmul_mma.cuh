@@ -11,7 +11,7 @@ namespace plait {
 struct MmaCall {
   const bfloat16 *a, *b;
   int64_t stride_a, stride_b;
-  int64_t period;        // at least 1
+  int period;            // at least 1
   MatmulOut final, out;  // out is where groups of leaves go: final, or partial sums
   bool accumulate;
   int64_t slot;
@@ -63,7 +63,7 @@ struct MmaPlace {
 
 // One turn of a block. Copies bring panels of a and b, DEEP (k contiguous) or not: start(stage, k, valid, leaf).
 template <class Tile, bool DEEP_A, bool DEEP_B, class CopyA, class CopyB>
-__device__ __forceinline__ void mma_turn(const Leaves& leaves, const Turn& turn, int64_t period, SharedAddress shared, CopyA& copy_a,
+__device__ __forceinline__ void mma_turn(const Leaves& leaves, const Turn& turn, int period, SharedAddress shared, CopyA& copy_a,
                                          CopyB& copy_b, const MatmulOut& final, const MatmulOut& out, bool accumulate, int64_t slot,
                                          float2* kept) {
   constexpr int STAGES = Tile::STAGES;
@@ -77,8 +77,7 @@ __device__ __forceinline__ void mma_turn(const Leaves& leaves, const Turn& turn,
     return stage == SharedAddress((STAGES - 1) * 2 * Tile::PANEL) ? SharedAddress(0) : stage + SharedAddress(2 * Tile::PANEL);
   };
   const auto start = [&] {
-    int64_t k;
-    int valid;
+    int k, valid;
     if (ahead.next(STEP, k, valid)) {
       copy_a.start(writing, k, valid, leaves.leaf[ahead.leaf]);
       copy_b.start(writing, k, valid, leaves.leaf[ahead.leaf]);
@@ -95,7 +94,7 @@ __device__ __forceinline__ void mma_turn(const Leaves& leaves, const Turn& turn,
     const Leaf& leaf = leaves.leaf[l];
     Sums<Tile::DOWN * 2, Tile::ACROSS> sum = {};
     if (l == 0 && accumulate) load_sums<false, Tile::DOWN * 2, Tile::ACROSS>(sum, final, slot, place);
-    for (int64_t steps = steps_of(leaf, period, STEP); steps > 0; steps--) {
+    for (int steps = steps_of(leaf, period, STEP); steps > 0; steps--) {
       wait_copies<STAGES - 2>();
       __syncthreads();  // the stage is there for all, and all have read the one before
       start();

@@ -40,19 +40,20 @@ struct PanelCopy {
     }
   }
   // k ... k + valid, zeros up to 32.
-  __device__ __forceinline__ void start(SharedAddress stage, int64_t k, int valid, const Leaf&) const {
+  __device__ __forceinline__ void start(SharedAddress stage, int k, int valid, const Leaf&) const {
     static_assert(ROWS % 8 == 0, "a thread's chunks have one place in their rows");
     const int t = int(threadIdx.x);
     if (DEEP) {
-      const int bytes = chunk_bytes(valid - t % 4 * 8);
+      const int chunk = valid - t % 4 * 8, bytes = chunk >= 8 ? 16 : chunk > 0 ? chunk * 2 : 0;
 #pragma unroll
       for (int i = 0; i < COUNT; i++)
         copy_async(to + stage + SharedAddress(i * ROWS * 64), from + k + i * ROWS * stride, i * ROWS < left ? bytes : 0);
     } else {
       const int row = t / (WIDTH / 8);
+      const bfloat16* const first = from + k * stride;
 #pragma unroll
       for (int i = 0; i < COUNT; i++)
-        copy_async(to + stage + SharedAddress(i * ROWS * WIDTH * 2), from + (k + i * ROWS) * stride,
+        copy_async(to + stage + SharedAddress(i * ROWS * WIDTH * 2), first + i * ROWS * stride,
                    row + i * ROWS < valid ? left : 0);
     }
   }

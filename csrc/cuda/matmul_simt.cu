@@ -80,11 +80,11 @@ __global__ void __launch_bounds__(THREADS, 1) simt_kernel(const __grid_constant_
   for (int64_t t = blockIdx.x; t < down * across * call.leaves.groups; t += gridDim.x) {
     const Turn turn(call.leaves, t, down, across, SIDE, SIDE);
     const SimtPlace place{turn.row + down_thread, turn.column + across_thread};
-    Walk ahead(call.leaves, turn, INT64_MAX);
+    Walk ahead(call.leaves, turn, int(LONGEST_SUM));
     Fetch a, b;
     int stage = 0, valid = 0, coming = 0;
     const auto fetch = [&] {
-      int64_t k;
+      int k;
       if (!ahead.next(DEPTH, k, coming)) return;
       a.load(call.a, turn.row, k, coming);
       b.load(call.b, turn.column, k, coming);
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(THREADS, 1) simt_kernel(const __grid_constant_
       const Leaf& leaf = call.leaves.leaf[l];
       Sums<8, 4> sum = {};
       if (l == 0 && call.accumulate) load_sums<false, 8, 4>(sum, call.final, call.slot, place);
-      for (int64_t steps = steps_of(leaf, INT64_MAX, DEPTH); steps > 0; steps--) {
+      for (int steps = steps_of(leaf, int(LONGEST_SUM), DEPTH); steps > 0; steps--) {
         float* const panel = shared + stage * 2 * DEPTH * ROW;
         a.store(call.a, panel);
         b.store(call.b, panel + DEPTH * ROW);

@@ -21,34 +21,36 @@ struct Turn {
 };
 
 // Steps of `step` k at most that start afresh at multiples of period, counted from the leaf's begin.
-__device__ inline int64_t steps_of(const Leaf& leaf, int64_t period, int step) {
-  const int64_t length = leaf.end - leaf.begin;
+__device__ __forceinline__ int steps_of(const Leaf& leaf, int period, int step) {
+  const int length = int(leaf.end - leaf.begin);
   if (length <= period) return (length + step - 1) / step;
   return length / period * ((period + step - 1) / step) + (length % period + step - 1) / step;
 }
 
+constexpr int64_t LONGEST_SUM = 1 << 30;  // k is counted in int
+
 struct Walk {
   const Leaves& leaves;
-  int64_t period, k, stop, end;
+  int period, k, stop, end;
   int leaf, last;
 
-  __device__ Walk(const Leaves& all, const Turn& turn, int64_t period)
+  __device__ Walk(const Leaves& all, const Turn& turn, int period)
       : leaves(all), period(period), leaf(turn.first_leaf), last(turn.last_leaf) {
     begin_leaf();
   }
   __device__ __forceinline__ void begin_leaf() {
-    k = leaves.leaf[leaf].begin, end = leaves.leaf[leaf].end;
+    k = int(leaves.leaf[leaf].begin), end = int(leaves.leaf[leaf].end);
     stop = end - k < period ? end : k + period;
   }
   // False if nothing is left; else the next step is from, from + 1 ... of length valid.
-  __device__ __forceinline__ bool next(int step, int64_t& from, int& valid) {
+  __device__ __forceinline__ bool next(int step, int& from, int& valid) {
     while (k == end) {
       if (leaf + 1 >= last) return false;
       leaf++;
       begin_leaf();
     }
     from = k;
-    valid = int(stop - k < step ? stop - k : step);
+    valid = stop - k < step ? stop - k : step;
     k += valid;
     if (k == stop) stop = end - k < period ? end : k + period;
     return true;
