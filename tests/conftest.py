@@ -1,4 +1,4 @@
-"""--long: also what takes minutes (`make test-long`). --cuda: tests of csrc/cuda and no others, on a
+"""--long: also what takes minutes (`make test-long`). --cuda: tests of csrc/cuda, no others, on a
 GPU or on fibers (`make test-cuda`). The slowest multi-rank cases are told at the end."""
 
 import pytest
