@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "core/ops.hpp"
-#include "cpu/conv_shape.hpp"
+#include "core/conv_shape.hpp"
 #include "cpu/gemm.hpp"
 #include "core/leaves.hpp"
 

@@ -58,9 +58,9 @@ __global__ void __launch_bounds__(256) delta_kernel(AttentionSizes n, Rows4<cons
 // p = 2^(scale s - log), ds = p (dp - delta) scale, for one pair of query and key.
 __device__ __forceinline__ void through_softmax(float& s, float& dp, float scale, float log, float delta, float plain_scale,
                                                 bool seen) {
-  const float p = seen ? power_of_two(fma(s, scale, -log)) : 0.0f;
-  dp = seen ? p * (dp - delta) * plain_scale : 0.0f;
-  s = p;
+  const float p = power_of_two(fma(s, scale, -log)), ds = p * (dp - delta) * plain_scale;
+  s = seen ? p : 0.0f;  // p may be NaN where it is not seen
+  dp = seen ? ds : 0.0f;
 }
 
 // Shared memory: 64 rows of k and of v; then two stages of queries and gradients with their logs and deltas.
@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) keys_kernel(const __grid
   const AlongHead<WIDE, false> q_along(at_q, 0), grad_along(at_grad, 0);
   const AlongRows<WIDE> q_rows(at_q), grad_rows(at_grad);
 
-  copy_rows<WIDE>(shared, call.k.head(sample, group), call.k.row_stride, first, n.keys, n.size, ROWS);
-  copy_rows<WIDE>(shared + PART, call.v.head(sample, group), call.v.row_stride, first, n.keys, n.size, ROWS);
+  copy_rows<WIDE, ROWS>(shared, call.k.head(sample, group), call.k.row_stride, first, n.keys, n.size);
+  copy_rows<WIDE, ROWS>(shared + PART, call.v.head(sample, group), call.v.row_stride, first, n.keys, n.size);
   // Queries from the first that sees a key of the block.
   int64_t begin = n.causal ? first - n.offset() : 0;
   begin = begin < 0 ? 0 : begin / QUERIES * QUERIES;
@@ -89,8 +89,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) keys_kernel(const __grid
   int64_t next_head = group * n.heads_of_group(), next_query = begin;
   SharedAddress stage = 0;
   const auto start = [&](SharedAddress to) {
-    copy_rows<WIDE>(at_q + to, call.q.head(sample, next_head), call.q.row_stride, next_query, n.queries, n.size, QUERIES);
-    copy_rows<WIDE>(at_grad + to, call.grad.head(sample, next_head), call.grad.row_stride, next_query, n.queries, n.size, QUERIES);
+    copy_rows<WIDE, QUERIES>(at_q + to, call.q.head(sample, next_head), call.q.row_stride, next_query, n.queries, n.size);
+    copy_rows<WIDE, QUERIES>(at_grad + to, call.grad.head(sample, next_head), call.grad.row_stride, next_query, n.queries, n.size);
     const int t = int(threadIdx.x), i = t % QUERIES;
     if (t < 2 * QUERIES) {
       const float* const from = (t < QUERIES ? call.logs : call.delta) + (sample * n.heads + next_head) * n.queries;
@@ -155,12 +155,12 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) queries_kernel(const __g
   const AlongHead<WIDE, false> k_along(at_k, 0), v_along(at_v, 0);
   const AlongRows<WIDE> k_rows(at_k);
 
-  copy_rows<WIDE>(shared, call.q.head(sample, head), call.q.row_stride, first, n.queries, n.size, ROWS);
-  copy_rows<WIDE>(shared + PART, call.grad.head(sample, head), call.grad.row_stride, first, n.queries, n.size, ROWS);
+  copy_rows<WIDE, ROWS>(shared, call.q.head(sample, head), call.q.row_stride, first, n.queries, n.size);
+  copy_rows<WIDE, ROWS>(shared + PART, call.grad.head(sample, head), call.grad.row_stride, first, n.queries, n.size);
   const int64_t visible = n.visible(first, ROWS);
   const auto start = [&](int64_t j, SharedAddress to) {
-    copy_rows<WIDE>(at_k + to, k_head, call.k.row_stride, j, n.keys, n.size, KEYS);
-    copy_rows<WIDE>(at_v + to, v_head, call.v.row_stride, j, n.keys, n.size, KEYS);
+    copy_rows<WIDE, KEYS>(at_k + to, k_head, call.k.row_stride, j, n.keys, n.size);
+    copy_rows<WIDE, KEYS>(at_v + to, v_head, call.v.row_stride, j, n.keys, n.size);
   };
   if (visible > 0) start(0, 0);
   commit_copies();

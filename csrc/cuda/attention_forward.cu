@@ -62,9 +62,9 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, WIDE == 64 ? 3 : 2) forward
   const AlongHead<WIDE, false> read_k(at_k, 0);
   const AlongRows<WIDE> read_v(at_v);
 
-  copy_rows<WIDE>(shared, call.q.head(sample, head), call.q.row_stride, first, n.queries, n.size, QUERIES);
+  copy_rows<WIDE, QUERIES>(shared, call.q.head(sample, head), call.q.row_stride, first, n.queries, n.size);
   const int64_t visible = n.visible(first, QUERIES);
-  if (visible > 0) copy_rows<WIDE>(at_k, k_head, call.k.row_stride, 0, n.keys, n.size, KEYS);
+  if (visible > 0) copy_rows<WIDE, KEYS>(at_k, k_head, call.k.row_stride, 0, n.keys, n.size);
   commit_copies();
 
   float o[WIDE / 8][4] = {};
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, WIDE == 64 ? 3 : 2) forward
   for (int64_t j = 0; j < visible; j += KEYS) {
     wait_copies<0>();
     __syncthreads();  // keys are there, and all have read the values of the block before
-    copy_rows<WIDE>(at_v, v_head, call.v.row_stride, j, n.keys, n.size, KEYS);
+    copy_rows<WIDE, KEYS>(at_v, v_head, call.v.row_stride, j, n.keys, n.size);
     commit_copies();
     if (j == 0) {
 #pragma unroll
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, WIDE == 64 ? 3 : 2) forward
     scores<WIDE, KEYS / 16>(s, [&](uint32_t(&a)[4], int k) { for (int e = 0; e < 4; e++) a[e] = q[k][e]; }, read_k, 0);
     wait_copies<0>();
     __syncthreads();  // values are there, and all have read the keys
-    if (j + KEYS < visible) copy_rows<WIDE>(at_k, k_head, call.k.row_stride, j + KEYS, n.keys, n.size, KEYS);
+    if (j + KEYS < visible) copy_rows<WIDE, KEYS>(at_k, k_head, call.k.row_stride, j + KEYS, n.keys, n.size);
     commit_copies();
 
     // The keys of this block that rows see: up to last, last + 8.
@@ -95,10 +95,14 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, WIDE == 64 ? 3 : 2) forward
 #pragma unroll
     for (int f = 0; f < KEYS / 8; f++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
-        s[f][e] *= scale;
-        if (masked && f * 8 + lane % 4 * 2 + e % 2 > (e < 2 ? last : last_too)) s[f][e] = -math::INF;
-      }
+      for (int e = 0; e < 4; e++) s[f][e] *= scale;
+    if (masked) {
+#pragma unroll
+      for (int f = 0; f < KEYS / 8; f++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          if (f * 8 + lane % 4 * 2 + e % 2 > (e < 2 ? last : last_too)) s[f][e] = -math::INF;
+    }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const float factor = softmax[half].step(s, half);

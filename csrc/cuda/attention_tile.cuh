@@ -12,8 +12,9 @@ namespace plait {
 
 constexpr int ATTENTION_THREADS = 128;
 
-// 2^x within 2e-7 of its size, 0 below 2^-126; for x up to 127. 2^0 is 1. NaN stays NaN.
+// 2^x within 2e-7 of its size, 0 below 2^-126.5; for x up to 127. 2^0 is 1. NaN stays NaN.
 __device__ __forceinline__ float power_of_two(float x) {
+  x = max_or_nan(x, -127.0f);
   const float shifted = x + 12582912.0f;  // 1.5 * 2^23: rounds to an integer and leaves it in the low bits
   const float r = x - (shifted - 12582912.0f);
   float p = 0.001326472614891827f;
@@ -22,22 +23,24 @@ __device__ __forceinline__ float power_of_two(float x) {
   p = fma(p, r, 0.24022242426872253f);
   p = fma(p, r, 0.6931470036506653f);
   p = fma(p, r, 1.0f);
-  const float y = p * __uint_as_float((__float_as_uint(shifted) << 23) + (127u << 23));
-  return x < -126.0f ? 0.0f : y;
+  return p * __uint_as_float((__float_as_uint(shifted) << 23) + (127u << 23));  // times 0 where x is -127
 }
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
-// Starts the copy of `count` rows from `first` on, zeros beyond `rows` and beyond the head's size.
-template <int WIDE>
+// Starts the copy of COUNT rows from `first` on, zeros beyond `rows` and beyond the head's size.
+template <int WIDE, int COUNT>
 __device__ __forceinline__ void copy_rows(SharedAddress to, const bfloat16* head, int64_t row_stride, int64_t first, int64_t rows,
-                                          int size, int count) {
-  constexpr int CHUNKS = WIDE / 8, STEP_ROWS = ATTENTION_THREADS / CHUNKS;
-  const int t = int(threadIdx.x), chunk = t % CHUNKS, left = size - chunk * 8;
+                                          int size) {
+  constexpr int CHUNKS = WIDE / 8, APART = ATTENTION_THREADS / CHUNKS;
+  static_assert(APART % 8 == 0 && COUNT % APART == 0, "a thread's chunks have one place in their rows");
+  const int t = int(threadIdx.x), chunk = t % CHUNKS, row = t / CHUNKS, left = size - chunk * 8;
   const int bytes = left >= 8 ? 16 : left > 0 ? left * 2 : 0;
-  const int there = rows - first < count ? int(rows - first) : count;
-  const bfloat16* from = head + first * row_stride + chunk * 8;
-  for (int r = t / CHUNKS; r < count; r += STEP_ROWS)
-    copy_async(to + SharedAddress(r * WIDE * 2 + ((chunk ^ (r % 8)) * 16)), from + r * row_stride, r < there ? bytes : 0);
+  const int there = int(rows - first < COUNT ? rows - first : COUNT) - row;
+  const bfloat16* const from = head + (first + row) * row_stride + chunk * 8;
+  to += SharedAddress(row * WIDE * 2 + ((chunk ^ (row % 8)) * 16));
+#pragma unroll
+  for (int i = 0; i < COUNT / APART; i++)
+    copy_async(to + SharedAddress(i * APART * WIDE * 2), from + i * APART * row_stride, i * APART < there ? bytes : 0);
 }
 
 // Where a lane reads fragments of such rows. Sums run along the head: rows of the left operand, or of the right one (which

@@ -4,6 +4,7 @@
 #include "core/ops.hpp"
 #include "core/tree.hpp"
 #include "cuda/matmul_engine.hpp"
+#include "cuda/matmul_plan.hpp"
 #include "cuda/matmul_simt.hpp"
 
 namespace plait {
@@ -15,6 +16,13 @@ void check_matrix(const ConstArray& x, const char* name) {
               " must be float32 or bfloat16, got ", shape_text(x));
   PLAIT_CHECK(x.shape[0] == 0 || x.shape[1] <= 1 || x.strides[1] == 1, "matmul", "the last axis of ", name,
               " must have stride 1, got stride ", x.strides[1], " in ", shape_text(x));
+}
+
+ConstArray from_row(const ConstArray& x, int64_t row) {
+  ConstArray later = x;
+  later.data = static_cast<const char*>(x.data) + row * x.strides[0] * size_of(x.dtype);
+  later.shape[0] -= row;
+  return later;
 }
 
 struct Leaved {  // at least one leaf, and where its merges are not given those of the tree
@@ -86,11 +94,16 @@ void matmul_backward_weight(const ConstArray& rows, const ConstArray& columns, c
   check_merges(call, leaves, merges, slot, accumulate, out.shape[0]);
   MatmulProblem p = {};
   p.transpose_a = true;
-  p.m = out.shape[1], p.n = out.shape[2], p.k = depth;
-  p.slot = slot, p.slots_stride = out.strides[0];
-  p.accumulate = accumulate, p.period = period;
+  p.m = out.shape[1], p.n = out.shape[2];
+  p.slots_stride = out.strides[0], p.period = period;
   p.out = const_cast<void*>(out.data), p.out_dtype = out.dtype, p.row_stride_out = out.strides[1];
-  multiply(p, rows, columns, {leaves, merges});
+  for (const LeafPart& part : leaf_parts(call, merges, slot, out.shape[0])) {
+    const int64_t begin = leaves[part.first];
+    Leaved leaved = {{}, {merges.begin() + long(part.first), merges.begin() + long(part.last)}};
+    for (size_t i = part.first; i <= part.last; i++) leaved.leaves.push_back(leaves[i] - begin);
+    p.k = leaved.leaves.back(), p.slot = part.slot, p.accumulate = accumulate && part.first == 0;
+    multiply(p, from_row(rows, begin), from_row(columns, begin), leaved);
+  }
 }
 
 }  // namespace plait

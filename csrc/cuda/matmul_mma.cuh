@@ -61,71 +61,79 @@ struct MmaPlace {
   }
 };
 
-// DEEP_A: a is stored (m, k); DEEP_B: b is stored (n, k).
-template <class Tile, bool DEEP_A, bool DEEP_B>
-__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS) mma_kernel(const __grid_constant__ MmaCall call) {
+// One turn of a block. Copies bring panels of a and b, DEEP (k contiguous) or not: start(stage, k, valid, leaf).
+template <class Tile, bool DEEP_A, bool DEEP_B, class CopyA, class CopyB>
+__device__ __forceinline__ void mma_turn(const Leaves& leaves, const Turn& turn, int64_t period, SharedAddress shared, CopyA& copy_a,
+                                         CopyB& copy_b, const MatmulOut& final, const MatmulOut& out, bool accumulate, int64_t slot,
+                                         float2* kept) {
   constexpr int STAGES = Tile::STAGES;
-  const SharedAddress shared = shared_address(dynamic_shared<unsigned char>());
   const int warp = int(threadIdx.x) / WARP;
   const PanelRead<Tile::ROWS, DEEP_A, true> read_a(shared, warp / 2 * (Tile::ROWS / 2));
   const PanelRead<Tile::COLUMNS, DEEP_B, false> read_b(shared + Tile::PANEL, warp % 2 * (Tile::COLUMNS / 2));
+  const MmaPlace<Tile> place(turn);
+  Walk ahead(leaves, turn, period);
+  SharedAddress writing = 0, reading = 0;
+  const auto after = [](SharedAddress stage) {
+    return stage == SharedAddress((STAGES - 1) * 2 * Tile::PANEL) ? SharedAddress(0) : stage + SharedAddress(2 * Tile::PANEL);
+  };
+  const auto start = [&] {
+    int64_t k;
+    int valid;
+    if (ahead.next(STEP, k, valid)) {
+      copy_a.start(writing, k, valid, leaves.leaf[ahead.leaf]);
+      copy_b.start(writing, k, valid, leaves.leaf[ahead.leaf]);
+    }
+    commit_copies();
+    writing = after(writing);
+  };
+  __syncthreads();  // all have read what the turn before left
+#pragma unroll
+  for (int i = 0; i < STAGES - 1; i++) start();
+
+  int top = 0;
+  for (int l = turn.first_leaf; l < turn.last_leaf; l++) {
+    const Leaf& leaf = leaves.leaf[l];
+    Sums<Tile::DOWN * 2, Tile::ACROSS> sum = {};
+    if (l == 0 && accumulate) load_sums<false, Tile::DOWN * 2, Tile::ACROSS>(sum, final, slot, place);
+    for (int64_t steps = steps_of(leaf, period, STEP); steps > 0; steps--) {
+      wait_copies<STAGES - 2>();
+      __syncthreads();  // the stage is there for all, and all have read the one before
+      start();
+#pragma unroll
+      for (int half = 0; half < STEP / 16; half++) {
+        uint32_t a[Tile::DOWN][4], b[Tile::ACROSS / 2][4];
+#pragma unroll
+        for (int i = 0; i < Tile::DOWN; i++) read_a.load(a[i], reading, i, half);
+#pragma unroll
+        for (int j = 0; j < Tile::ACROSS / 2; j++) read_b.load(b[j], reading, j, half);
+#pragma unroll
+        for (int i = 0; i < Tile::DOWN; i++)
+#pragma unroll
+          for (int j = 0; j < Tile::ACROSS; j++) {
+            auto &upper = sum[2 * i][j], &lower = sum[2 * i + 1][j];
+            mma(upper[0], upper[1], lower[0], lower[1], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+          }
+      }
+      reading = after(reading);
+    }
+    end_leaf<Tile::THREADS, Tile::DOWN * 2, Tile::ACROSS>(sum, leaf, final, out, kept, top, place);
+  }
+}
+
+// DEEP_A: a is stored (m, k); DEEP_B: b is stored (n, k).
+template <class Tile, bool DEEP_A, bool DEEP_B>
+__global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS) mma_kernel(const __grid_constant__ MmaCall call) {
+  const SharedAddress shared = shared_address(dynamic_shared<unsigned char>());
   float2* const kept = call.kept + int64_t(blockIdx.x) * call.depth * Tile::PAIRS * Tile::THREADS + threadIdx.x;
   const int64_t down = (call.final.m + Tile::ROWS - 1) / Tile::ROWS,
                 across = (call.final.n + Tile::COLUMNS - 1) / Tile::COLUMNS;
-
   for (int64_t t = blockIdx.x; t < down * across * call.leaves.groups; t += gridDim.x) {
     const Turn turn(call.leaves, t, down, across, Tile::ROWS, Tile::COLUMNS);
-    const MmaPlace<Tile> place(turn);
-    const PanelCopy<Tile::ROWS, DEEP_A, Tile::THREADS> copy_a(call.a, call.stride_a, turn.row, call.final.m, shared);
-    const PanelCopy<Tile::COLUMNS, DEEP_B, Tile::THREADS> copy_b(call.b, call.stride_b, turn.column, call.final.n,
-                                                                 shared + Tile::PANEL);
-    Walk ahead(call.leaves, turn, call.period);
-    SharedAddress writing = 0, reading = 0;
-    const auto after = [](SharedAddress stage) {
-      return stage == SharedAddress((STAGES - 1) * 2 * Tile::PANEL) ? SharedAddress(0) : stage + SharedAddress(2 * Tile::PANEL);
-    };
-    const auto start = [&] {
-      int64_t k;
-      int valid;
-      if (ahead.next(STEP, k, valid)) {
-        copy_a.start(writing, k, valid);
-        copy_b.start(writing, k, valid);
-      }
-      commit_copies();
-      writing = after(writing);
-    };
-    __syncthreads();  // all have read what the turn before left
-#pragma unroll
-    for (int i = 0; i < STAGES - 1; i++) start();
-
-    int top = 0;
-    for (int l = turn.first_leaf; l < turn.last_leaf; l++) {
-      const Leaf& leaf = call.leaves.leaf[l];
-      Sums<Tile::DOWN * 2, Tile::ACROSS> sum = {};
-      if (l == 0 && call.accumulate) load_sums<false, Tile::DOWN * 2, Tile::ACROSS>(sum, call.final, call.slot, place);
-      for (int64_t steps = steps_of(leaf, call.period, STEP); steps > 0; steps--) {
-        wait_copies<STAGES - 2>();
-        __syncthreads();  // the stage is there for all, and all have read the one before
-        start();
-#pragma unroll
-        for (int half = 0; half < STEP / 16; half++) {
-          uint32_t a[Tile::DOWN][4], b[Tile::ACROSS / 2][4];
-#pragma unroll
-          for (int i = 0; i < Tile::DOWN; i++) read_a.load(a[i], reading, i, half);
-#pragma unroll
-          for (int j = 0; j < Tile::ACROSS / 2; j++) read_b.load(b[j], reading, j, half);
-#pragma unroll
-          for (int i = 0; i < Tile::DOWN; i++)
-#pragma unroll
-            for (int j = 0; j < Tile::ACROSS; j++) {
-              auto &upper = sum[2 * i][j], &lower = sum[2 * i + 1][j];
-              mma(upper[0], upper[1], lower[0], lower[1], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
-            }
-        }
-        reading = after(reading);
-      }
-      end_leaf<Tile::THREADS, Tile::DOWN * 2, Tile::ACROSS>(sum, leaf, call.final, call.out, kept, top, place);
-    }
+    PanelCopy<Tile::ROWS, DEEP_A, Tile::THREADS> copy_a(call.a, call.stride_a, turn.row, call.final.m, shared);
+    PanelCopy<Tile::COLUMNS, DEEP_B, Tile::THREADS> copy_b(call.b, call.stride_b, turn.column, call.final.n,
+                                                           shared + Tile::PANEL);
+    mma_turn<Tile, DEEP_A, DEEP_B>(call.leaves, turn, call.period, shared, copy_a, copy_b, call.final, call.out, call.accumulate,
+                                   call.slot, kept);
   }
 }
 

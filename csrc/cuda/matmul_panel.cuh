@@ -5,6 +5,7 @@
 // ldmatrix reads at once, lie in eight different groups of banks, and so do the chunks that a quarter of a warp writes.
 #pragma once
 #include "core/dtype.hpp"
+#include "cuda/matmul_plan.hpp"
 #include "cuda/ptx_mma.cuh"
 
 namespace plait {
@@ -39,7 +40,7 @@ struct PanelCopy {
     }
   }
   // k ... k + valid, zeros up to 32.
-  __device__ __forceinline__ void start(SharedAddress stage, int64_t k, int valid) const {
+  __device__ __forceinline__ void start(SharedAddress stage, int64_t k, int valid, const Leaf&) const {
     static_assert(ROWS % 8 == 0, "a thread's chunks have one place in their rows");
     const int t = int(threadIdx.x);
     if (DEEP) {

@@ -79,6 +79,28 @@ inline int depth_of(const std::vector<Leaf>& placed) {
   return depth;
 }
 
+// A stack's leaves in calls of at most MOST_LEAVES, each of which ends with no more sums open than there are slots.
+struct LeafPart {
+  size_t first, last;
+  int64_t slot;  // where its first leaf goes
+};
+inline std::vector<LeafPart> leaf_parts(const char* call, const std::vector<int>& merges, int64_t slot, int64_t slots) {
+  std::vector<LeafPart> parts;
+  for (size_t first = 0; first < merges.size();) {
+    LeafPart part = {first, first, slot};
+    int64_t open = slot;
+    for (size_t i = first; i < merges.size() && i < first + MOST_LEAVES; i++) {
+      open += 1 - merges[i];
+      if (open <= slots) part.last = i + 1, slot = open;
+    }
+    PLAIT_CHECK(part.last > first, call, "adds at most ", MOST_LEAVES, " leaves at once on a GPU, and ", merges.size(),
+                " of them do not fit a stack of ", slots, " in parts");
+    parts.push_back(part);
+    first = part.last;
+  }
+  return parts;
+}
+
 // most: leaves of a group; at least as many as there are gives one group.
 inline LeafPlan plan_leaves(const std::vector<int64_t>& bounds, const std::vector<int>& merges, int64_t slot, size_t most) {
   const size_t count = merges.size();

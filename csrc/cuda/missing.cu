@@ -22,9 +22,6 @@ void cross_entropy_statistics(const ConstArray&, const ConstArray&, int64_t, int
 void cross_entropy_merge(const ConstArray&, const std::vector<int>&, const Array&) { fail("cross_entropy_merge", "has no CUDA kernel yet"); }
 void cross_entropy_loss(const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, const Array&) { fail("cross_entropy_loss", "has no CUDA kernel yet"); }
 void cross_entropy_backward(const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, int64_t, int64_t, float, const Array&) { fail("cross_entropy_backward", "has no CUDA kernel yet"); }
-void conv2d_forward(const ConstArray&, const ConstArray&, bool, int64_t, int64_t, const std::vector<int64_t>&, const Array&) { fail("conv2d_forward", "has no CUDA kernel yet"); }
-void conv2d_backward(const ConstArray&, const ConstArray&, bool, int64_t, int64_t, const std::vector<int64_t>&, const Array&) { fail("conv2d_backward", "has no CUDA kernel yet"); }
-void conv2d_backward_weight(const ConstArray&, const ConstArray&, bool, int64_t, int64_t, const std::vector<int64_t>&, const std::vector<int>&, int64_t, bool, const Array&) { fail("conv2d_backward_weight", "has no CUDA kernel yet"); }
 void batch_norm_forward(const ConstArray&, const ConstArray&, const ConstArray&, float, bool, const Array&, const Array&, const Array&) { fail("batch_norm_forward", "has no CUDA kernel yet"); }
 void batch_norm_backward(const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, float, const Array&) { fail("batch_norm_backward", "has no CUDA kernel yet"); }
 void batch_norm_backward_weight(const ConstArray&, const ConstArray&, const ConstArray&, const ConstArray&, float, bool, const Array&, const Array&) { fail("batch_norm_backward_weight", "has no CUDA kernel yet"); }

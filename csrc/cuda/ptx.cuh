@@ -20,6 +20,13 @@ __device__ __forceinline__ bfloat16 rounded(float x) {
   return bfloat16{bits};
 }
 
+// The larger; NaN if one of them is.
+__device__ __forceinline__ float max_or_nan(float x, float y) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(x), "f"(y));
+  return larger;
+}
+
 // x, of which the compiler knows nothing more: what is computed from it stays where it is written, in no register before.
 __device__ __forceinline__ int64_t opaque(int64_t x) {
   asm volatile("" : "+l"(x));

@@ -134,31 +134,47 @@ void* new_stack(size_t number) {
   throw std::logic_error(text.str());
 }
 
+bool take_turn(Fiber& f) {
+  if (f.done || (f.waiting && !f.ready())) return false;
+  f.waiting = false;
+  enter(f);
+  if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
+  return true;
+}
+
+// Order 0 keeps warps in step; in the others each goes on alone as long as it can.
+// No thread can go on but for what is asynchronous: one of that happens.
+void finish_late(std::mt19937_64& random) {
+  if (late.empty()) stuck();
+  const size_t which = order_ > 1 ? random() % late.size() : 0;
+  const auto operation = late[which];
+  late.erase(late.begin() + long(which));
+  operation();
+}
+
 void run_cluster() {
-  std::vector<size_t> turns(all.size());
-  for (size_t i = 0; i < turns.size(); i++) turns[i] = order_ == 1 ? turns.size() - 1 - i : i;
   std::mt19937_64 random(order_);
   chance.seed(order_);
-  for (;;) {
-    if (order_ > 1) std::shuffle(turns.begin(), turns.end(), random);
-    bool moved = false, left = false;
-    for (size_t i : turns) {
-      Fiber& f = all[i];
-      if (f.done) continue;
-      left = true;
-      if (f.waiting && !f.ready()) continue;
-      f.waiting = false;
-      moved = true;
-      enter(f);
-      if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
+  const size_t together = order_ == 0 ? all.size() : 32;
+  std::vector<size_t> groups((all.size() + together - 1) / together), turns;
+  for (size_t g = 0; g < groups.size(); g++) groups[g] = order_ == 1 ? groups.size() - 1 - g : g;
+  for (bool moved = true, left = true; left;) {
+    if (!moved) finish_late(random);
+    if (order_ > 1) std::shuffle(groups.begin(), groups.end(), random);
+    moved = left = false;
+    for (size_t g : groups) {
+      turns.clear();
+      for (size_t i = g * together; i < std::min(all.size(), (g + 1) * together); i++) turns.push_back(i);
+      if (order_ == 1) std::reverse(turns.begin(), turns.end());
+      if (order_ > 1) std::shuffle(turns.begin(), turns.end(), random);
+      for (bool again = true; again;) {
+        again = false;
+        for (size_t i : turns) again = take_turn(all[i]) || again;
+        moved = moved || again;
+        if (order_ == 0) break;
+      }
+      for (size_t i : turns) left = left || !all[i].done;
     }
-    if (!left) break;
-    if (moved) continue;
-    if (late.empty()) stuck();
-    const size_t which = order_ > 1 ? random() % late.size() : 0;
-    const auto operation = late[which];
-    late.erase(late.begin() + long(which));
-    operation();
   }
   if (!late.empty()) throw std::logic_error("a cluster ended without waiting for what it had started");
   for (const auto& check : ends) check();
@@ -178,6 +194,7 @@ void sync(Barrier& barrier, const char* at, const std::function<int()>& expected
 }  // namespace
 
 void set_order(uint64_t order) { order_ = order; }
+uint64_t order() { return order_; }
 
 void wait_until(const char* what, const std::function<bool()>& condition) {
   while (!condition()) {

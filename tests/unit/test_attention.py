@@ -129,7 +129,7 @@ def test_rows_without_a_visible_key_are_zero(kernels):
 
 @pytest.mark.parametrize("dtype", STORAGE)
 def test_views_of_one_fused_buffer(kernels, dtype):
-    b, s, h, d = 2, 70, 3, 32
+    b, s, h, d = 2, 70, 2, 32
     fused = random((b, s, 3, h, d), dtype)
     q, k, v = (fused[:, :, i] for i in range(3))
     out, log_sum = forward(kernels, q, k, v, True, 0.2)
@@ -149,11 +149,11 @@ def test_views_of_one_fused_buffer(kernels, dtype):
 @pytest.mark.parametrize("size", [32, 40])
 def test_a_row_depends_on_no_other(kernels, size, dtype):
     """Samples, heads and, with a causal mask, later queries and keys come and go: the bits stay."""
-    q, k, v, _ = inputs((2, 150, 150, 4, 2, size), dtype)
+    q, k, v, _ = inputs((2, 130, 130, 2, 2, size), dtype)
     out, log_sum = forward(kernels, q, k, v, True, 0.3)
-    one, _ = forward(kernels, q[1:2, :, 2:4], k[1:2, :, 1:], v[1:2, :, 1:], True, 0.3)
-    assert bits(one) == bits(out[1:2, :, 2:4])
-    for shorter in (1, 64, 149):
+    one, _ = forward(kernels, q[1:2, :, 1:], k[1:2, :, 1:], v[1:2, :, 1:], True, 0.3)
+    assert bits(one) == bits(out[1:2, :, 1:])
+    for shorter in (1, 64, 129):
         less, less_log = forward(kernels, q[:, :shorter], k[:, :shorter], v[:, :shorter], True, 0.3)
         assert bits(less) == bits(out[:, :shorter])
         assert bits(less_log) == bits(log_sum[..., :shorter])
@@ -165,8 +165,7 @@ def test_a_row_depends_on_no_other(kernels, size, dtype):
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("size", [32, 72])
 def test_gradients_depend_on_no_other_sample_or_group(kernels, size, dtype):
-    arrays = inputs((2, 70, 90, 4, 2, size), dtype)
-    q, k, v, grad = arrays
+    q, k, v, grad = inputs((2, 40, 70, 4, 2, size), dtype)
     out, log_sum = forward(kernels, q, k, v, True, 0.3)
     grads = backward(kernels, grad, q, k, v, out, log_sum, True, 0.3)
     q, grad, out, log_sum = q[1:, :, 2:], grad[1:, :, 2:], out[1:, :, 2:], log_sum[1:, 2:].copy()

@@ -2,67 +2,31 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 import pytest
+from conv_checks import (
+    SHAPES,
+    Shape,
+    backward,
+    backward_weight,
+    bfloat16,
+    by_tree,
+    float32,
+    forward,
+    operands,
+    randoms,
+    reference,
+    same_bits,
+    taps,
+)
 from kernel_checks import AMX_PATHS, VECTOR_PATHS
 from matmul_checks import run
 
 from plait import _cpu
-from plait.comm import tree
 
-bfloat16 = np.dtype(ml_dtypes.bfloat16)
-float32 = np.dtype(np.float32)
 best = _cpu.isa()
 paths = [*VECTOR_PATHS, *AMX_PATHS]
-
-
-class Shape(NamedTuple):
-    b: int
-    h: int
-    w: int
-    i: int
-    o: int
-    kh: int
-    kw: int
-    stride: int
-    padding: int
-
-    @property
-    def x(self):
-        return self.b, self.h, self.w, self.i
-
-    @property
-    def out(self):
-        oh = (self.h + 2 * self.padding - self.kh) // self.stride + 1
-        ow = (self.w + 2 * self.padding - self.kw) // self.stride + 1
-        return self.b, oh, ow, self.o
-
-    def weight(self, input_first):
-        ends = (self.i, self.o) if input_first else (self.o, self.i)
-        return ends[0], self.kh, self.kw, ends[1]
-
-
-SHAPES = [
-    Shape(1, 1, 1, 1, 1, 1, 1, 1, 0),
-    Shape(2, 5, 7, 3, 5, 3, 3, 1, 1),
-    Shape(3, 8, 6, 5, 16, 3, 3, 2, 1),
-    Shape(1, 13, 29, 16, 33, 3, 3, 1, 0),
-    Shape(2, 9, 14, 33, 3, 1, 1, 1, 0),
-    Shape(2, 9, 10, 5, 33, 1, 1, 2, 0),
-    Shape(2, 11, 4, 16, 5, 1, 1, 3, 1),
-    Shape(1, 17, 16, 3, 16, 7, 7, 2, 3),
-    Shape(2, 4, 4, 1, 3, 7, 7, 1, 3),
-    Shape(2, 10, 11, 5, 3, 3, 3, 3, 0),
-    Shape(1, 2, 3, 3, 5, 3, 3, 3, 3),
-    Shape(2, 6, 5, 16, 64, 2, 4, 3, 2),
-    Shape(1, 3, 40, 33, 1, 3, 1, 1, 1),
-    Shape(0, 5, 5, 3, 4, 3, 3, 1, 1),
-    Shape(2, 5, 5, 0, 4, 3, 3, 1, 1),
-    Shape(2, 5, 5, 4, 0, 3, 3, 1, 1),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -72,83 +36,10 @@ def _reset() -> Iterator[None]:
     _cpu.set_threads(1)
 
 
-def randoms(*shape, dtype=float32, seed=0):
-    x = np.random.default_rng([seed, *shape]).standard_normal(shape)
-    return x.astype(np.float32).astype(dtype)
-
-
 def exact_randoms(*shape, seed=0):
     """Float32 values whose products and sums a float64 holds exactly: it can imitate fma."""
     x = np.asarray(randoms(*shape, dtype=bfloat16, seed=seed), np.float32)
     return np.where(np.abs(x) < 2.0**-6, np.float32(0.75), x)
-
-
-def same_bits(x, y):
-    assert x.dtype == y.dtype
-    kind = np.uint16 if x.dtype == bfloat16 else np.uint32
-    np.testing.assert_array_equal(
-        np.ascontiguousarray(x).view(kind), np.ascontiguousarray(y).view(kind)
-    )
-
-
-def operands(shape, input_first, dtype=float32, make=randoms):
-    x, weight, grad = shape.x, shape.weight(input_first), shape.out
-    return tuple(make(*s, seed=i).astype(dtype) for i, s in enumerate((x, weight, grad)))
-
-
-def forward(x, weight, shape, input_first, leaves=None, dtype=None):
-    out = np.full((len(x), *shape.out[1:]), 7, dtype or x.dtype)
-    leaves = leaves or [0, shape.i]
-    _cpu.conv2d_forward(x, weight, input_first, shape.stride, shape.padding, leaves, out)
-    return out
-
-
-def backward(grad, weight, shape, input_first, leaves=None, dtype=None):
-    grad_x = np.full((len(grad), *shape.x[1:]), 7, dtype or grad.dtype)
-    leaves = leaves or [0, shape.o]
-    _cpu.conv2d_backward(grad, weight, input_first, shape.stride, shape.padding, leaves, grad_x)
-    return grad_x
-
-
-def backward_weight(grad, x, shape, input_first, out=None):
-    accumulate = out is not None
-    if out is None:
-        out = np.full(shape.weight(input_first), 7, float32)
-    _cpu.conv2d_backward_weight(
-        grad, x, input_first, shape.stride, shape.padding, [0, len(x)], [0], 0, accumulate,
-        out[None],
-    )  # fmt: skip
-    return out
-
-
-def taps(shape):
-    """(kh, kw, rows and columns of out, rows and columns of x) where out and x meet at that tap."""
-
-    def axis(k, n, m):
-        at = [j for j in range(m) if 0 <= j * shape.stride - shape.padding + k < n]
-        first = at[0] if at else 0
-        start = first * shape.stride - shape.padding + k
-        stop = start + len(at) * shape.stride
-        return slice(first, first + len(at)), slice(start, stop, shape.stride)
-
-    for y in range(shape.kh):
-        for z in range(shape.kw):
-            out_rows, x_rows = axis(y, shape.h, shape.out[1])
-            out_columns, x_columns = axis(z, shape.w, shape.out[2])
-            if out_rows.stop > out_rows.start and out_columns.stop > out_columns.start:
-                yield y, z, (out_rows, out_columns), (x_rows, x_columns)
-
-
-def reference(x, weight, grad, shape, input_first):
-    """Float64 (out, grad_x, grad_weight)."""
-    x, weight, grad = (np.asarray(a, np.float64) for a in (x, weight, grad))
-    w = weight.transpose(3, 1, 2, 0) if input_first else weight  # (O, KH, KW, I)
-    out, grad_x, grad_w = np.zeros(grad.shape), np.zeros(x.shape), np.zeros(w.shape)
-    for y, z, at_out, at_x in taps(shape):
-        out[:, *at_out] += x[:, *at_x] @ w[:, y, z].T
-        grad_x[:, *at_x] += grad[:, *at_out] @ w[:, y, z]
-        grad_w[:, y, z] += np.einsum("bhwo,bhwi->oi", grad[:, *at_out], x[:, *at_x])
-    return out, grad_x, grad_w.transpose(3, 1, 2, 0) if input_first else grad_w
 
 
 @pytest.mark.parametrize("isa", paths)
@@ -264,18 +155,6 @@ def test_each_element_is_a_matmul_of_the_pixels_and_taps_that_meet(isa, input_fi
                 run(g, p, True, out=expected, accumulate=True)
                 _cpu.set_isa(isa)
             same_bits(grad_w[:, y, z], expected)
-
-
-def by_tree(parts):
-    """Float32 parts of leaves, merged as plait.comm.tree says."""
-    stack = []
-    for part, count in zip(parts, tree.merges(len(parts), [(i, i + 1) for i in range(len(parts))])):
-        stack.append(part)
-        for _ in range(count):
-            right = stack.pop()
-            stack[-1] = stack[-1] + right
-    (whole,) = stack
-    return whole
 
 
 @pytest.mark.parametrize("isa", [best, AMX_PATHS[0]])

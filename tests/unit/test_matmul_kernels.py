@@ -9,6 +9,7 @@ from kernel_checks import BFLOAT16, FLOAT32, STORAGE, random, wide
 from matmul_checks import run, same_bits, strided, tree_sum
 
 from plait import _cpu
+from plait.comm import tree
 
 SHAPES = [
     (1, 1, 1),
@@ -57,9 +58,9 @@ def test_float32_has_the_bits_of_the_cpu(kernels, types):
         same_bits(run(a, b, ta, tb, out=out, accumulate=True, kernels=kernels), expected)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 13])
 def test_leaves_are_merged_by_the_tree(kernels, count):
-    for m, k, n in [(5, 24, 3), (70, 150, 130), (260, 64, 140)]:
+    for m, k, n in [(5, 24, 3), (70, 90, 66), *([(260, 64, 140)] if count == 3 else [])]:
         a, b = random((m, k), BFLOAT16), random((k, n), BFLOAT16, 1)
         bias = random((n,), BFLOAT16, 2)
         leaves = [i * k // count for i in range(count + 1)]
@@ -117,7 +118,7 @@ def stack_of_leaves(parts, merges, slot, stack):
 @pytest.mark.parametrize("size", [(5, 9), (70, 66), (270, 150)])
 def test_stack_of_weight_gradients(kernels, dtype, size):
     choose = np.random.default_rng(size[0])
-    for count in (1, 2, 3, 6, 11):
+    for count in (1, 2, 3, 6, 11) if size[0] < 100 else (4,):
         slot, merges, accumulate = int(choose.integers(0, 3)), [], bool(choose.integers(0, 2))
         held = slot
         for _ in range(count):
@@ -140,10 +141,22 @@ def test_stack_of_weight_gradients(kernels, dtype, size):
             same_bits(got, right)
 
 
+def test_any_number_of_leaves(kernels):
+    count = 300
+    rows, columns = random((2 * count, 5), BFLOAT16), random((2 * count, 3), BFLOAT16, 1)
+    leaves = list(range(0, 2 * count + 1, 2))
+    parts = [run(rows[i : i + 2], columns[i : i + 2], True, kernels=kernels) for i in leaves[:-1]]
+    merges = tree.merges(count, [(i, i + 1) for i in range(count)])
+    stack = np.full((2, 5, 3), 7, FLOAT32)
+    kernels.matmul_backward_weight(rows, columns, leaves, merges, 1, False, 0, stack)
+    same_bits(stack[1], tree_sum(parts))
+    assert (stack[0] == 7).all()
+
+
 @pytest.mark.parametrize("dtype", STORAGE, ids=str)
 @pytest.mark.parametrize("leaves", [[0, 70], [0, 20, 40, 70]])
 def test_order_of_threads(kernels, dtype, leaves):
-    a, b = random((130, 70), dtype), random((70, 139), dtype, 1)
+    a, b = random((130, 70), dtype), random((70, 270), dtype, 1)
     results = in_orders(kernels, lambda: run(a, b, leaves=leaves, kernels=kernels))
     for got in results[1:]:
         same_bits(got, results[0])

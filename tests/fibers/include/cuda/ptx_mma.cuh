@@ -51,14 +51,19 @@ inline void load_matrices_of(uint32_t (&x)[4], SharedAddress row, bool transpose
 inline void load_matrices(uint32_t (&x)[4], SharedAddress row) { load_matrices_of(x, row, false); }
 inline void load_matrices_transposed(uint32_t (&x)[4], SharedAddress row) { load_matrices_of(x, row, true); }
 
-inline void copy_async(SharedAddress to, const void* from, int bytes) {
-  if (to % 16 || (bytes && reinterpret_cast<uintptr_t>(from) % 16)) throw std::logic_error("cp.async: not aligned to 16 bytes");
-  if (bytes < 0 || bytes > 16) throw std::logic_error("cp.async: more than 16 bytes");
-  fibers::late_copies().copies.push_back({reinterpret_cast<void*>(to), from, bytes, 16});
+inline void copy_now(const fibers::LateCopies::Copy& c) {
+  std::memset(c.to, 0, size_t(c.size));
+  if (c.bytes) std::memcpy(c.to, c.from, size_t(c.bytes));
 }
+inline void copy_later(const fibers::LateCopies::Copy& c) {
+  const auto misplaced = [&](const void* p) { return reinterpret_cast<uintptr_t>(p) % size_t(c.size) != 0; };
+  if (misplaced(c.to) || (c.bytes && misplaced(c.from))) throw std::logic_error("cp.async: not aligned");
+  if (c.bytes < 0 || c.bytes > c.size) throw std::logic_error("cp.async: more than its size");
+  fibers::order() == 1 ? copy_now(c) : fibers::late_copies().copies.push_back(c);
+}
+inline void copy_async(SharedAddress to, const void* from, int bytes) { copy_later({reinterpret_cast<void*>(to), from, bytes, 16}); }
 inline void copy_word_async(SharedAddress to, const void* from, bool there) {
-  if (to % 4 || reinterpret_cast<uintptr_t>(from) % 4) throw std::logic_error("cp.async: not aligned to 4 bytes");
-  fibers::late_copies().copies.push_back({reinterpret_cast<void*>(to), from, there ? 4 : 0, 4});
+  copy_later({reinterpret_cast<void*>(to), from, there ? 4 : 0, 4});
 }
 inline void commit_copies() { fibers::late_copies().groups.push_back(fibers::late_copies().copies.size()); }
 template <int LATER>
@@ -66,12 +71,7 @@ void wait_copies() {
   fibers::LateCopies& late = fibers::late_copies();
   if (late.groups.size() <= LATER) return;
   const size_t groups = late.groups.size() - LATER, count = late.groups[groups - 1];
-  for (size_t i = 0; i < count; i++) {
-    const auto& c = late.copies[i];
-    unsigned char sixteen[16] = {};
-    if (c.bytes) std::memcpy(sixteen, c.from, size_t(c.bytes));
-    std::memcpy(c.to, sixteen, size_t(c.size));
-  }
+  for (size_t i = 0; i < count; i++) copy_now(late.copies[i]);
   late.copies.erase(late.copies.begin(), late.copies.begin() + long(count));
   late.groups.erase(late.groups.begin(), late.groups.begin() + long(groups));
   for (size_t& end : late.groups) end -= count;

@@ -1,5 +1,5 @@
 // Shape checks of convolutions.
-#include "cpu/conv_shape.hpp"
+#include "core/conv_shape.hpp"
 
 namespace plait {
 
