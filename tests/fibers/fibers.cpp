@@ -143,15 +143,25 @@ bool take_turn(Fiber& f) {
 }
 
 // Order 0 keeps warps in step; in the others each goes on alone as long as it can.
+// No thread can go on but for what is asynchronous: one of that happens.
+void finish_late(std::mt19937_64& random) {
+  if (late.empty()) stuck();
+  const size_t which = order_ > 1 ? random() % late.size() : 0;
+  const auto operation = late[which];
+  late.erase(late.begin() + long(which));
+  operation();
+}
+
 void run_cluster() {
   std::mt19937_64 random(order_);
   chance.seed(order_);
   const size_t together = order_ == 0 ? all.size() : 32;
   std::vector<size_t> groups((all.size() + together - 1) / together), turns;
   for (size_t g = 0; g < groups.size(); g++) groups[g] = order_ == 1 ? groups.size() - 1 - g : g;
-  for (bool left = true; left;) {
+  for (bool moved = true, left = true; left;) {
+    if (!moved) finish_late(random);
     if (order_ > 1) std::shuffle(groups.begin(), groups.end(), random);
-    bool moved = left = false;
+    moved = left = false;
     for (size_t g : groups) {
       turns.clear();
       for (size_t i = g * together; i < std::min(all.size(), (g + 1) * together); i++) turns.push_back(i);
@@ -165,12 +175,6 @@ void run_cluster() {
       }
       for (size_t i : turns) left = left || !all[i].done;
     }
-    if (moved || !left) continue;
-    if (late.empty()) stuck();
-    const size_t which = order_ > 1 ? random() % late.size() : 0;
-    const auto operation = late[which];
-    late.erase(late.begin() + long(which));
-    operation();
   }
   if (!late.empty()) throw std::logic_error("a cluster ended without waiting for what it had started");
   for (const auto& check : ends) check();

@@ -17,9 +17,9 @@ struct Size {
 // std::logic_error if no thread can go on.
 void run_grid(const Size& blocks, const Size& threads, unsigned cluster, int64_t shared_bytes, const std::function<void()>& body);
 
-// In which order runnable threads take turns: 0 ascending, all in step; 1 descending, others a shuffle of their own, and there
-// each warp goes on alone as long as it can. What is asynchronous happens as late as can be for 0, at once for 1, at random for
-// others; copies of cp.async when their thread waits, in order 1 at once.
+// In which order runnable threads take turns: 0 ascending, all in step; 1 descending, others a shuffle of their own, and
+// there each warp goes on alone as long as it can. Copies that run beside a thread are made when it waits; in order 1 at once.
+// What is asynchronous to all threads happens as late as can be for 0, at once for 1, at random for others.
 void set_order(uint64_t order);
 uint64_t order();
 
