@@ -27,7 +27,9 @@ AttentionSizes sizes_of(const char* call, const ConstArray& q, const ConstArray&
   return n;
 }
 
-bool on_tensor_cores(const ConstArray& q) { return q.dtype == DType::bfloat16 && q.shape[3] <= LARGEST_TILED_HEAD; }
+bool on_tensor_cores(const ConstArray& q) {
+  return q.dtype == DType::bfloat16 && q.shape[3] <= LARGEST_TILED_HEAD;
+}
 
 }  // namespace
 

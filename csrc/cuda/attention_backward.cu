@@ -90,7 +90,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) keys_kernel(const __grid
   SharedAddress stage = 0;
   const auto start = [&](SharedAddress to) {
     copy_rows<WIDE, QUERIES>(at_q + to, call.q.head(sample, next_head), call.q.row_stride, next_query, n.queries, n.size);
-    copy_rows<WIDE, QUERIES>(at_grad + to, call.grad.head(sample, next_head), call.grad.row_stride, next_query, n.queries, n.size);
+    copy_rows<WIDE, QUERIES>(at_grad + to, call.grad.head(sample, next_head), call.grad.row_stride, next_query, n.queries,
+                             n.size);
     const int t = int(threadIdx.x), i = t % QUERIES;
     if (t < 2 * QUERIES) {
       const float* const from = (t < QUERIES ? call.logs : call.delta) + (sample * n.heads + next_head) * n.queries;
@@ -112,8 +113,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) keys_kernel(const __grid
     if (step + 1 < steps) start(STAGE - stage);
     commit_copies();
     float p[QUERIES / 8][4], ds[QUERIES / 8][4];  // (16 keys, queries)
-    scores<WIDE, QUERIES / 16>(p, [&](uint32_t(&a)[4], int k) { read_k.load(a, 0, k); }, q_along, stage);
-    scores<WIDE, QUERIES / 16>(ds, [&](uint32_t(&a)[4], int k) { read_v.load(a, 0, k); }, grad_along, stage);
+    scores<WIDE, QUERIES / 16>(p, [&](uint32_t (&a)[4], int k) { read_k.load(a, 0, k); }, q_along, stage);
+    scores<WIDE, QUERIES / 16>(ds, [&](uint32_t (&a)[4], int k) { read_v.load(a, 0, k); }, grad_along, stage);
     // This thread's first key is seen by queries of this block from `from` on, its other, 8 later, from 8 later on.
     const int64_t apart = n.causal ? first + warp * 16 + lane / 4 - n.offset() - query : -8;
     const int from = int(apart < -8 ? -8 : apart > QUERIES ? QUERIES : apart);
@@ -121,7 +122,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) keys_kernel(const __grid
 #pragma unroll
     for (int f = 0; f < QUERIES / 8; f++) {
       const int i = f * 8 + lane % 4 * 2;
-      const float2 log = *reinterpret_cast<const float2*>(logs + i), delta = *reinterpret_cast<const float2*>(logs + QUERIES + i);
+      const float2 log = *reinterpret_cast<const float2*>(logs + i),
+                   delta = *reinterpret_cast<const float2*>(logs + QUERIES + i);
 #pragma unroll
       for (int e = 0; e < 4; e++)
         through_softmax(p[f][e], ds[f][e], scale, e % 2 ? log.y : log.x, e % 2 ? delta.y : delta.x, n.scale,
@@ -134,8 +136,10 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) keys_kernel(const __grid
     if (query >= n.queries) query = begin;
   }
   wait_copies<0>();
-  store_rows<WIDE>(dk, call.grad_k.head(sample, group), call.grad_k.row_stride, first + warp * 16, n.keys, n.size, call.aligned_k);
-  store_rows<WIDE>(dv, call.grad_v.head(sample, group), call.grad_v.row_stride, first + warp * 16, n.keys, n.size, call.aligned_v);
+  store_rows<WIDE>(dk, call.grad_k.head(sample, group), call.grad_k.row_stride, first + warp * 16, n.keys, n.size,
+                   call.aligned_k);
+  store_rows<WIDE>(dv, call.grad_v.head(sample, group), call.grad_v.row_stride, first + warp * 16, n.keys, n.size,
+                   call.aligned_v);
 }
 
 // Shared memory: two stages of keys and values, before them the queries and their gradients.
@@ -181,10 +185,11 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) queries_kernel(const __g
     if (j + KEYS < visible) start(j + KEYS, STAGE - stage);
     commit_copies();
     float p[KEYS / 8][4], ds[KEYS / 8][4];
-    scores<WIDE, KEYS / 16>(p, [&](uint32_t(&a)[4], int k) { read_q.load(a, 0, k); }, k_along, stage);
-    scores<WIDE, KEYS / 16>(ds, [&](uint32_t(&a)[4], int k) { read_grad.load(a, 0, k); }, v_along, stage);
+    scores<WIDE, KEYS / 16>(p, [&](uint32_t (&a)[4], int k) { read_q.load(a, 0, k); }, k_along, stage);
+    scores<WIDE, KEYS / 16>(ds, [&](uint32_t (&a)[4], int k) { read_grad.load(a, 0, k); }, v_along, stage);
     const int64_t end = n.keys - j - 1, sees = n.causal ? mine + n.offset() - j : KEYS, sees_too = n.causal ? sees + 8 : KEYS;
-    const int last = int(sees < end ? sees < -1 ? -1 : sees : end), last_too = int(sees_too < end ? sees_too < -1 ? -1 : sees_too : end);
+    const int last = int(sees < end ? sees < -1 ? -1 : sees : end),
+              last_too = int(sees_too < end ? sees_too < -1 ? -1 : sees_too : end);
 #pragma unroll
     for (int f = 0; f < KEYS / 8; f++)
 #pragma unroll
@@ -195,7 +200,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) queries_kernel(const __g
     stage = STAGE - stage;
   }
   wait_copies<0>();
-  store_rows<WIDE>(dq, call.grad_q.head(sample, head), call.grad_q.row_stride, first + warp * 16, n.queries, n.size, call.aligned_q);
+  store_rows<WIDE>(dq, call.grad_q.head(sample, head), call.grad_q.row_stride, first + warp * 16, n.queries, n.size,
+                   call.aligned_q);
 }
 
 template <int WIDE>
@@ -206,9 +212,20 @@ void run(const AttentionSizes& n, const AttentionArrays& x) {
   float* const delta = logs + rows;
   launch(PLAIT_AT("attention_backward, delta"), delta_kernel<WIDE>, {blocks_for(rows * (WIDE / 8), 256), 256}, n,
          rows4<bfloat16>(grad), rows4<bfloat16>(out), x.log_sum.as<float>(), logs, delta);
-  BackwardCall call = {n, rows4<bfloat16>(grad), rows4<bfloat16>(q), rows4<bfloat16>(k), rows4<bfloat16>(v),
-                       rows4<bfloat16>(x.grad_q), rows4<bfloat16>(x.grad_k), rows4<bfloat16>(x.grad_v), logs, delta,
-                       stores_aligned(x.grad_q), stores_aligned(x.grad_k), stores_aligned(x.grad_v), 0};
+  BackwardCall call = {n,
+                       rows4<bfloat16>(grad),
+                       rows4<bfloat16>(q),
+                       rows4<bfloat16>(k),
+                       rows4<bfloat16>(v),
+                       rows4<bfloat16>(x.grad_q),
+                       rows4<bfloat16>(x.grad_k),
+                       rows4<bfloat16>(x.grad_v),
+                       logs,
+                       delta,
+                       stores_aligned(x.grad_q),
+                       stores_aligned(x.grad_k),
+                       stores_aligned(x.grad_v),
+                       0};
   constexpr size_t SHARED = size_t(2 * ROWS + 4 * OTHERS<WIDE>) * WIDE * 2;
   call.blocks = (n.keys + ROWS - 1) / ROWS;
   launch(PLAIT_AT("attention_backward, keys"), keys_kernel<WIDE>,
@@ -220,6 +237,8 @@ void run(const AttentionSizes& n, const AttentionArrays& x) {
 
 }  // namespace
 
-void attention_backward_tiles(const AttentionSizes& n, const AttentionArrays& x) { n.size > 64 ? run<128>(n, x) : run<64>(n, x); }
+void attention_backward_tiles(const AttentionSizes& n, const AttentionArrays& x) {
+  n.size > 64 ? run<128>(n, x) : run<64>(n, x);
+}
 
 }  // namespace plait

@@ -13,7 +13,9 @@ inline bool rows_aligned(const ConstArray& x) {
   for (int axis = 0; axis < 3; axis++) aligned = aligned && (x.strides[axis] % 8 == 0 || x.shape[axis] <= 1);
   return aligned;
 }
-inline bool stores_aligned(const ConstArray& x) { return rows_aligned(x) && x.shape[3] % 8 == 0; }
+inline bool stores_aligned(const ConstArray& x) {
+  return rows_aligned(x) && x.shape[3] % 8 == 0;
+}
 
 // Takes scratch for `floats` and for aligned copies of what is not aligned of `arrays`, which then are those copies.
 inline float* take_aligned(const std::vector<ConstArray*>& arrays, int64_t floats) {

@@ -47,7 +47,8 @@ struct SoftmaxRow {
 };
 
 template <int WIDE>
-__global__ void __launch_bounds__(ATTENTION_THREADS, WIDE == 64 ? 3 : 2) forward_kernel(const __grid_constant__ ForwardCall call) {
+__global__ void __launch_bounds__(ATTENTION_THREADS, WIDE == 64 ? 3 : 2)
+    forward_kernel(const __grid_constant__ ForwardCall call) {
   constexpr SharedAddress PART = 64 * WIDE * 2;
   const AttentionSizes& n = call.n;
   const SharedAddress shared = shared_address(dynamic_shared<unsigned char>()), at_k = shared + PART, at_v = shared + 2 * PART;
@@ -81,7 +82,12 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, WIDE == 64 ? 3 : 2) forward
       for (int k = 0; k < WIDE / 16; k++) read_q.load(q[k], 0, k);
     }
     float s[KEYS / 8][4];
-    scores<WIDE, KEYS / 16>(s, [&](uint32_t(&a)[4], int k) { for (int e = 0; e < 4; e++) a[e] = q[k][e]; }, read_k, 0);
+    scores<WIDE, KEYS / 16>(
+        s,
+        [&](uint32_t (&a)[4], int k) {
+          for (int e = 0; e < 4; e++) a[e] = q[k][e];
+        },
+        read_k, 0);
     wait_copies<0>();
     __syncthreads();  // values are there, and all have read the keys
     if (j + KEYS < visible) copy_rows<WIDE, KEYS>(at_k, k_head, call.k.row_stride, j + KEYS, n.keys, n.size);
@@ -91,7 +97,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, WIDE == 64 ? 3 : 2) forward
     const int64_t end = n.keys - j - 1;
     const bool masked = end < KEYS - 1 || (n.causal && first + warp * 16 + n.offset() < j + KEYS - 1);
     const int64_t sees = n.causal ? mine + n.offset() - j : KEYS, sees_too = n.causal ? sees + 8 : KEYS;
-    const int last = int(sees < end ? sees < -1 ? -1 : sees : end), last_too = int(sees_too < end ? sees_too < -1 ? -1 : sees_too : end);
+    const int last = int(sees < end ? sees < -1 ? -1 : sees : end),
+              last_too = int(sees_too < end ? sees_too < -1 ? -1 : sees_too : end);
 #pragma unroll
     for (int f = 0; f < KEYS / 8; f++)
 #pragma unroll
@@ -131,8 +138,14 @@ void attention_forward_tiles(const AttentionSizes& n, const AttentionArrays& x, 
   ConstArray q = x.q, k = x.k, v = x.v;
   take_aligned({&q, &k, &v}, 0);
   const int64_t blocks = (n.queries + QUERIES - 1) / QUERIES;
-  const ForwardCall call = {n,          rows4<bfloat16>(q),    rows4<bfloat16>(k),  rows4<bfloat16>(v), rows4<bfloat16>(out),
-                            log_sum.as<float>(), stores_aligned(out), blocks};
+  const ForwardCall call = {n,
+                            rows4<bfloat16>(q),
+                            rows4<bfloat16>(k),
+                            rows4<bfloat16>(v),
+                            rows4<bfloat16>(out),
+                            log_sum.as<float>(),
+                            stores_aligned(out),
+                            blocks};
   const bool wide = n.size > 64;
   launch(PLAIT_AT("attention_forward"), wide ? forward_kernel<128> : forward_kernel<64>,
          {unsigned(blocks * n.samples * n.heads), ATTENTION_THREADS, size_t(3 * 64 * (wide ? 128 : 64) * 2)}, call);

@@ -15,7 +15,9 @@ namespace {
 constexpr int THREADS = 256, WARPS = THREADS / WARP, MOST_SHARED = 96 * 1024;
 
 // `arrays` of side rows of a head, two of scores, four of a row's numbers, in floats; rows are side + 1, size + 1 apart.
-int64_t shared_floats(int side, int size, int arrays) { return int64_t(side) * (arrays * (size + 1) + 2 * (side + 1) + 4); }
+int64_t shared_floats(int side, int size, int arrays) {
+  return int64_t(side) * (arrays * (size + 1) + 2 * (side + 1) + 4);
+}
 // By the head size alone.
 int side_of(const char* call, int size, int arrays) {
   int side = 32;
@@ -117,7 +119,8 @@ __global__ void __launch_bounds__(THREADS) plain_forward_kernel(const __grid_con
 
 // delta = the sum of grad * out over a row, a warp each.
 template <class T>
-__global__ void __launch_bounds__(THREADS) plain_delta_kernel(AttentionSizes n, Rows4<const T> grad, Rows4<const T> out, float* delta) {
+__global__ void __launch_bounds__(THREADS)
+    plain_delta_kernel(AttentionSizes n, Rows4<const T> grad, Rows4<const T> out, float* delta) {
   const int64_t rows = n.samples * n.heads * n.queries, step = int64_t(gridDim.x) * WARPS;
   for (int64_t row = int64_t(blockIdx.x) * WARPS + threadIdx.x / WARP; row < rows; row += step) {
     const int64_t query = row % n.queries, head = row / n.queries % n.heads, sample = row / n.queries / n.heads;
@@ -207,7 +210,8 @@ template <class T>
 void forward(const AttentionSizes& n, const AttentionArrays& x, const Array& out, const Array& log_sum) {
   const int side = side_of("attention_forward", n.size, 4);
   const int64_t blocks = (n.queries + side - 1) / side;
-  const PlainForward<T> call = {n, rows4<T>(x.q), rows4<T>(x.k), rows4<T>(x.v), rows4<T>(out), log_sum.as<float>(), side, blocks};
+  const PlainForward<T> call = {n,    rows4<T>(x.q), rows4<T>(x.k), rows4<T>(x.v), rows4<T>(out), log_sum.as<float>(),
+                                side, blocks};
   launch(PLAIT_AT("attention_forward"), plain_forward_kernel<T>,
          {unsigned(blocks * n.samples * n.heads), THREADS, size_t(shared_floats(side, n.size, 4) * 4)}, call);
 }
@@ -220,8 +224,18 @@ void backward(const AttentionSizes& n, const AttentionArrays& x) {
   float* const delta = scratch<float>(rows);
   launch(PLAIT_AT("attention_backward, delta"), plain_delta_kernel<T>, {blocks_for(rows, WARPS), THREADS}, n, rows4<T>(x.grad),
          rows4<T>(x.out), delta);
-  PlainBackward<T> call = {n, rows4<T>(x.grad), rows4<T>(x.q), rows4<T>(x.k), rows4<T>(x.v), rows4<T>(x.grad_q),
-                           rows4<T>(x.grad_k), rows4<T>(x.grad_v), x.log_sum.as<float>(), delta, side, 0};
+  PlainBackward<T> call = {n,
+                           rows4<T>(x.grad),
+                           rows4<T>(x.q),
+                           rows4<T>(x.k),
+                           rows4<T>(x.v),
+                           rows4<T>(x.grad_q),
+                           rows4<T>(x.grad_k),
+                           rows4<T>(x.grad_v),
+                           x.log_sum.as<float>(),
+                           delta,
+                           side,
+                           0};
   call.blocks = (n.keys + side - 1) / side;
   launch(PLAIT_AT("attention_backward, keys"), plain_backward_kernel<T, true>,
          {unsigned(call.blocks * n.samples * n.groups), THREADS, shared}, call);

@@ -29,8 +29,8 @@ constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
 // Starts the copy of COUNT rows from `first` on, zeros beyond `rows` and beyond the head's size.
 template <int WIDE, int COUNT>
-__device__ __forceinline__ void copy_rows(SharedAddress to, const bfloat16* head, int64_t row_stride, int64_t first, int64_t rows,
-                                          int size) {
+__device__ __forceinline__ void copy_rows(SharedAddress to, const bfloat16* head, int64_t row_stride, int64_t first,
+                                          int64_t rows, int size) {
   constexpr int CHUNKS = WIDE / 8, APART = ATTENTION_THREADS / CHUNKS;
   static_assert(APART % 8 == 0 && COUNT % APART == 0, "a thread's chunks have one place in their rows");
   const int t = int(threadIdx.x), chunk = t % CHUNKS, row = t / CHUNKS, left = size - chunk * 8;

@@ -42,8 +42,15 @@ struct Conv {
 template <class T>
 void arrange(const Conv& c, const T* weight, const std::vector<int64_t>& padded, int64_t stride, T* out) {
   for (size_t l = 0; l + 1 < c.leaves.size(); l++) {
-    const Arrange a = {c.leaves[l], c.leaves[l + 1] - c.leaves[l], padded[l + 1] - padded[l], c.taps(), c.columns,
-                       c.of_channel, c.of_tap, c.of_column, stride};
+    const Arrange a = {c.leaves[l],
+                       c.leaves[l + 1] - c.leaves[l],
+                       padded[l + 1] - padded[l],
+                       c.taps(),
+                       c.columns,
+                       c.of_channel,
+                       c.of_tap,
+                       c.of_column,
+                       stride};
     launch(PLAIT_AT("conv2d, kernel"), arrange_kernel<T>, {blocks_for(a.taps * a.width * a.columns, 256), 256}, weight, a,
            out + c.taps() * padded[l] * stride);
   }
@@ -72,8 +79,8 @@ void on_tensor_cores(const Conv& c, const ConstArray& source, const ConstArray& 
   call.kernel = reinterpret_cast<bfloat16*>(memory), call.kernel_stride = stride;
   arrange(c, weight.as<bfloat16>(), padded, stride, reinterpret_cast<bfloat16*>(memory));
   memory += kernel_bytes;
-  call.image = {source.as<bfloat16>(), int(c.pitch), c.height, c.width, c.to_height, c.to_width, c.kernel_height, c.kernel_width,
-                c.padding, Divider(c.stride), Divider(c.to_width)};
+  call.image = {source.as<bfloat16>(), int(c.pitch),   c.height,  c.width,           c.to_height,        c.to_width,
+                c.kernel_height,       c.kernel_width, c.padding, Divider(c.stride), Divider(c.to_width)};
   if (!aligned) {
     bfloat16* const copy = reinterpret_cast<bfloat16*>(memory);
     for (size_t l = 0; l + 1 < c.leaves.size(); l++)
@@ -97,9 +104,9 @@ void direct(const Conv& c, const ConstArray& source, const ConstArray& weight, c
   const LeafPlan plan = plan_leaves(c.leaves, merges, 0, merges.size());
   float* const kernel = scratch<float>(c.taps() * c.channels * c.columns);
   arrange(c, weight.as<float>(), c.leaves, c.columns, kernel);
-  DirectCall<float, float> call = {source.as<float>(), kernel, out.as<float>(), c.pitch, c.places(), c.columns,
-                                   c.height, c.width, c.to_height, c.to_width, c.kernel_height, c.kernel_width,
-                                   c.stride, c.padding, int(merges.size()), {}};
+  DirectCall<float, float> call = {
+      source.as<float>(), kernel,     out.as<float>(), c.pitch,        c.places(), c.columns, c.height,           c.width,
+      c.to_height,        c.to_width, c.kernel_height, c.kernel_width, c.stride,   c.padding, int(merges.size()), {}};
   std::copy_n(plan.leaves.leaf, merges.size(), call.leaf);
   launch(PLAIT_AT("conv2d"), c.backward ? direct_kernel<float, float, true> : direct_kernel<float, float, false>,
          {blocks_for(call.places * call.columns, 256), 256}, call);
@@ -131,8 +138,9 @@ void conv2d_forward(const ConstArray& x, const ConstArray& weight, bool input_fi
   const char* call = "conv2d_forward";
   const ConvShape s = conv_shape(call, x, weight, input_first, stride, padding, out);
   run(call,
-      {false, s.batch, pixel_pitch(call, x), s.inputs, s.outputs, int(s.height), int(s.width), int(s.out_height), int(s.out_width),
-       int(s.kernel_height), int(s.kernel_width), int(stride), int(padding), s.of_input, s.of_tap, s.of_output, leaves},
+      {false, s.batch, pixel_pitch(call, x), s.inputs, s.outputs, int(s.height), int(s.width), int(s.out_height),
+       int(s.out_width), int(s.kernel_height), int(s.kernel_width), int(stride), int(padding), s.of_input, s.of_tap,
+       s.of_output, leaves},
       x, weight, out);
 }
 
@@ -141,8 +149,9 @@ void conv2d_backward(const ConstArray& grad, const ConstArray& weight, bool inpu
   const char* call = "conv2d_backward";
   const ConvShape s = conv_shape(call, grad_x, weight, input_first, stride, padding, grad);
   run(call,
-      {true, s.batch, pixel_pitch(call, grad), s.outputs, s.inputs, int(s.out_height), int(s.out_width), int(s.height), int(s.width),
-       int(s.kernel_height), int(s.kernel_width), int(stride), int(padding), s.of_output, s.of_tap, s.of_input, leaves},
+      {true, s.batch, pixel_pitch(call, grad), s.outputs, s.inputs, int(s.out_height), int(s.out_width), int(s.height),
+       int(s.width), int(s.kernel_height), int(s.kernel_width), int(stride), int(padding), s.of_output, s.of_tap, s.of_input,
+       leaves},
       grad, weight, grad_x);
 }
 

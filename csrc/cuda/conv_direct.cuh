@@ -77,7 +77,8 @@ static __global__ void __launch_bounds__(128) direct_weight_kernel(const __grid_
     float sum = l == 0 && call.accumulate ? call.out[call.slot * call.slot_stride + t] : 0.0f;
     for (int64_t b = leaf.begin; b < leaf.end; b++)
       for (int64_t place = 0; place < call.area; place++) {
-        const int64_t y = place / call.to_width * call.stride - call.padding + kh, x = place % call.to_width * call.stride - call.padding + kw;
+        const int64_t y = place / call.to_width * call.stride - call.padding + kh,
+                      x = place % call.to_width * call.stride - call.padding + kw;
         if (y < 0 || x < 0 || y >= call.height || x >= call.width) continue;
         sum = fma(call.grad[(b * call.area + place) * call.grad_pitch + of_grad],
                   call.image[((b * call.height + y) * call.width + x) * call.pitch + of_image], sum);

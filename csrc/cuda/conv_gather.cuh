@@ -26,10 +26,10 @@ struct Divider {
 struct ConvImage {
   const bfloat16* data;
   int pitch;
-  int height, width;           // of this image
-  int to_height, to_width;     // of the other
+  int height, width;        // of this image
+  int to_height, to_width;  // of the other
   int kernel_height, kernel_width, padding;
-  Divider stride, across;      // across: to_width
+  Divider stride, across;  // across: to_width
 
   __device__ int64_t sample_stride() const { return int64_t(height) * width * pitch; }
 };

@@ -26,7 +26,8 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS) conv_kernel(const
     PixelCopy<Tile::ROWS, BACKWARD, Tile::THREADS> copy_a(call.image, turn.row, call.final.m, shared);
     PanelCopy<Tile::COLUMNS, false, Tile::THREADS> copy_b(call.kernel, call.kernel_stride, turn.column, call.final.n,
                                                           shared + Tile::PANEL);
-    mma_turn<Tile, true, false>(call.leaves, turn, int(LONGEST_SUM), shared, copy_a, copy_b, call.final, call.out, false, 0, kept);
+    mma_turn<Tile, true, false>(call.leaves, turn, int(LONGEST_SUM), shared, copy_a, copy_b, call.final, call.out, false, 0,
+                                kept);
   }
 }
 

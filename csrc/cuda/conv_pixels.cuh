@@ -6,7 +6,9 @@
 
 namespace plait {
 
-inline bool pixels_aligned(const void* data, int64_t pitch) { return reinterpret_cast<uintptr_t>(data) % 16 == 0 && pitch % 8 == 0; }
+inline bool pixels_aligned(const void* data, int64_t pitch) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && pitch % 8 == 0;
+}
 
 // Kernels count the pixels of a sample, and the elements between two of them, in int.
 inline void check_small(const char* call, const ConstArray& image, int64_t pitch) {
@@ -25,8 +27,8 @@ static __global__ void __launch_bounds__(256) pixels_kernel(const bfloat16* x, i
 }
 inline void copy_pixels(const bfloat16* x, int64_t pitch, int64_t pixels, int64_t channels, bfloat16* out, int64_t out_pitch,
                         int64_t width) {
-  launch(PLAIT_AT("conv2d, pixels aligned"), pixels_kernel, {blocks_for(pixels * width, 1024), 256}, x, pitch, pixels, channels, out,
-         out_pitch, width);
+  launch(PLAIT_AT("conv2d, pixels aligned"), pixels_kernel, {blocks_for(pixels * width, 1024), 256}, x, pitch, pixels, channels,
+         out, out_pitch, width);
 }
 
 }  // namespace plait

@@ -36,7 +36,8 @@ void on_tensor_cores(const Weights& w) {
   MatmulProblem p = {};
   p.m = w.first(), p.n = w.taps() * w.last(), p.k = bounds.back(), p.leaves = &bounds, p.merges = &w.merges;
   p.out = w.out, p.row_stride_out = p.n, p.slot = w.slot, p.slots_stride = w.slot_stride;
-  const int64_t tiles = w.taps() * ((w.first() + Tile::ROWS - 1) / Tile::ROWS) * ((w.last() + Tile::COLUMNS - 1) / Tile::COLUMNS);
+  const int64_t tiles =
+      w.taps() * ((w.first() + Tile::ROWS - 1) / Tile::ROWS) * ((w.last() + Tile::COLUMNS - 1) / Tile::COLUMNS);
   const MatmulShare share = share_out(p, tiles, int64_t(Tile::PAIRS) * Tile::THREADS * 8, Tile::BLOCKS);
 
   const bool grad_aligned = pixels_aligned(w.grad.data, w.grad_pitch), x_aligned = pixels_aligned(w.x.data, w.x_pitch);
@@ -62,8 +63,17 @@ void on_tensor_cores(const Weights& w) {
   float* const partial = reinterpret_cast<float*>(memory + kept_bytes);
 
   ConvWeightCall call = {};
-  call.image = {x, int(x_pitch), int(s.height), int(s.width), int(s.out_height), int(s.out_width), int(s.kernel_height),
-                int(s.kernel_width), int(s.padding), Divider(int(s.stride)), Divider(int(s.out_width))};
+  call.image = {x,
+                int(x_pitch),
+                int(s.height),
+                int(s.width),
+                int(s.out_height),
+                int(s.out_width),
+                int(s.kernel_height),
+                int(s.kernel_width),
+                int(s.padding),
+                Divider(int(s.stride)),
+                Divider(int(s.out_width))};
   call.grad = grad, call.grad_pitch = int(grad_pitch), call.taps = int(w.taps());
   const MatmulOut whole = matmul_out(p);
   call.final = whole;
@@ -115,8 +125,8 @@ void conv2d_backward_weight(const ConstArray& grad, const ConstArray& x, bool in
   check_merges(call, leaves, merges, slot, accumulate, grad_weight.shape[0]);
   expect_float(call, "x", x);
   check_small(call, x, pixel_pitch(call, x)), check_small(call, grad, pixel_pitch(call, grad));
-  Weights w = {s, grad, x, pixel_pitch(call, grad), pixel_pitch(call, x), input_first, accumulate, {}, {}, slot,
-               grad_weight.as<float>(), grad_weight.strides[0]};
+  Weights w = {s,  grad, x,    pixel_pitch(call, grad), pixel_pitch(call, x),  input_first, accumulate,
+               {}, {},   slot, grad_weight.as<float>(), grad_weight.strides[0]};
   if (w.first() == 0 || w.last() == 0) return;
   for (const LeafPart& part : leaf_parts(call, merges, slot, grad_weight.shape[0])) {
     w.leaves.assign(leaves.begin() + long(part.first), leaves.begin() + long(part.last) + 1);

@@ -12,8 +12,8 @@ namespace {
 
 void check_matrix(const ConstArray& x, const char* name) {
   PLAIT_CHECK(x.ndim == 2, "matmul", name, " must have 2 axes, got ", shape_text(x));
-  PLAIT_CHECK(x.dtype == DType::float32 || x.dtype == DType::bfloat16, "matmul", name,
-              " must be float32 or bfloat16, got ", shape_text(x));
+  PLAIT_CHECK(x.dtype == DType::float32 || x.dtype == DType::bfloat16, "matmul", name, " must be float32 or bfloat16, got ",
+              shape_text(x));
   PLAIT_CHECK(x.shape[0] == 0 || x.shape[1] <= 1 || x.strides[1] == 1, "matmul", "the last axis of ", name,
               " must have stride 1, got stride ", x.strides[1], " in ", shape_text(x));
 }
@@ -71,8 +71,8 @@ void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool tra
   if (bias) {
     PLAIT_CHECK(bias->ndim == 1 && bias->shape[0] == columns && bias->contiguous() &&
                     (bias->dtype == DType::float32 || bias->dtype == DType::bfloat16),
-                "matmul", "bias is ", shape_text(*bias), ", must be a contiguous float32 or bfloat16 (", columns,
-                ",) for out ", shape_text(out));
+                "matmul", "bias is ", shape_text(*bias), ", must be a contiguous float32 or bfloat16 (", columns, ",) for out ",
+                shape_text(out));
     p.bias = bias->data, p.bias_dtype = bias->dtype;
   }
   multiply(p, a, b, {leaves, {}});

@@ -13,11 +13,11 @@ namespace plait {
 //
 // leaves is {0, ..., k}, with at least one leaf (which may be empty: its sum is +0). Leaf i is one chain from zero in
 // ascending k, by steps of 16 that start at the leaf's first k, padded with zeros at its end; where period is not 0 they
-// start afresh (and pad) at multiples of it too, counted from the first k of the leaf. Leaf 0 continues the float32 that out holds at `slot` if accumulate.
-// After leaf i the top two of the stack merge merges[i] times, lower + upper. What is open at the end goes to out:
-// slot, slot + 1, ..., slots_stride elements apart; what was merged within the call is not written. Only slots below `slot`
-// can take part in a merge, and are then read. One output (slots_stride 0): slot is 0, everything merges, then bias (n) is
-// added in float32, then the sum is rounded to out_dtype once.
+// start afresh (and pad) at multiples of it too, counted from the first k of the leaf. Leaf 0 continues the float32 that out
+// holds at `slot` if accumulate. After leaf i the top two of the stack merge merges[i] times, lower + upper. What is open at
+// the end goes to out: slot, slot + 1, ..., slots_stride elements apart; what was merged within the call is not written. Only
+// slots below `slot` can take part in a merge, and are then read. One output (slots_stride 0): slot is 0, everything merges,
+// then bias (n) is added in float32, then the sum is rounded to out_dtype once.
 struct MatmulProblem {
   const bfloat16* a;
   const bfloat16* b;

@@ -55,8 +55,8 @@ struct MatmulShare {
 
 // per_block: bytes of one block's sums; blocks: how many a multiprocessor holds.
 inline MatmulShare share_out(const MatmulProblem& p, int64_t tiles, int64_t per_block, int blocks) {
-  PLAIT_CHECK(p.leaves->back() <= LONGEST_SUM, "matmul", "sums of more than ", LONGEST_SUM, " terms are too long for a GPU, got ",
-              p.leaves->back());
+  PLAIT_CHECK(p.leaves->back() <= LONGEST_SUM, "matmul", "sums of more than ", LONGEST_SUM,
+              " terms are too long for a GPU, got ", p.leaves->back());
   constexpr int64_t MOST_PARTIAL = int64_t(256) << 20;
   const int64_t places = int64_t(device_properties().multiprocessors) * blocks, count = int64_t(p.merges->size());
   const int64_t stride = (p.n + 7) / 8 * 8, matrix = p.m * stride * 4;
@@ -71,7 +71,9 @@ inline MatmulShare share_out(const MatmulProblem& p, int64_t tiles, int64_t per_
   return share;
 }
 
-inline int64_t rounded_up(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+inline int64_t rounded_up(int64_t bytes) {
+  return (bytes + 255) / 256 * 256;
+}
 
 // Where groups of leaves go: out itself, or partial sums.
 inline MatmulOut out_of_groups(const MatmulShare& share, const MatmulOut& final, float* partial) {

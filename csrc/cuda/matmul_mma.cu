@@ -1,7 +1,6 @@
 // bfloat16 x bfloat16 on tensor cores by mma.sync; operands whose rows are not aligned to 16 bytes are copied first.
-#include "cuda/matmul_mma.cuh"
-
 #include "cuda/matmul_launch.cuh"
+#include "cuda/matmul_mma.cuh"
 
 namespace plait {
 namespace {
@@ -39,8 +38,8 @@ struct Stored {
   void copy_to(char* memory) {
     if (!bytes) return;
     bfloat16* const to = reinterpret_cast<bfloat16*>(memory);
-    launch(PLAIT_AT("matmul, rows aligned"), align_kernel, {blocks_for(k_ * width_, 1024), 256}, data, from_deep_, from_wide_, k_,
-           width_, stride, to);
+    launch(PLAIT_AT("matmul, rows aligned"), align_kernel, {blocks_for(k_ * width_, 1024), 256}, data, from_deep_, from_wide_,
+           k_, width_, stride, to);
     data = to;
   }
 
@@ -68,7 +67,7 @@ void run(const MatmulProblem& p) {
   call.accumulate = p.accumulate, call.slot = p.slot;
   call.kept = reinterpret_cast<float2*>(memory), call.depth = share.plan.depth;
   call.leaves = share.plan.leaves;
-  const auto kernel = a.deep ? b.deep ? mma_kernel<Tile, true, true> : mma_kernel<Tile, true, false>
+  const auto kernel = a.deep   ? b.deep ? mma_kernel<Tile, true, true> : mma_kernel<Tile, true, false>
                       : b.deep ? mma_kernel<Tile, false, true>
                                : mma_kernel<Tile, false, false>;
   launch(PLAIT_AT("matmul, mma.sync"), kernel, {share.blocks, Tile::THREADS, size_t(Tile::SHARED)}, call);

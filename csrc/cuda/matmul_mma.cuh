@@ -24,7 +24,7 @@ template <int SIDE, int BLOCKS_PER_MULTIPROCESSOR>
 struct MmaTile {
   static constexpr int ROWS = SIDE, COLUMNS = SIDE, THREADS = 128, STAGES = 4, BLOCKS = BLOCKS_PER_MULTIPROCESSOR;
   static constexpr int DOWN = SIDE / 32, ACROSS = SIDE / 16;  // fragments of a warp: 16 rows, 8 columns
-  static constexpr int PAIRS = DOWN * 2 * ACROSS;  // of a thread
+  static constexpr int PAIRS = DOWN * 2 * ACROSS;             // of a thread
   static constexpr int PANEL = SIDE * STEP * 2, SHARED = 2 * PANEL * STAGES;
 };
 using LargeTile = MmaTile<128, 2>;
@@ -63,9 +63,9 @@ struct MmaPlace {
 
 // One turn of a block. Copies bring panels of a and b, DEEP (k contiguous) or not: start(stage, k, valid, leaf).
 template <class Tile, bool DEEP_A, bool DEEP_B, class CopyA, class CopyB>
-__device__ __forceinline__ void mma_turn(const Leaves& leaves, const Turn& turn, int period, SharedAddress shared, CopyA& copy_a,
-                                         CopyB& copy_b, const MatmulOut& final, const MatmulOut& out, bool accumulate, int64_t slot,
-                                         float2* kept) {
+__device__ __forceinline__ void mma_turn(const Leaves& leaves, const Turn& turn, int period, SharedAddress shared,
+                                         CopyA& copy_a, CopyB& copy_b, const MatmulOut& final, const MatmulOut& out,
+                                         bool accumulate, int64_t slot, float2* kept) {
   constexpr int STAGES = Tile::STAGES;
   const int warp = int(threadIdx.x) / WARP;
   const PanelRead<Tile::ROWS, DEEP_A, true> read_a(shared, warp / 2 * (Tile::ROWS / 2));
@@ -131,8 +131,8 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS) mma_kernel(const 
     PanelCopy<Tile::ROWS, DEEP_A, Tile::THREADS> copy_a(call.a, call.stride_a, turn.row, call.final.m, shared);
     PanelCopy<Tile::COLUMNS, DEEP_B, Tile::THREADS> copy_b(call.b, call.stride_b, turn.column, call.final.n,
                                                            shared + Tile::PANEL);
-    mma_turn<Tile, DEEP_A, DEEP_B>(call.leaves, turn, call.period, shared, copy_a, copy_b, call.final, call.out, call.accumulate,
-                                   call.slot, kept);
+    mma_turn<Tile, DEEP_A, DEEP_B>(call.leaves, turn, call.period, shared, copy_a, copy_b, call.final, call.out,
+                                   call.accumulate, call.slot, kept);
   }
 }
 

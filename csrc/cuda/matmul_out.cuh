@@ -13,12 +13,20 @@ struct MatmulOut {
   int64_t m, n;
   const void* bias;
   bool half, half_bias;  // bfloat16; else float32
-  bool pairs, packs;      // whether 2 floats from an even column, or 8 elements from a multiple of 8, can move as one
+  bool pairs, packs;     // whether 2 floats from an even column, or 8 elements from a multiple of 8, can move as one
 };
 
 inline MatmulOut matmul_out(const MatmulProblem& p) {
-  MatmulOut out = {p.out, p.row_stride_out, p.slots_stride, p.m, p.n, p.bias, p.out_dtype == DType::bfloat16,
-                   p.bias_dtype == DType::bfloat16, false, false};
+  MatmulOut out = {p.out,
+                   p.row_stride_out,
+                   p.slots_stride,
+                   p.m,
+                   p.n,
+                   p.bias,
+                   p.out_dtype == DType::bfloat16,
+                   p.bias_dtype == DType::bfloat16,
+                   false,
+                   false};
   const int64_t item = size_of(p.out_dtype), strides = out.row_stride | out.slot_stride;
   const auto fits = [&](int64_t n) { return reinterpret_cast<uintptr_t>(p.out) % (n * item) == 0 && strides % n == 0; };
   out.pairs = fits(2), out.packs = fits(8);
@@ -38,7 +46,8 @@ __device__ __forceinline__ int left_of(int64_t size, int64_t first) {
 
 // Calls f(pair, where it lies, whether its first and its second element are inside) for each pair.
 template <int ROWS, int COLUMNS, class T, class Place, class F>
-__device__ __forceinline__ void each_pair(Sums<ROWS, COLUMNS>& sum, const MatmulOut& out, int64_t slot, const Place& place, F f) {
+__device__ __forceinline__ void each_pair(Sums<ROWS, COLUMNS>& sum, const MatmulOut& out, int64_t slot, const Place& place,
+                                          F f) {
   const int64_t first_row = opaque(place.first_row), first_column = opaque(place.first_column);
   const int rows = left_of(out.m, first_row), columns = left_of(out.n, first_column);
   T* const at = static_cast<T*>(out.data) + slot * out.slot_stride + first_row * out.row_stride + first_column;
@@ -60,7 +69,7 @@ __device__ __forceinline__ void load_sums(Sums<ROWS, COLUMNS>& sum, const Matmul
     x[1] = ADD ? second + x[1] : second;
   };
   if (from.pairs) {
-    each_pair<ROWS, COLUMNS, const float>(sum, from, slot, place, [&](float(&x)[2], const float* at, bool first, bool second) {
+    each_pair<ROWS, COLUMNS, const float>(sum, from, slot, place, [&](float (&x)[2], const float* at, bool first, bool second) {
       if (second) {
         const float2 pair = *reinterpret_cast<const float2*>(at);
         take(x, pair.x, pair.y);
@@ -69,7 +78,7 @@ __device__ __forceinline__ void load_sums(Sums<ROWS, COLUMNS>& sum, const Matmul
       }
     });
   } else {
-    each_pair<ROWS, COLUMNS, const float>(sum, from, slot, place, [&](float(&x)[2], const float* at, bool first, bool second) {
+    each_pair<ROWS, COLUMNS, const float>(sum, from, slot, place, [&](float (&x)[2], const float* at, bool first, bool second) {
       if (first) take(x, at[0], second ? at[1] : 0.0f);
     });
   }
@@ -98,19 +107,19 @@ __device__ __forceinline__ void store_sums(Sums<ROWS, COLUMNS>& sum, const Matmu
       place.store_half(sum, out);
       return;
     }
-    each_pair<ROWS, COLUMNS, bfloat16>(sum, out, slot, place, [&](float(&x)[2], bfloat16* at, bool first, bool second) {
+    each_pair<ROWS, COLUMNS, bfloat16>(sum, out, slot, place, [&](float (&x)[2], bfloat16* at, bool first, bool second) {
       if (first) at[0] = rounded(x[0]);
       if (second) at[1] = rounded(x[1]);
     });
   } else if (out.pairs) {
-    each_pair<ROWS, COLUMNS, float>(sum, out, slot, place, [&](float(&x)[2], float* at, bool first, bool second) {
+    each_pair<ROWS, COLUMNS, float>(sum, out, slot, place, [&](float (&x)[2], float* at, bool first, bool second) {
       if (second)
         *reinterpret_cast<float2*>(at) = make_float2(x[0], x[1]);
       else if (first)
         at[0] = x[0];
     });
   } else {
-    each_pair<ROWS, COLUMNS, float>(sum, out, slot, place, [&](float(&x)[2], float* at, bool first, bool second) {
+    each_pair<ROWS, COLUMNS, float>(sum, out, slot, place, [&](float (&x)[2], float* at, bool first, bool second) {
       if (first) at[0] = x[0];
       if (second) at[1] = x[1];
     });

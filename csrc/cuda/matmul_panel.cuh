@@ -13,7 +13,9 @@ namespace plait {
 constexpr int STEP = 32;  // k of a panel: two of mma's
 
 // Bytes of a chunk that are there, of `left` elements.
-__device__ __forceinline__ int chunk_bytes(int64_t left) { return left >= 8 ? 16 : left > 0 ? int(left) * 2 : 0; }
+__device__ __forceinline__ int chunk_bytes(int64_t left) {
+  return left >= 8 ? 16 : left > 0 ? int(left) * 2 : 0;
+}
 
 // What one thread copies of the panels of a tile.
 template <int WIDTH, bool DEEP, int THREADS>
@@ -21,8 +23,8 @@ struct PanelCopy {
   static constexpr int COUNT = WIDTH * STEP / 8 / THREADS, ROWS = DEEP ? THREADS / 4 : THREADS / (WIDTH / 8);
   const bfloat16* from;
   int64_t stride;
-  int left;               // DEEP: rows of the operand from this thread's first; else bytes of its chunk
-  SharedAddress to;       // in the first stage
+  int left;          // DEEP: rows of the operand from this thread's first; else bytes of its chunk
+  SharedAddress to;  // in the first stage
 
   __device__ PanelCopy(const bfloat16* data, int64_t row_stride, int64_t first, int64_t width, SharedAddress panel)
       : stride(row_stride) {

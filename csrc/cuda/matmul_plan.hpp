@@ -25,7 +25,7 @@ struct Leaves {
 
 // Leaves as one group each, which come to slots of out by `finish`; or, where there is but one group, all of it.
 struct LeafPlan {
-  Leaves leaves = {};      // with more than one group, sums of group g go to slot g of partial sums, not to out
+  Leaves leaves = {};        // with more than one group, sums of group g go to slot g of partial sums, not to out
   std::vector<Leaf> finish;  // how those merge; empty with one group
   int depth = 0;             // the most sums that a block keeps at once
 };

@@ -1,9 +1,8 @@
 // Products with a float32 operand: each leaf of an element is one chain of fused multiply-adds in ascending k, the bits of
 // cpu/gemm.cpp. Tiles of 128 x 128 x 8 by 256 threads, which keep the next step's elements in registers meanwhile.
-#include "cuda/matmul_simt.hpp"
-
 #include "core/scalar.hpp"
 #include "cuda/matmul_launch.cuh"
+#include "cuda/matmul_simt.hpp"
 #include "cuda/matmul_walk.cuh"
 #include "cuda/shared.cuh"
 

@@ -11,7 +11,9 @@
 namespace plait {
 
 using SharedAddress = uintptr_t;
-inline SharedAddress shared_address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
+inline SharedAddress shared_address(const void* p) {
+  return reinterpret_cast<uintptr_t>(p);
+}
 
 // The sixteen products and c are added in double, then rounded once.
 inline void mma(float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -48,8 +50,12 @@ inline void load_matrices_of(uint32_t (&x)[4], SharedAddress row, bool transpose
     std::memcpy(&x[i], pair, 4);
   }
 }
-inline void load_matrices(uint32_t (&x)[4], SharedAddress row) { load_matrices_of(x, row, false); }
-inline void load_matrices_transposed(uint32_t (&x)[4], SharedAddress row) { load_matrices_of(x, row, true); }
+inline void load_matrices(uint32_t (&x)[4], SharedAddress row) {
+  load_matrices_of(x, row, false);
+}
+inline void load_matrices_transposed(uint32_t (&x)[4], SharedAddress row) {
+  load_matrices_of(x, row, true);
+}
 
 inline void copy_now(const fibers::LateCopies::Copy& c) {
   std::memset(c.to, 0, size_t(c.size));
@@ -61,11 +67,15 @@ inline void copy_later(const fibers::LateCopies::Copy& c) {
   if (c.bytes < 0 || c.bytes > c.size) throw std::logic_error("cp.async: more than its size");
   fibers::order() == 1 ? copy_now(c) : fibers::late_copies().copies.push_back(c);
 }
-inline void copy_async(SharedAddress to, const void* from, int bytes) { copy_later({reinterpret_cast<void*>(to), from, bytes, 16}); }
+inline void copy_async(SharedAddress to, const void* from, int bytes) {
+  copy_later({reinterpret_cast<void*>(to), from, bytes, 16});
+}
 inline void copy_word_async(SharedAddress to, const void* from, bool there) {
   copy_later({reinterpret_cast<void*>(to), from, there ? 4 : 0, 4});
 }
-inline void commit_copies() { fibers::late_copies().groups.push_back(fibers::late_copies().copies.size()); }
+inline void commit_copies() {
+  fibers::late_copies().groups.push_back(fibers::late_copies().copies.size());
+}
 template <int LATER>
 void wait_copies() {
   fibers::LateCopies& late = fibers::late_copies();
