@@ -21,7 +21,7 @@ export LD_LIBRARY_PATH := $(subst $(space),:,$(strip $(foreach folder,$(subst :,
   $(if $(wildcard $(folder)/libmpi*.so* $(folder)/libucp.so* $(folder)/libfabric.so*),,$(folder)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster test-aarch64 test-cuda test-long test-python lint package build fibers clean
+.PHONY: help demo test test-cluster test-aarch64 test-cuda test-fibers check-cuda test-long test-python lint package build fibers clean
 
 help:  ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*##/make \1	/p' Makefile | expand -t 20
@@ -48,8 +48,13 @@ test-cluster: $(VENV)/.dev  ## a real Slurm of 4 nodes on this machine, aarch64 
 test-aarch64: $(VENV)/.tools  ## part of test-cluster: the bits of every op on aarch64, cross-compiled, under qemu
 	@PATH="$(abspath $(BIN)):$$PATH" tools/test-aarch64
 
-test-cuda: $(VENV)/.dev $(FIBERS)/.built  ## the CUDA kernels: on the CPU, and what nvcc makes of them; needs no GPU
+test-cuda: $(VENV)/.dev  ## the CUDA kernels: on the CPU, and what nvcc makes of them; needs no GPU
+	@$(MAKE) --no-print-directory -j2 -Otarget test-fibers check-cuda
+
+test-fibers: $(VENV)/.dev $(FIBERS)/.built
 	$(BIN)/python -m pytest tests/unit tests/gpu --cuda
+
+check-cuda: $(VENV)/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/check-cuda
 
 test-long: $(VENV)/.dev  ## every layout with every setting, loss curves, and the unit tests on the other Pythons found
