@@ -304,6 +304,8 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     a = parser.parse_args()
     device = backend.use("cuda")
+    if CUDA:  # both sides, and the events, on one stream
+        torch.cuda.set_stream(torch.cuda.ExternalStream(backend.stream()))
     print(f"{device}, PyTorch {torch.__version__}", flush=True)
     found: dict[str, Any] = {"device": device, "torch": torch.__version__, "rows": {}}
     parts = {"matmul": matmul, "attention": attention, "memory": memory}

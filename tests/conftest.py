@@ -1,6 +1,8 @@
 """--long: also what takes minutes (`make test-long`). --cuda: tests of csrc/cuda, no others, on a
 GPU or on fibers (`make test-cuda`). The slowest multi-rank cases are told at the end."""
 
+from typing import Any
+
 import pytest
 
 SECONDS = pytest.StashKey[dict[str, float]]()  # of multi-rank cases
@@ -35,3 +37,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def kernels(request: pytest.FixtureRequest) -> Any:
+    """The kernels of a backend (tests/unit/kernel_backends.py)."""
+    import kernel_backends
+
+    return kernel_backends.kernels(request.param)

@@ -5,12 +5,22 @@ It refuses what would quietly copy to the host, and all that CuPy would compile 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 __version__ = "14.0.0"
+
+
+recording: list[Callable[[], Any]] | None = None  # what a stream that is captured was told
+
+
+def do(work: Callable[[], Any]) -> None:
+    """Now, or when the graph is launched."""
+    work() if recording is None else recording.append(work)
 
 
 class Pointer:
@@ -20,7 +30,7 @@ class Pointer:
     def memset_async(self, value: int, size: int) -> None:
         assert self._array.flags.c_contiguous
         assert size == self._array.nbytes
-        self._array.view(np.uint8).fill(value)
+        do(lambda: self._array.view(np.uint8).fill(value))
 
 
 class ndarray:
@@ -67,7 +77,7 @@ class ndarray:
     def __setitem__(self, where: Any, value: Any) -> None:
         assert isinstance(value, ndarray), "a number or a host array is assigned to a device array"
         assert value.dtype == self.dtype
-        self._held[where] = value._held
+        do(lambda: self._held.__setitem__(where, value._held))
 
     def __iter__(self) -> Any:
         return (ndarray(x) for x in self._held)
@@ -88,13 +98,15 @@ class ndarray:
 
     def fill(self, value: float) -> None:
         assert value == 0, "CuPy compiles a kernel to fill with anything but 0"
-        self._held.fill(value)
+        do(lambda: self._held.fill(value))
 
     def get(self) -> np.ndarray:
+        assert recording is None, "a captured stream is waited for"
         return self._held.copy()
 
     def set(self, x: np.ndarray) -> None:
         assert type(x) is np.ndarray
+        assert recording is None, "a host array is copied while a stream is captured"
         assert x.shape == self.shape
         assert x.dtype == self.dtype
         self._held[...] = x
@@ -111,6 +123,51 @@ def broadcast_to(x: ndarray, shape: Any) -> ndarray:
     return found
 
 
+class Graph:
+    launches = 0
+
+    def __init__(self, works: list[Callable[[], Any]]):
+        self._works = works
+
+    def launch(self) -> None:
+        Graph.launches += 1
+        for work in self._works:
+            work()
+
+
+class Stream:
+    null: Any
+    current: Any
+
+    def __init__(self, non_blocking: bool = False):
+        self.ptr = id(self)
+
+    def use(self) -> None:
+        Stream.current = self
+
+    def synchronize(self) -> None:
+        pass
+
+    def begin_capture(self, mode: int) -> None:
+        global recording
+        assert self is not Stream.null
+        recording = []
+
+    def end_capture(self) -> Graph:
+        global recording
+        assert recording is not None
+        works, recording = recording, None
+        return Graph(works)
+
+
+Stream.null = Stream.current = Stream()
+
+
+class MemoryPool:
+    def malloc(self, size: int) -> None:
+        pass
+
+
 class Device:
     def __init__(self, number: int):
         assert number == 0
@@ -124,9 +181,15 @@ def get_default_memory_pool() -> Any:
 
 
 cuda = SimpleNamespace(
+    MemoryPool=MemoryPool,
+    Stream=Stream,
+    alloc_pinned_memory=bytearray,
+    get_current_stream=lambda: Stream.current,
+    using_allocator=lambda _: contextlib.nullcontext(),
     Device=Device,
     runtime=SimpleNamespace(
         getDeviceCount=lambda: 1,
+        streamCaptureModeRelaxed=2,
         memGetInfo=lambda: (1 << 30, 1 << 30),
         getDeviceProperties=lambda _: {"name": b"fibers of a CPU", "major": 8, "minor": 0},
     ),

@@ -29,17 +29,35 @@ def cpu_kernels() -> Any:
         for name, function in vars(_cpu).items()
         if callable(function) and not isinstance(function, type)
     }
-    versions = {"driver_version": lambda: 13000, "runtime_version": lambda: 13000}
     return SimpleNamespace(
-        __spec__="of this file", **ops, **versions, LIMBS=_cpu.LIMBS, scratch_reserved=lambda: 0
-    )
+        **ops, LIMBS=_cpu.LIMBS, scratch_reserved=lambda: 0, set_stream=lambda _: None,
+        driver_version=lambda: 13000, runtime_version=lambda: 13000,
+    )  # fmt: skip
+
+
+HOST = {"set_stream", "driver_version", "runtime_version", "scratch_reserved", "isa"}
+WAITS = {"exact_value", "fingerprint", "weighted_bits", "check_faults"}
+
+
+def recorded(kernels: Any) -> Any:
+    """Its ops, which a captured stream keeps for the graph."""
+
+    def op(name: str, function: Any, *arguments: Any) -> Any:
+        if fake_cupy.recording is None or name in HOST:
+            return function(*arguments)
+        assert name not in WAITS, f"{name} waits for a captured stream"
+        fake_cupy.do(functools.partial(function, *arguments))
+
+    found = {name: x for name, x in vars(kernels).items() if not name.startswith("_")}
+    ops = {name: functools.partial(op, name, x) if callable(x) else x for name, x in found.items()}
+    return SimpleNamespace(__spec__="of this file", **ops)
 
 
 @contextmanager
 def device(kernels: Any) -> Iterator[None]:
     """A device whose kernels are cpu_kernels(), or those of kernel_backends.fibers()."""
     before = {name: sys.modules.get(name) for name in ("cupy", "plait._cuda")}
-    sys.modules.update({"cupy": fake_cupy, "plait._cuda": kernels})
+    sys.modules.update({"cupy": fake_cupy, "plait._cuda": recorded(kernels)})
     try:
         yield
     finally:

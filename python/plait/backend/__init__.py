@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from plait.backend import host
-from plait.backend.cuda import Cuda, connect
+from plait.backend.cuda import Cuda, connect, disconnect
 from plait.backend.host import POOLED, Array, bfloat16, float32
+from plait.backend.recorder import Recorder
 
 PRECISIONS = {"float32": float32, "bfloat16": bfloat16}
 
@@ -28,6 +29,9 @@ def use(name: str, local_rank: int = 0) -> str:
     """Takes "cpu" or "cuda"; says what that is, such as "cuda (NVIDIA H200, device 0)". UserError
     if there is no such device here."""
     global _cuda
+    if _cuda is not None:
+        disconnect(_cuda)
+        _cuda = None
     _cuda = connect(local_rank) if name == "cuda" else None
     kernels.__dict__.clear()
     kernels.__dict__.update(vars(host.kernels if _cuda is None else _cuda.kernels))
@@ -59,6 +63,16 @@ def device_limit() -> int:
 def device_count() -> int:
     """How many devices this process sees; 1 on the CPU."""
     return 1 if _cuda is None else int(_cuda.cupy.cuda.runtime.getDeviceCount())
+
+
+def recorder() -> Recorder | None:
+    """For work of the device in use; None on the CPU."""
+    return None if _cuda is None else Recorder(_cuda.cupy)
+
+
+def stream() -> int:
+    """The address of the CUDA stream that everything runs on; 0 on the CPU."""
+    return 0 if _cuda is None else int(_cuda.stream.ptr)
 
 
 def trim() -> None:
@@ -240,9 +254,11 @@ __all__ = [
     "name",
     "on_device",
     "put",
+    "recorder",
     "repeated",
     "same_array",
     "share_memory",
+    "stream",
     "to_device",
     "to_host",
     "trim",

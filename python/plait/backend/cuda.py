@@ -13,12 +13,14 @@ LEAST = (8, 0)  # compute capability
 
 @dataclass(frozen=True)
 class Cuda:
-    """cupy: the module; kernels: plait._cuda; device: its number among those that are visible."""
+    """cupy: the module; kernels: plait._cuda; device: its number among those that are visible;
+    stream: everything runs on it."""
 
     cupy: Any
     kernels: Any
     device: int
     name: str
+    stream: Any
 
 
 def connect(local_rank: int) -> Cuda:
@@ -68,6 +70,9 @@ def connect(local_rank: int) -> Cuda:
         )
     device = local_rank % count
     cupy.cuda.Device(device).use()
+    stream = cupy.cuda.Stream(non_blocking=True)  # the default one cannot be recorded
+    stream.use()
+    kernels.set_stream(stream.ptr)
     properties = cupy.cuda.runtime.getDeviceProperties(device)
     name, found = properties["name"].decode(), (properties["major"], properties["minor"])
     if found < LEAST:
@@ -75,7 +80,14 @@ def connect(local_rank: int) -> Cuda:
             f'backend = "cuda": {name} has compute capability {found[0]}.{found[1]}, needed is '
             f"{LEAST[0]}.{LEAST[1]} (A100 or later)"
         )
-    return Cuda(cupy, kernels, device, name)
+    return Cuda(cupy, kernels, device, name, stream)
+
+
+def disconnect(cuda: Cuda) -> None:
+    """Leaves the stream to its arrays."""
+    cuda.stream.synchronize()
+    cuda.cupy.cuda.Stream.null.use()
+    cuda.kernels.set_stream(0)
 
 
 def _version(number: int) -> str:

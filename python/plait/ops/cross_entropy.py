@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from plait.autograd import Context, Function
-from plait.backend import Array, bits, empty, float32, kernels, to_device, zeros
+from plait.backend import Array, bits, empty, float32, kernels, on_device, to_device, zeros
 from plait.comm import Communicator
 from plait.comm.tree import merges
 
@@ -26,7 +26,7 @@ class CrossEntropy(Function):
         ctx: Context, logits: Array, targets: Array, vocabulary: int, comm: Communicator
     ) -> Array:
         rows = logits.reshape(-1, logits.shape[-1])
-        flat_targets = to_device(np.ascontiguousarray(targets, np.int32).ravel())
+        flat_targets = targets.reshape(-1) if on_device(targets) else _flat(targets)
         statistics, target_logit, first = row_statistics(rows, flat_targets, vocabulary, comm)
         losses = empty(flat_targets.shape, float32)
         kernels.cross_entropy_loss(statistics[0], statistics[1], target_logit, flat_targets, losses)
@@ -42,6 +42,10 @@ class CrossEntropy(Function):
         )
         grad: Array = rows.reshape(shape)
         return grad
+
+
+def _flat(targets: Array) -> Array:
+    return to_device(np.ascontiguousarray(targets, np.int32).ravel())
 
 
 def row_statistics(

@@ -8,9 +8,10 @@ Between microbatches only those that are still open need memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
+from typing import Any, ClassVar
 
 from plait.comm.tree import Leaves, merges
 
@@ -37,10 +38,26 @@ class Position:
     segments: tuple[Segment, ...] = ()
     sequence: int | None = None  # its length, if activations are cut along it over tensor ranks
 
+    def watched(self) -> Watched:
+        """The same, but it notes who asks for its step or samples."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Watched(**values)
+
     @property
     def slots(self) -> int:
         """How many chains are open at once within this microbatch."""
         return max((segment.slot for segment in self.segments), default=-1) + 1
+
+
+class Watched(Position):
+    """Notes in `asked` whether somebody asks for what differs from step to step."""
+
+    asked: ClassVar[list[str]] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("step", "first_sample"):
+            Watched.asked.append(name)
+        return super().__getattribute__(name)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from plait import ops
 from plait.autograd import SILENT, Observer, Tape, Tensor
-from plait.backend import Array, contiguous, empty, to_device
+from plait.backend import Array, contiguous, empty, on_device, to_device
 from plait.comm import Communicator, Work
 from plait.nn import Layer
 from plait.ops.position import Position
@@ -37,10 +37,8 @@ class Stage:
         """Runs the layers on `inputs` (first stage) or on what the previous stage sends."""
         if not self.first:
             inputs = self._receive(self.pipeline.rank - 1, position)
-        else:
-            if inputs.dtype.kind == "f":
-                inputs = inputs.astype(self.precision, copy=False)
-            inputs = to_device(inputs)
+        elif not on_device(inputs):
+            inputs = to_device(self.stored(inputs))
         observer = self.observer if recording else SILENT
         with Tape(position, ops.fan_in, recording=recording, observer=observer) as tape:
             x: Any = tape.input(inputs, grad=not self.first)
@@ -51,6 +49,11 @@ class Stage:
         if not self.last:
             self._send(x.array, self.pipeline.rank + 1, position)
         return tape, x, inputs
+
+    def stored(self, inputs: Array) -> Array:
+        """A host's inputs in the type that layers take."""
+        kind = self.precision if inputs.dtype.kind == "f" else inputs.dtype
+        return inputs.astype(kind, copy=False)
 
     def train(
         self,

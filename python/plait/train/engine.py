@@ -30,7 +30,7 @@ from plait.backend import (
 from plait.errors import UserError
 from plait.mesh import Mesh
 from plait.nn import Build, LayerSpec, Recomputed
-from plait.ops.position import Position, Share
+from plait.ops.position import Position, Share, Watched
 from plait.optim import Optimizer
 from plait.parallel.bucket import Bucket, Span, make_buckets
 from plait.parallel.declared import Declared, checked
@@ -150,6 +150,9 @@ class Engine:
         inits = {p.name: p.init for names in everywhere for p in names}
         self._init = {p.name: inits[p.tied_to or p.name] for p in self.parameters}
         self.observer: Observer = SILENT
+        # One rank's passes are the same work each step, if no op asks for the step's number.
+        self._recorder = backend.recorder() if mesh.world.size == 1 else None
+        self._steps_differ = False
         self.initialize()
         backend.trim()  # of what came before, and of what only the start needed
         weakref.finalize(self, backend.trim)  # the arrays go right after it
@@ -259,14 +262,35 @@ class Engine:
             self.pipeline.rank, self.pipeline.size, len(positions)
         )
         self.observer.step(step, inputs, targets)
-        reduction = Reduction(self.buckets, self.share.nodes, self.observer)
-        losses = self.stage.train(
-            actions, positions, [inputs[part] for part in parts],
-            lambda y, index: self._loss(y, targets[parts[index]]),
-            float(np.float32(1.0 / count)), reduction,
-        )  # fmt: skip
-        reduction.finish()
+
+        def passes(inputs: Array, targets: Array) -> tuple[list[Array], list[Array]]:
+            """Losses, and the reduced gradients of all buckets."""
+            reduction = Reduction(self.buckets, self.share.nodes, self.observer)
+            mine = positions
+            if self._recorder is not None:
+                mine = [position.watched() for position in positions]
+            losses = self.stage.train(
+                actions, mine, [inputs[part] for part in parts],
+                lambda y, index: self._loss(y, targets[parts[index]]),
+                float(np.float32(1.0 / count)), reduction,
+            )  # fmt: skip
+            reduction.finish()
+            return losses, [bucket.gradient for bucket in self.buckets]
+
+        if self._recorder is None or self.observer is not SILENT:
+            losses, _ = passes(inputs, targets)
+        else:
+            Watched.asked.clear()
+            arrays = self.stage.stored(inputs), targets.astype(np.int32, copy=False)
+            losses, gradients = self._recorder.run(count, arrays, passes, self._repeatable)
+            for bucket, gradient in zip(self.buckets, gradients, strict=True):
+                bucket.gradient = gradient
+            self._steps_differ = self._steps_differ or bool(Watched.asked)
         return self._update(step, learning_rate, losses, count)
+
+    def _repeatable(self) -> bool:
+        """Whether what a step computes hangs on nothing but its samples: not with dropout."""
+        return not self._steps_differ
 
     @property
     def _vocabulary(self) -> int:
