@@ -31,6 +31,7 @@ def cpu_kernels() -> Any:
     }
     return SimpleNamespace(
         **ops, LIMBS=_cpu.LIMBS, scratch_reserved=lambda: 0, set_stream=lambda _: None,
+        check_faults=lambda: None,
         driver_version=lambda: 13000, runtime_version=lambda: 13000,
     )  # fmt: skip
 

@@ -201,3 +201,20 @@ def test_a_model_that_does_not_fit(tmp_path: Any) -> None:
         backend.use("cuda")
         with pytest.raises(UserError, match=r"a rank, the limit is 1\.07 GB"):
             check_memory(config, specs, config.layout.resolve(1), Here(1, 1))
+
+
+def test_what_a_kernel_found_ends_the_step() -> None:
+    """Kernels cannot raise: what they found in their data is asked for once a step."""
+    TEXT.prepare(Alone())
+    kernels = cpu_kernels()
+
+    def fault() -> None:
+        raise ValueError("cross_entropy_statistics: a target is at or beyond the vocabulary")
+
+    kernels.check_faults = fault
+    with device(kernels):
+        trainer = train.Trainer(
+            MODELS["gpt"](), TEXT, mesh=plait.Mesh(), optimizer=optim.AdamW(), batch=8
+        )
+        with pytest.raises(ValueError, match="at or beyond the vocabulary"):
+            next(trainer.steps(1))

@@ -65,6 +65,13 @@ def device_count() -> int:
     return 1 if _cuda is None else int(_cuda.cupy.cuda.runtime.getDeviceCount())
 
 
+def check_faults() -> None:
+    """ValueError for what a kernel found wrong in its data, such as a target beyond the
+    vocabulary; the CPU's kernels say so at once."""
+    if _cuda is not None:
+        _cuda.kernels.check_faults()
+
+
 def recorder() -> Recorder | None:
     """For work of the device in use; None on the CPU."""
     return None if _cuda is None else Recorder(_cuda.cupy)
@@ -241,6 +248,7 @@ __all__ = [
     "bfloat16",
     "bits",
     "built",
+    "check_faults",
     "contiguous",
     "copied",
     "device_count",

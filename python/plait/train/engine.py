@@ -263,8 +263,9 @@ class Engine:
         )
         self.observer.step(step, inputs, targets)
 
-        def passes(inputs: Array, targets: Array) -> tuple[list[Array], list[Array]]:
-            """Losses, and the reduced gradients of all buckets."""
+        def passes(inputs: Array, targets: Array) -> tuple[Array, list[Array]]:
+            """Forward, backward and reductions: the sums of losses and of squared gradients
+            (_limbs), and the gradients of all buckets."""
             reduction = Reduction(self.buckets, self.share.nodes, self.observer)
             mine = positions
             if self._recorder is not None:
@@ -275,18 +276,21 @@ class Engine:
                 float(np.float32(1.0 / count)), reduction,
             )  # fmt: skip
             reduction.finish()
-            return losses, [bucket.gradient for bucket in self.buckets]
+            for tie in self.ties:
+                tie.add_gradients()
+            self.observer.reduced()
+            return self._limbs(losses), [bucket.gradient for bucket in self.buckets]
 
         if self._recorder is None or self.observer is not SILENT:
-            losses, _ = passes(inputs, targets)
+            limbs, _ = passes(inputs, targets)
         else:
             Watched.asked.clear()
             arrays = self.stage.stored(inputs), targets.astype(np.int32, copy=False)
-            losses, gradients = self._recorder.run(count, arrays, passes, self._repeatable)
+            limbs, gradients = self._recorder.run(count, arrays, passes, self._repeatable)
             for bucket, gradient in zip(self.buckets, gradients, strict=True):
                 bucket.gradient = gradient
             self._steps_differ = self._steps_differ or bool(Watched.asked)
-        return self._update(step, learning_rate, losses, count)
+        return self._update(step, learning_rate, limbs, count)
 
     def _repeatable(self) -> bool:
         """Whether what a step computes hangs on nothing but its samples: not with dropout."""
@@ -307,13 +311,11 @@ class Engine:
         result: Tensor = ops.CrossEntropy.apply(logits, targets, self._vocabulary, self.tensor)
         return result
 
-    def _update(
-        self, step: int, learning_rate: float, losses: list[Array], count: int
-    ) -> StepResult:
-        for tie in self.ties:
-            tie.add_gradients()
-        self.observer.reduced()
-        loss, norm = self._loss_and_norm(losses)
+    def _update(self, step: int, learning_rate: float, limbs: Array, count: int) -> StepResult:
+        total = self.mesh.world.all_reduce(to_host(limbs))
+        backend.check_faults()
+        loss, square = (host.kernels.exact_value(each) for each in total)
+        norm = float(np.sqrt(square))
         scale = 1.0
         clip = self.settings.clip
         if clip is not None and norm > clip:
@@ -349,8 +351,8 @@ class Engine:
         mean, before = to_host(total) / np.float32(self.settings.batch), to_host(running)
         put(running, before + np.float32(momentum) * (mean - before))
 
-    def _loss_and_norm(self, losses: list[Array]) -> tuple[float, float]:
-        """Exact sums over all ranks, in one integer all_reduce: of losses, and of squared
+    def _limbs(self, losses: list[Array]) -> Array:
+        """This rank's part of two exact sums, which add up as integers: of losses, and of squared
         gradients."""
         limbs = zeros((2, LIMBS), np.int64)
         if self.tensor.rank == 0:
@@ -366,9 +368,7 @@ class Engine:
                 start = where.start - bucket.own.start
                 size = where.stop - where.start
                 kernels.exact_sum(bucket.gradient[start : start + size], True, limbs[1])
-        total = self.mesh.world.all_reduce(to_host(limbs))
-        loss, square = (host.kernels.exact_value(each) for each in total)
-        return loss, float(np.sqrt(square))
+        return limbs
 
     # --- evaluation ---
 
