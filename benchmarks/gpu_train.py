@@ -50,9 +50,7 @@ def ours(model: str, batch: int, microbatch: int) -> tuple[Callable[[], float], 
     specs = models.gpt(vocabulary=VOCABULARY[model], **SIZES[model])
     leaves = auto_grains(specs, batch)
     mesh = Mesh(grains=dict(zip(("data", "tensor"), leaves, strict=True)))
-    engine = Engine(
-        specs, mesh.staged(), AdamW(weight_decay=0.1), Settings(batch, microbatch), 1 << 25
-    )
+    engine = Engine(specs, mesh.staged(), AdamW(weight_decay=0.1), Settings(batch, microbatch))
     inputs, targets = samples(batch, model)
     done = iter(range(1 << 30))
     return lambda: engine.step(next(done), 3e-4, inputs, targets).loss, engine.parameter_count

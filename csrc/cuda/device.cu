@@ -2,7 +2,7 @@
 
 #include <map>
 #include <mutex>
-#include <tuple>
+#include <utility>
 
 #include "core/error.hpp"
 #include "cuda/check.hpp"
@@ -17,7 +17,7 @@ struct Block {
   int64_t bytes = 0;
 };
 std::mutex guard;
-using Place = std::tuple<int, cudaStream_t, Use>;
+using Place = std::pair<int, cudaStream_t>;
 std::map<Place, Block>& blocks() {
   static std::map<Place, Block> all;
   return all;
@@ -69,9 +69,9 @@ int runtime_version() {
 void set_stream(uintptr_t stream) { current = reinterpret_cast<cudaStream_t>(stream); }
 cudaStream_t stream() { return current; }
 
-void* scratch_bytes(int64_t bytes, Use use) {
+void* scratch_bytes(int64_t bytes) {
   std::lock_guard<std::mutex> lock(guard);
-  Block& block = blocks()[{device(), current, use}];
+  Block& block = blocks()[{device(), current}];
   if (bytes > block.bytes) {
     const int64_t grown = (bytes + (bytes / 4) + 0xffff) & ~int64_t(0xffff);
     void* data = nullptr;

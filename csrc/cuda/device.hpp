@@ -22,13 +22,12 @@ int runtime_version();
 void set_stream(uintptr_t stream);
 cudaStream_t stream();
 
-// `bytes` of device memory for a kernel about to start on stream(), aligned to 256. One block per stream and use: the next
-// call for it gives the same memory. It only grows, and a block that was outgrown stays, since a captured graph may know it.
-enum class Use { kernel, patches, weights };  // those of ops that call other ops are their own
-void* scratch_bytes(int64_t bytes, Use use = Use::kernel);
+// `bytes` of device memory for a kernel about to start on stream(), aligned to 256. One block per stream: the next call
+// on it gives the same memory. It only grows, and a block that was outgrown stays, since a captured graph may know it.
+void* scratch_bytes(int64_t bytes);
 template <class T>
-T* scratch(int64_t count, Use use = Use::kernel) {
-  return static_cast<T*>(scratch_bytes(count * int64_t(sizeof(T)), use));
+T* scratch(int64_t count) {
+  return static_cast<T*>(scratch_bytes(count * int64_t(sizeof(T))));
 }
 int64_t scratch_reserved();  // bytes, over all streams
 

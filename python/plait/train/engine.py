@@ -41,6 +41,7 @@ from plait.parallel.stage import Stage
 from plait.parallel.tie import Tie
 
 LIMBS = host.kernels.LIMBS
+BUCKET_SIZE = {"cpu": 1 << 20, "cuda": 1 << 25}  # elements; a GPU wants few large kernels
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Engine:
         mesh: Mesh,
         optimizer: Optimizer,
         settings: Settings,
-        bucket_size: int = 1 << 20,
+        bucket_size: int | None = None,
     ):
         self.specs, self.mesh, self.optimizer, self.settings = specs, mesh, optimizer, settings
         self.data, self.tensor, self.pipeline = mesh.data, mesh.tensor, mesh.pipeline
@@ -127,7 +128,7 @@ class Engine:
         tied = {x for names in everywhere for p in names if p.tied_to for x in (p.name, p.tied_to)}
         self.buckets = make_buckets(
             self.parameters, self.data, self.tensor, self.share.slots, precision, settings.zero,
-            bucket_size, alone=tied,
+            bucket_size or BUCKET_SIZE[backend.name()], alone=tied,
         )  # fmt: skip
         self.ties = self._ties(everywhere)
         self.master: dict[int, Array] = {}

@@ -109,8 +109,7 @@ class Trainer:
         self.settings = settings
         self.sampler = Sampler(dataset.samples, batch, seed)
         reset_peak()
-        size = 1 << (25 if name_of_backend() == "cuda" else 20)  # a GPU wants few large kernels
-        self.engine = Engine(layers, mesh, optimizer, settings, size)
+        self.engine = Engine(layers, mesh, optimizer, settings)
         self.keep, self.metadata, self.check_every = keep, metadata or {}, check_every
         if check_every and name_of_backend() == "cpu":
             StateCheck(self.engine, check_every)
