@@ -108,6 +108,14 @@ def curve(steps: int, small: bool) -> dict[str, Any]:
     return found
 
 
+def wait() -> None:
+    """Until the device has done all it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="124M", choices=SIZES)
@@ -122,30 +130,41 @@ def main() -> None:
     print(device, flush=True)
     found: dict[str, Any] = {"device": device, "model": a.model, "batch": a.batch}
     step, parameters = ours(a.model, a.batch, a.microbatch)
-    sides: dict[str, Callable[[], float]] = {"plait": step}
-    if not a.no_torch:
-        for form in ("autocast", "masters"):
-            sides[f"PyTorch {form}"] = theirs(a.model, a.batch, a.microbatch, form)
-    for name, each in sides.items():
-        print(
-            f"{name}: losses of the first steps {[round(each(), 4) for _ in range(3)]}", flush=True
-        )
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(a.rounds):
-        for name, each in sides.items():
-            start = time.perf_counter()
-            each()
-            times[name].append(time.perf_counter() - start)
     tokens = a.batch * sizes["sequence_length"]
     attention = 6 * sizes["layers"] * sizes["hidden_dim"] * sizes["sequence_length"]
-    for name, seconds in times.items():
+
+    def timed(each: Callable[[], float]) -> float:
+        wait()
+        start = time.perf_counter()
+        each()
+        wait()  # the optimizer's kernels too
+        return time.perf_counter() - start
+
+    def tell(name: str, seconds: list[float], beside: list[float] | None = None) -> None:
         rate = tokens / statistics.median(seconds)
         mfu = (6 * parameters + attention) * rate / PEAK
         text = f"{name:20} {rate:10.0f} tokens/s, {mfu:.1%} MFU"
         found[name] = {"seconds": seconds, "tokens/s": rate, "mfu": mfu}
-        if name != "plait":
-            text += f"; plait is {ratio_text(times['plait'], seconds)}"
+        if beside:
+            found[name]["plait beside it"] = beside
+            text += f"; plait is {ratio_text(beside, seconds)}"
         print(text, flush=True)
+        if a.json:
+            a.json.write_text(json.dumps(found, indent=1))
+
+    print(f"plait: losses of the first steps {[round(step(), 4) for _ in range(4)]}", flush=True)
+    tell("plait", [timed(step) for _ in range(a.rounds)])
+    for form in () if a.no_torch else ("autocast", "masters"):
+        name = f"PyTorch {form}"
+        try:
+            other = theirs(a.model, a.batch, a.microbatch, form)
+            print(f"{name}: losses {[round(other(), 4) for _ in range(4)]}", flush=True)
+            pairs = [(timed(step), timed(other)) for _ in range(a.rounds)]
+        except Exception as error:  # a peer that does not run is told, and the rest goes on
+            print(f"{name}: {type(error).__name__}: {error}", flush=True)
+            continue
+        tell(name, [pair[1] for pair in pairs], [pair[0] for pair in pairs])
+        del other
     found["memory"] = backend.memory_bytes()
     print(f"device memory of plait: {found['memory'] / 1e9:.2f} GB", flush=True)
     if a.curve:

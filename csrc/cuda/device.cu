@@ -93,7 +93,8 @@ uint32_t* fault_word() {
   if (!word) {
     void* data = nullptr;
     PLAIT_CUDA(cudaMalloc(&data, 256));
-    PLAIT_CUDA(cudaMemset(data, 0, 256));
+    PLAIT_CUDA(cudaMemsetAsync(data, 0, 256, current));
+    PLAIT_CUDA(cudaStreamSynchronize(current));  // other streams know nothing of this one
     word = static_cast<uint32_t*>(data);
   }
   return word;

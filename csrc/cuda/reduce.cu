@@ -18,7 +18,7 @@ struct Inputs {
   int count;
 };
 
-// FIRST: the chain starts here; otherwise it goes on from `sums`, which holds what earlier kernels added up.
+// The chain goes on from `sums`, what earlier kernels added up, or starts with the first input.
 template <class X, class Y, int WIDTH>
 __global__ void __launch_bounds__(256) add_kernel(Inputs inputs, const float* sums, int64_t packs, Y* out) {
   const int64_t step = int64_t(gridDim.x) * blockDim.x;

@@ -140,11 +140,11 @@ def test_fingers_off() -> None:
             np.asarray(x)
 
 
-NO_DEVICE = r"CuPy 14\.0\.0 finds no device with this driver \(CUDA 13\.0\): cudaErrorNoDevice"
+def raises(text: str) -> Any:
+    def call(*_: object, **__: object) -> int:
+        raise RuntimeError(text)
 
-
-def raises(*_: object) -> int:
-    raise RuntimeError("cudaErrorNoDevice")
+    return call
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,9 @@ def raises(*_: object) -> int:
         ({"driver": 12040}, "the driver knows CUDA 12.4, plait was built for 13.0: install a dri"),
         ({"cupy": None}, "needs CuPy 14 or later, which cannot be imported .*plait.cuda13."),
         ({"version": "13.6.0"}, "needs CuPy 14 or later for bfloat16, found 13.6.0: pip install"),
-        ({"count": raises}, NO_DEVICE),
+        ({"count": raises("cudaErrorNoDevice: no CUDA-capable device")}, "but no visible device: "),
+        ({"count": raises("unknown error")}, r"CuPy 14\.0\.0 does not work with this driver"),
+        ({"stream": raises("devices busy")}, "device 0, cannot be used: devices busy; another pro"),
         ({"count": lambda: 0}, "there is a driver but no visible device: look at CUDA_VISIBLE_DEV"),
         ({"capability": (7, 5)}, "fibers of a CPU has compute capability 7.5, needed is 8.0"),
         ({"built": False}, "this plait was built for the CPU only; build it with CUDA 13"),
@@ -171,6 +173,8 @@ def test_what_is_missing(
     runtime = fake_cupy.cuda.runtime
     monkeypatch.setattr(runtime, "getDeviceProperties", lambda _: about)
     monkeypatch.setattr(runtime, "getDeviceCount", changes.get("count", lambda: 1))
+    if "stream" in changes:
+        monkeypatch.setattr(fake_cupy.cuda, "Stream", changes["stream"])
     monkeypatch.setattr(fake_cupy, "__version__", changes.get("version", "14.0.0"))
     with device(kernels), monkeypatch.context() as patch:
         if "cupy" in changes:

@@ -8,8 +8,9 @@ either kind.
 from __future__ import annotations
 
 import importlib.util
+import weakref
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +24,8 @@ PRECISIONS = {"float32": float32, "bfloat16": bfloat16}
 # The same object always: functions of the module in use are put into it.
 kernels: Any = SimpleNamespace(**vars(host.kernels))
 _cuda: Cuda | None = None
+_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()  # each has a pool of its own
+_most = [0]  # bytes, so far
 
 
 def use(name: str, local_rank: int = 0) -> str:
@@ -38,7 +41,7 @@ def use(name: str, local_rank: int = 0) -> str:
     return "cpu" if _cuda is None else f"cuda ({_cuda.name}, device {_cuda.device})"
 
 
-def name() -> str:
+def name() -> Literal["cpu", "cuda"]:
     return "cpu" if _cuda is None else "cuda"
 
 
@@ -51,8 +54,10 @@ def memory_bytes() -> int:
     """Device memory that this process has reserved, at most so far; 0 on the CPU."""
     if _cuda is None:
         return 0
-    reserved: int = _cuda.cupy.get_default_memory_pool().total_bytes()
-    return reserved + int(_cuda.kernels.scratch_reserved())
+    pools = [_cuda.cupy.get_default_memory_pool(), *(each.pool for each in _recorders)]
+    now = sum(pool.total_bytes() for pool in pools) + int(_cuda.kernels.scratch_reserved())
+    _most.append(max(now, _most.pop()))
+    return _most[0]
 
 
 def device_limit() -> int:
@@ -74,7 +79,11 @@ def check_faults() -> None:
 
 def recorder() -> Recorder | None:
     """For work of the device in use; None on the CPU."""
-    return None if _cuda is None else Recorder(_cuda.cupy)
+    if _cuda is None:
+        return None
+    made = Recorder(_cuda.cupy)
+    _recorders.add(made)
+    return made
 
 
 def stream() -> int:
@@ -122,17 +131,28 @@ def copied(x: Array) -> Array:
 
 
 def assign(out: Array, x: Array) -> None:
-    """out[...] = x, for arrays of one kind, shape and type."""
-    if on_device(out) and x.dtype in (float32, bfloat16) and (x.ndim == 0 or x.strides[-1] > 0):
+    """out[...] = x, for arrays of one kind and shape."""
+    if on_device(out) and _plain(out) and _plain(x):
         kernels.convert(x, out)
     else:
         out[...] = x
 
 
+def _plain(x: Array) -> bool:
+    """Whether kernels read it as it lies: floats, in runs without gaps."""
+    runs = x.ndim == 0 or x.shape[-1] <= 1 or x.strides[-1] == x.itemsize
+    return runs and x.dtype in (float32, bfloat16)
+
+
 def fill(x: Array, value: float) -> None:
-    """Every element of a contiguous x."""
-    if value == 0 or not on_device(x):
+    """Every element."""
+    if not on_device(x):
         x.fill(value)
+    elif not x.flags.c_contiguous:  # CuPy would compile a kernel
+        for part in x:
+            fill(part, value)
+    elif value == 0:
+        x.fill(0)
     else:
         x.set(np.full(x.shape, value, x.dtype))  # type: ignore[attr-defined]
 
@@ -179,7 +199,7 @@ def to_device(x: Array) -> Array:
     if _cuda is None or on_device(x):
         return x
     out = empty(x.shape, x.dtype)
-    out.set(np.ascontiguousarray(x))  # type: ignore[attr-defined]
+    out.set(np.asarray(x, order="C"))  # type: ignore[attr-defined]
     return out
 
 
@@ -193,8 +213,10 @@ def to_host(x: Array) -> Array:
 
 def put(out: Array, x: Array) -> None:
     """out[...] = x, for a host's x."""
-    if on_device(out):
-        out.set(np.ascontiguousarray(x))  # type: ignore[attr-defined]
+    if on_device(out) and out.flags.c_contiguous:
+        out.set(np.asarray(x, order="C"))  # type: ignore[attr-defined]
+    elif on_device(out):
+        assign(out, to_device(x))
     elif out is not x:
         out[...] = x
 

@@ -47,17 +47,20 @@ def connect(local_rank: int) -> Cuda:
     extra = f"cuda{runtime // 1000}"
     try:
         cupy: Any = importlib.import_module("cupy")
-        count = cupy.cuda.runtime.getDeviceCount()
-    except ImportError as error:
+    except Exception as error:  # CuPy raises others too where its libraries do not fit
         raise UserError(
             f'backend = "cuda" needs CuPy 14 or later, which cannot be imported ({error}): '
             f"pip install plait[{extra}]"
         ) from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:
-        raise UserError(
-            f'backend = "cuda": CuPy {cupy.__version__} finds no device with this driver (CUDA '
-            f"{_version(driver)}): {error}; its CUDA may be another: pip install plait[{extra}]"
-        ) from None
+        if "NoDevice" not in str(error):
+            raise UserError(
+                f'backend = "cuda": CuPy {cupy.__version__} does not work with this driver (CUDA '
+                f"{_version(driver)}): {error}; its CUDA may be another: pip install plait[{extra}]"
+            ) from None
+        count = 0
     if int(cupy.__version__.split(".")[0]) < 14:
         raise UserError(
             f'backend = "cuda" needs CuPy 14 or later for bfloat16, found {cupy.__version__}: '
@@ -69,10 +72,6 @@ def connect(local_rank: int) -> Cuda:
             "CUDA_VISIBLE_DEVICES, or ask the scheduler for one (srun --gpus-per-node=1)"
         )
     device = local_rank % count
-    cupy.cuda.Device(device).use()
-    stream = cupy.cuda.Stream(non_blocking=True)  # the default one cannot be recorded
-    stream.use()
-    kernels.set_stream(stream.ptr)
     properties = cupy.cuda.runtime.getDeviceProperties(device)
     name, found = properties["name"].decode(), (properties["major"], properties["minor"])
     if found < LEAST:
@@ -80,6 +79,16 @@ def connect(local_rank: int) -> Cuda:
             f'backend = "cuda": {name} has compute capability {found[0]}.{found[1]}, needed is '
             f"{LEAST[0]}.{LEAST[1]} (A100 or later)"
         )
+    try:
+        cupy.cuda.Device(device).use()
+        stream = cupy.cuda.Stream(non_blocking=True)  # the default one cannot be recorded
+    except Exception as error:
+        raise UserError(
+            f'backend = "cuda": {name}, device {device}, cannot be used: {error}; another process '
+            "may have it for itself, or all of its memory (nvidia-smi)"
+        ) from None
+    stream.use()
+    kernels.set_stream(stream.ptr)
     return Cuda(cupy, kernels, device, name, stream)
 
 

@@ -23,7 +23,7 @@ class Recorder:
     """
 
     def __init__(self, cupy: Any):
-        self._cupy, self._pool = cupy, cupy.cuda.MemoryPool()
+        self._cupy, self.pool = cupy, cupy.cuda.MemoryPool()
         self._key: Hashable = None
         self._times = 0
         self._places: list[tuple[Any, Any]] = []  # pinned on the host, and on the device
@@ -51,7 +51,7 @@ class Recorder:
         if self.recorded:
             self._graph.launch()
             return self._result
-        with self._cupy.cuda.using_allocator(self._pool.malloc):
+        with self._cupy.cuda.using_allocator(self.pool.malloc):
             if self._times <= WARM or self._refused or not repeatable():
                 return work(*(there for _, there in self._places))
             return self._record(work)
@@ -62,14 +62,16 @@ class Recorder:
         stream.begin_capture(cuda.runtime.streamCaptureModeRelaxed)
         try:
             self._result = work(*(there for _, there in self._places))
-        except Exception as error:
-            self._refused = True
+            self._graph = stream.end_capture()
+        except BaseException as error:
             with contextlib.suppress(Exception):  # it may be broken off already
                 stream.end_capture()
+            if not isinstance(error, Exception):
+                raise
+            self._refused = True
             text = f"the step is no CUDA graph, but runs op by op: {error}"
             warnings.warn(text, stacklevel=2)
             return work(*(there for _, there in self._places))
-        self._graph = stream.end_capture()
         self._graph.launch()
         self.recorded = True
         return self._result

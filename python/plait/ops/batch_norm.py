@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from plait.autograd import Context, Function
-from plait.backend import Array, empty, kernels, put, to_host
+from plait.backend import Array, empty, fill, kernels, put, to_host
 from plait.comm import Communicator
 from plait.ops.linear import flat
 from plait.ops.parameter import Parameter
@@ -96,7 +96,7 @@ def add_statistic(
     value: the first tensor leaf counts it, the others hold zero."""
     for segment, grads in leaf_chains(parameter, position):
         if segment.begins:
-            grads.fill(0)
+            fill(grads, 0)
         if not parameter.replicated or comm.rank == 0:
             samples = np.float32(segment.samples.stop - segment.samples.start)
             put(grads[0], to_host(grads[0]) + samples * to_host(value))

@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from plait.backend import Array, assign, beside, bfloat16, float32, kernels_of, share_memory
+from plait.backend import (
+    Array,
+    assign,
+    beside,
+    bfloat16,
+    contiguous,
+    float32,
+    kernels_of,
+    share_memory,
+)
 from plait.comm import Communicator
 from plait.comm.agree import agree
 from plait.comm.combine import even_bounds
@@ -172,4 +181,4 @@ def _usable(out: Array, *others: Array) -> bool:
 
 def _rows(x: Array) -> Array:
     """x itself where its rows are contiguous, as the kernels need it."""
-    return x if x.strides[1] == x.dtype.itemsize and x.strides[0] >= 0 else np.ascontiguousarray(x)
+    return x if x.strides[1] == x.dtype.itemsize and x.strides[0] >= 0 else contiguous(x)

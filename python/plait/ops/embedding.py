@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from plait.autograd import Context, Function
-from plait.backend import Array, bits, copied, empty, kernels, repeated
+from plait.backend import Array, bits, copied, empty, fill, kernels, repeated
 from plait.comm import Communicator
 from plait.ops.parameter import Parameter
 from plait.ops.sums import fan_in, gather_sequence, position_chunks, sequence_bounds
@@ -65,7 +65,7 @@ class PositionEmbedding(Function):
         for segment, grads in weight.segments(ctx.position):
             for chunk, total in zip(chunks, grads, strict=True):
                 if segment.begins:
-                    total.fill(0)
+                    fill(total, 0)
                 part = grad[segment.samples, chunk]
                 count = part.shape[1]
                 if count:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from plait.autograd import SILENT, Observer
-from plait.backend import Array, empty, float32, kernels
+from plait.backend import Array, empty, fill, float32, kernels
 from plait.ops.position import Position, Segment
 
 _NO_ROWS = np.empty(0, np.int64)
@@ -173,4 +173,4 @@ class Parameter:
         if self._position is not position:
             for segment, grad in self.segments(position, _NO_ROWS):
                 if segment.begins:
-                    grad.fill(0)
+                    fill(grad, 0)

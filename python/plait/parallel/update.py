@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from plait.backend import Array, beside, bfloat16, float32, kernels_of
 from plait.comm import Communicator, Leaves
 from plait.comm.agree import agree
@@ -47,7 +45,8 @@ def reduce_update_gather(
     views = comm.views(grad, weight)
     if views is None:
         update(comm.reduce_scatter_nodes(grad[None], bounds=bounds), start)
-        return np.asarray(comm.all_gather(weight[start:stop], bounds=bounds, out=weight))
+        gathered: Array = comm.all_gather(weight[start:stop], bounds=bounds, out=weight)
+        return gathered
     grads, weights = views
     merges = comm.leaves.merges()
     total = beside(grad, (min(CHUNK, stop - start),), float32)

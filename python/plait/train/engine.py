@@ -384,6 +384,7 @@ class Engine:
             return None
         with tape:
             losses = to_host(self._loss(y, targets).array)
+        backend.check_faults()
         return losses, self.predict(to_host(y.array)) == targets.reshape(losses.shape)
 
     def predict(self, logits: Array) -> Array:

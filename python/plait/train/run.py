@@ -6,12 +6,14 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from plait import __version__
+from plait.backend import name as name_of_backend
 from plait.backend.host import kernels
 from plait.comm import Communicator
 from plait.comm.alone import Alone
@@ -74,8 +76,9 @@ def train(
             "data": dataset.fingerprint,
             "mpi": mpi_name(world),
         }
+        agreed = replace(config, backend=name_of_backend())
         trainer = make_trainer(
-            config, specs, dataset, mesh, run, record, other_bits
+            agreed, specs, dataset, mesh, run, record, other_bits
         )  # opens the folder
         run.write(run.config_path.name, dump(config, {**record, "bits": trainer.bits}))
         if isinstance(dataset, Text):

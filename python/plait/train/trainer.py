@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -84,7 +85,9 @@ class Trainer:
         units = [(spec.name, spec.tensor_units) for spec in layers if spec.tensor_units]
         fit.check(plan, units, fit.arguments)
         self.mesh = mesh = mesh.with_grains(*grains)
-        take_backend(backend, mesh.world)
+        taken = take_backend(backend, mesh.world)
+        if "not cuda" in taken and mesh.world.rank == 0:
+            warnings.warn(f"backend {taken}", stacklevel=2)
         if name_of_backend() == "cuda":
             self.mesh = mesh = mesh.staged()
         self.optimizer, self.schedule = optimizer, schedule or constant()
