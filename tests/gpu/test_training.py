@@ -40,8 +40,7 @@ def trained(
     return result
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
-@pytest.mark.parametrize("model", ["gpt", "llama"])
+@pytest.mark.parametrize(("model", "precision"), [("gpt", "bfloat16"), ("llama", "float32")])
 def test_microbatch_changes_no_bits(model: str, precision: str) -> None:
     expected = trained("1x1x1", 4, precision, model)
     assert trained("1x1x1", 3, precision, model) == expected

@@ -77,8 +77,17 @@ def sleeps() -> dict[str, int]:
     return counts
 
 
-@case((1, 2, 3, 4, 6, 8), limit=300.0)
+@case((1, 2, 3, 4, 8), limit=300.0)
 def every_pair_of_settings(world: Communicator) -> None:
+    check_pairs(world)
+
+
+@case(6, limit=300.0, long=True)
+def every_pair_on_six_ranks(world: Communicator) -> None:
+    check_pairs(world)
+
+
+def check_pairs(world: Communicator) -> None:
     bench = Bench(world)
     for row in pairwise(factors(world.size), excluded):
         bench.check(*split(row))
