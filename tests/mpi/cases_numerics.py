@@ -7,7 +7,7 @@ import socket
 
 import numpy as np
 import pytest
-from engines import Array, gpt
+from engines import Array
 from harness import case
 from reference import BFLOAT16
 from transports import transports
@@ -18,9 +18,8 @@ from plait.mesh import Mesh
 from plait.nn import Build, VocabEmbedding
 from plait.ops.cross_entropy import row_statistics
 from plait.ops.position import Position
-from plait.optim import AdamW
 from plait.train import numerics
-from plait.train.engine import Engine, Settings
+from plait.train.vocabulary import largest
 
 ROWS, COLUMNS = 101, 6
 
@@ -70,7 +69,6 @@ def a_target_s_logit_is_selected(world: Communicator) -> None:
 def the_first_of_equal_logits_is_predicted(world: Communicator) -> None:
     """Wherever the vocabulary is cut; zeros of both signs are equal, NaN wins, padding never."""
     mesh = Mesh(1, world.size, 1, grains={"data": 2, "tensor": 4}, comm=world)
-    engine = Engine(gpt(layers=1), mesh, AdamW(), Settings(batch=2, microbatch=1))
     vocabulary, width = 101, 32
     random = np.random.default_rng(4)
     whole = random.integers(-2, 3, (6, 50, 4 * width)).astype(np.float32)
@@ -82,7 +80,7 @@ def the_first_of_equal_logits_is_predicted(world: Communicator) -> None:
     leaves = mesh.tensor.leaves.run(mesh.tensor.rank)
     own = whole[..., leaves.start * width : leaves.stop * width].copy()
     for dtype in (np.dtype(np.float32), BFLOAT16):
-        found = engine.predict(own.astype(dtype))
+        found = largest(own.astype(dtype), vocabulary, mesh.tensor)
         np.testing.assert_array_equal(found, whole[..., :vocabulary].argmax(-1))
 
 

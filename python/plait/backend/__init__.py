@@ -98,6 +98,11 @@ def trim() -> None:
         _cuda.cupy.get_default_memory_pool().free_all_blocks()
 
 
+def _cupys(x: Array) -> Any:
+    """A device's array: it has methods that numpy's have not."""
+    return x
+
+
 # --- making arrays --------------------------------------------------------------------------------
 
 
@@ -114,7 +119,7 @@ def zeros(shape: int | tuple[int, ...], dtype: Any = float32) -> Array:
     if _cuda is None:
         bits(out).fill(0)
     else:
-        out.data.memset_async(0, out.nbytes)  # type: ignore[attr-defined]
+        _cupys(out).data.memset_async(0, out.nbytes)
     return out
 
 
@@ -154,7 +159,7 @@ def fill(x: Array, value: float) -> None:
     elif value == 0:
         x.fill(0)
     else:
-        x.set(np.full(x.shape, value, x.dtype))  # type: ignore[attr-defined]
+        _cupys(x).set(np.full(x.shape, value, x.dtype))
 
 
 def repeated(x: Array, count: int) -> Array:
@@ -199,7 +204,7 @@ def to_device(x: Array) -> Array:
     if _cuda is None or on_device(x):
         return x
     out = empty(x.shape, x.dtype)
-    out.set(np.asarray(x, order="C"))  # type: ignore[attr-defined]
+    _cupys(out).set(np.asarray(x, order="C"))
     return out
 
 
@@ -207,14 +212,14 @@ def to_host(x: Array) -> Array:
     """x as a numpy array, complete: itself, if it is one."""
     if not on_device(x):
         return x
-    found: Array = contiguous(x).get()  # type: ignore[attr-defined]
+    found: Array = _cupys(contiguous(x)).get()
     return found
 
 
 def put(out: Array, x: Array) -> None:
     """out[...] = x, for a host's x."""
     if on_device(out) and out.flags.c_contiguous:
-        out.set(np.asarray(x, order="C"))  # type: ignore[attr-defined]
+        _cupys(out).set(np.asarray(x, order="C"))
     elif on_device(out):
         assign(out, to_device(x))
     elif out is not x:
@@ -227,7 +232,7 @@ def kernels_of(x: Array) -> Any:
 
 
 def address(x: Array) -> int:
-    return int(x.data.ptr if on_device(x) else host.kernels.address(x))  # type: ignore[attr-defined]
+    return int(_cupys(x).data.ptr if on_device(x) else host.kernels.address(x))
 
 
 def share_memory(x: Array, y: Array) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from plait import backend
-from plait.backend import on_device, to_host
+from plait.backend import on_device, put, to_host
 from plait.comm.combine import Bounds, Reduction
 from plait.comm.communicator import Communicator
 from plait.comm.work import Array, Steps
@@ -46,7 +46,7 @@ class Staged(Communicator):
             return
         held = self.inner.empty(out.shape, out.dtype)
         yield from self.inner._all_reduce(_on_host(reduction), held)
-        _back(out, held)
+        put(out, held)
 
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
         if self.size == 1 or not on_device(out):
@@ -54,7 +54,7 @@ class Staged(Communicator):
             return
         held = self.inner.empty(out.shape, out.dtype)
         yield from self.inner._reduce_scatter(_on_host(reduction), held)
-        _back(out, held)
+        put(out, held)
 
     def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
         if self.size == 1 or not on_device(out):
@@ -62,7 +62,7 @@ class Staged(Communicator):
             return
         held = self.inner.empty(out.shape, out.dtype)
         yield from self.inner._all_gather(to_host(x), lengths, held)
-        _back(out, held)
+        put(out, held)
 
     def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:
         if self.size == 1 or not on_device(out):
@@ -70,7 +70,7 @@ class Staged(Communicator):
             return
         held = self.inner.empty(out.shape, out.dtype)
         yield from self.inner._all_to_all(to_host(x), sends, held, receives)
-        _back(out, held)
+        put(out, held)
 
     def _broadcast(self, x: Array, root: int) -> Steps:
         if self.size == 1 or not on_device(x):
@@ -79,7 +79,7 @@ class Staged(Communicator):
         held = to_host(x)
         yield from self.inner._broadcast(held, root)
         if root != self.rank:
-            _back(x, held)
+            put(x, held)
 
     def _send(self, x: Array, dest: int, tag: int) -> Steps:
         yield from self.inner._send(to_host(x), dest, tag)
@@ -90,7 +90,7 @@ class Staged(Communicator):
             return
         held = self.inner.empty(out.shape, out.dtype)
         yield from self.inner._recv(held, source, tag)
-        _back(out, held)
+        put(out, held)
 
     def _barrier(self) -> Steps:
         yield from self.inner._barrier()
@@ -102,7 +102,3 @@ class Staged(Communicator):
 def _on_host(reduction: Reduction) -> Reduction:
     bias = None if reduction.bias is None else to_host(reduction.bias)
     return replace(reduction, nodes=to_host(reduction.nodes), bias=bias)
-
-
-def _back(out: Array, held: Array) -> None:
-    out.set(held)  # type: ignore[attr-defined]

@@ -39,44 +39,11 @@ from plait.parallel.reduction import Reduction
 from plait.parallel.schedule import SCHEDULES
 from plait.parallel.stage import Stage
 from plait.parallel.tie import Tie
+from plait.train.settings import Settings as Settings  # others take it from here
+from plait.train.vocabulary import gathered, largest
 
 LIMBS = host.kernels.LIMBS
 BUCKET_SIZE = {"cpu": 1 << 20, "cuda": 1 << 25}  # elements; a GPU wants few large kernels
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a step is run; sizes are in samples, over all replicas unless said."""
-
-    batch: int
-    microbatch: int | None  # of one replica; None: one of each data leaf
-    precision: str = "bfloat16"
-    zero: int = 0
-    seed: int = 0
-    clip: float | None = None
-    recompute: str = "none"
-    schedule: str = "one_f_one_b"
-    sequence_parallel: bool = False
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("precision", tuple(PRECISIONS)),
-            ("recompute", ("none", "layer")),
-            ("schedule", tuple(SCHEDULES)),
-            ("zero", (0, 1)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
-                )
-        for name, low in (("microbatch", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if not (name == "microbatch" and value is None) and (
-                not isinstance(value, int) or value < low
-            ):
-                raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be above 0, got {self.clip!r}")
 
 
 @dataclass(frozen=True)
@@ -385,25 +352,8 @@ class Engine:
         with tape:
             losses = to_host(self._loss(y, targets).array)
         backend.check_faults()
-        return losses, self.predict(to_host(y.array)) == targets.reshape(losses.shape)
-
-    def predict(self, logits: Array) -> Array:
-        """The column of the largest logit over the whole vocabulary; the first among equals."""
-        vocabulary = self._vocabulary
-        first = self.tensor.leaves.bounds[self.tensor.rank] * (
-            logits.shape[-1] // len(self.tensor.leaves.run(self.tensor.rank))
-        )
-        own = logits[..., : max(vocabulary - first, 0)].astype(np.float32)
-        best = np.full((1, *own.shape[:-1]), -np.inf, np.float32)
-        where = np.zeros(best.shape, np.int64)
-        if own.shape[-1]:
-            where = own.argmax(-1)[None]
-            best = np.take_along_axis(own, where[0][..., None], -1)[..., 0][None]
-        every = self.tensor.all_gather(best, axis=0)
-        places = self.tensor.all_gather(where + first, axis=0)
-        winner = every.argmax(0)
-        result: Array = np.take_along_axis(places, winner[None], 0)[0]
-        return result
+        found = largest(to_host(y.array), self._vocabulary, self.tensor)
+        return losses, found == targets.reshape(losses.shape)
 
     def logits(self, position: Position, inputs: Array) -> Array | None:
         """Logits (B, S, vocabulary) float32 on the last stage, gathered over the tensor axis."""
@@ -411,12 +361,7 @@ class Engine:
         self.stage.drain()
         if not self.stage.last:
             return None
-        vocabulary = self._vocabulary
-        width = y.array.shape[-1] // len(self.tensor.leaves.run(self.tensor.rank))
-        bounds = [leaf * width for leaf in self.tensor.leaves.bounds]
-        whole = self.tensor.all_gather(to_host(y.array), axis=y.array.ndim - 1, bounds=bounds)
-        result: Array = whole[..., :vocabulary].astype(np.float32)
-        return result
+        return gathered(to_host(y.array), self._vocabulary, self.tensor)
 
     # --- sizes ---
 
