@@ -23,6 +23,28 @@ def do(work: Callable[[], Any]) -> None:
     work() if recording is None else recording.append(work)
 
 
+class UnownedMemory:
+    """Memory of the device that somebody else owns; freed memory is a segmentation fault here."""
+
+    def __init__(self, ptr: int, size: int, owner: object, device_id: int):
+        self.ptr, self.size, self.owner = ptr, size, owner
+
+
+class MemoryPointer:
+    def __init__(self, mem: UnownedMemory, offset: int):
+        self.mem, self.ptr = mem, mem.ptr + offset
+
+
+class _Bytes:
+    """The bytes of a MemoryPointer for numpy, which keeps this alive."""
+
+    def __init__(self, pointer: MemoryPointer):
+        self.pointer = pointer
+        data = (pointer.ptr, False)
+        shape = (pointer.mem.size,)
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": shape, "data": data}
+
+
 class Pointer:
     def __init__(self, array: np.ndarray):
         self._array, self.ptr = array, array.__array_interface__["data"][0]
@@ -36,7 +58,16 @@ class Pointer:
 class ndarray:
     __array_ufunc__ = None
 
-    def __init__(self, held: np.ndarray):
+    def __init__(
+        self,
+        held: Any,
+        dtype: Any = None,
+        memptr: MemoryPointer | None = None,
+        strides: tuple[int, ...] | None = None,
+    ):
+        """CuPy's (shape, dtype, memptr), or an array of numpy's that stands for the memory."""
+        if memptr is not None:
+            held = np.ndarray(held, dtype, np.asarray(_Bytes(memptr)), strides=strides)
         self._held = held
 
     def __array__(self, *_: Any, **__: Any) -> Any:
@@ -147,6 +178,8 @@ class Stream:
     def use(self) -> None:
         Stream.current = self
 
+    done = True  # all is done at once
+
     def synchronize(self) -> None:
         pass
 
@@ -186,8 +219,10 @@ def get_default_memory_pool() -> Any:
 
 
 cuda = SimpleNamespace(
+    MemoryPointer=MemoryPointer,
     MemoryPool=MemoryPool,
     Stream=Stream,
+    UnownedMemory=UnownedMemory,
     alloc_pinned_memory=bytearray,
     get_current_stream=lambda: Stream.current,
     using_allocator=lambda _: contextlib.nullcontext(),

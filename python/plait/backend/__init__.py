@@ -8,14 +8,16 @@ either kind.
 from __future__ import annotations
 
 import importlib.util
+import os
 import weakref
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from plait.backend import host
+from plait.backend import dlpack, host
 from plait.backend.cuda import Cuda, connect, disconnect
+from plait.backend.dlpack import is_foreign
 from plait.backend.host import POOLED, Array, bfloat16, float32
 from plait.backend.recorder import Recorder
 
@@ -74,7 +76,50 @@ def check_faults() -> None:
     """ValueError for what a kernel found wrong in its data, such as a target beyond the
     vocabulary; the CPU's kernels say so at once."""
     if _cuda is not None:
+        wait()
         _cuda.kernels.check_faults()
+
+
+class Watch(Protocol):
+    """What must be looked after while the host waits for the device."""
+
+    def look(self) -> None:
+        """Takes microseconds; raises if what the device waits for will never come."""
+
+
+_watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+
+def watch(each: Watch) -> None:
+    """each.look() is called whenever the host waits for the device, as long as there is an each."""
+    _watches.add(each)
+
+
+def done() -> bool:
+    """Whether the device has done all that it was told."""
+    return _cuda is None or bool(_cuda.stream.done)
+
+
+def synchronize() -> None:
+    """As wait(), but everything else stands still."""
+    if _cuda is not None:
+        _cuda.stream.synchronize()
+
+
+def wait() -> None:
+    """Until done(). A kernel may wait for a peer that waits for this host: all that is watched goes
+    on meanwhile."""
+    if _cuda is None or not _watches:
+        return  # whatever waits for the stream itself does that best
+    while not done():
+        _look()
+        os.sched_yield()
+    _look()
+
+
+def _look() -> None:
+    for each in tuple(_watches):
+        each.look()
 
 
 def recorder() -> Recorder | None:
@@ -111,6 +156,13 @@ def empty(shape: int | tuple[int, ...], dtype: Any = float32) -> Array:
     if _cuda is None:
         return host.empty(shape, dtype)
     array: Array = _cuda.cupy.empty(shape, np.dtype(dtype))
+    return array
+
+
+def view(address: int, shape: tuple[int, ...], dtype: Any, owner: object) -> Array:
+    """An array over memory of the device in use, which owner keeps."""
+    assert _cuda is not None
+    array: Array = _cuda.view(address, shape, dtype, owner)
     return array
 
 
@@ -199,6 +251,27 @@ def on_device(x: Any) -> bool:
     return _cuda is not None and isinstance(x, _cuda.cupy.ndarray)
 
 
+def from_dlpack(x: Any) -> Array:
+    """An array of another library (torch, JAX) as one of the backend's, without a copy; work on it
+    comes after what that library has started. ValueError if it lies where this process does not
+    work, or if numpy has no such type."""
+    kind, device = dlpack.place(x)
+    if kind in (dlpack.HOST, dlpack.PINNED):
+        return dlpack.on_host(x)
+    if kind not in (dlpack.CUDA, dlpack.MANAGED):
+        raise ValueError(
+            f"an array of DLPack's device type {kind}: needed are the host's or CUDA's"
+        )
+    if _cuda is None:
+        raise ValueError(
+            f"an array of CUDA device {device}, and the backend in use is the CPU's: call "
+            'plait.backend.use("cuda", local_rank) first'
+        )
+    if device != _cuda.device:
+        raise ValueError(f"an array of CUDA device {device}; this process works on {_cuda.device}")
+    return dlpack.on_cuda(x, stream(), _cuda.view)
+
+
 def to_device(x: Array) -> Array:
     """x in the memory of the backend in use: itself, if it is there."""
     if _cuda is None or on_device(x):
@@ -212,7 +285,9 @@ def to_host(x: Array) -> Array:
     """x as a numpy array, complete: itself, if it is one."""
     if not on_device(x):
         return x
-    found: Array = _cupys(contiguous(x)).get()
+    whole = contiguous(x)
+    wait()
+    found: Array = _cupys(whole).get()
     return found
 
 
@@ -280,9 +355,12 @@ __all__ = [
     "copied",
     "device_count",
     "device_limit",
+    "done",
     "empty",
     "fill",
     "float32",
+    "from_dlpack",
+    "is_foreign",
     "kernels",
     "kernels_of",
     "memory_bytes",
@@ -294,10 +372,14 @@ __all__ = [
     "same_array",
     "share_memory",
     "stream",
+    "synchronize",
     "to_device",
     "to_host",
     "trim",
     "use",
+    "view",
+    "wait",
+    "watch",
     "writeable",
     "zeros",
 ]

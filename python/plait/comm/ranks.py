@@ -9,6 +9,7 @@ from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from plait.backend.host import kernels
+from plait.comm.border import bordered, foreign
 from plait.comm.plan import PLANS, Plan
 from plait.comm.transport import Transport
 from plait.comm.tree import Leaves
@@ -23,6 +24,7 @@ def collective(
 ) -> Callable[Concatenate[Self, Given], Any]:
     """A collective that tells the other ranks where this one refuses its arguments."""
 
+    @bordered
     @wraps(method)
     def checked(self: Self, /, *args: Given.args, **kwargs: Given.kwargs) -> Any:
         try:
@@ -65,6 +67,8 @@ class Ranks(Transport):
             raise ValueError(f"plan: {collective!r} is none of {', '.join(PLANS)}")
         if "blocking" in kwargs:
             raise ValueError("plan: a plan's call returns when its result is there: no blocking=")
+        if any(map(foreign, (*args, *kwargs.values()))):
+            return partial(getattr(self, collective), *args, **kwargs)
         other = copy.copy(self)
         other._plans = []
         getattr(other, collective)(*args, **kwargs)

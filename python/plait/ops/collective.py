@@ -24,12 +24,14 @@ from plait.backend import (
 )
 from plait.comm import Communicator
 from plait.comm.agree import agree
+from plait.comm.border import bordered
 from plait.comm.combine import even_bounds
 
 _FEW = 128  # rows of a piece that do not repay packing w once more
 _TAG = 1 << 14  # beyond those of the caller's own messages
 
 
+@bordered
 def matmul_all_reduce(x: Array, w: Array, comm: Communicator, out: Array | None = None) -> Array:
     """x @ w summed over the ranks of comm, on every rank; all of them call it.
 
@@ -57,6 +59,7 @@ def matmul_all_reduce(x: Array, w: Array, comm: Communicator, out: Array | None 
     return out
 
 
+@bordered
 def matmul_reduce_scatter(
     x: Array, w: Array, comm: Communicator, *, axis: int = 0, out: Array | None = None
 ) -> Array:
@@ -90,6 +93,7 @@ def matmul_reduce_scatter(
     return out
 
 
+@bordered
 def all_gather_matmul(x: Array, w: Array, comm: Communicator, out: Array | None = None) -> Array:
     """The x of all ranks, one below the other, @ w.
 

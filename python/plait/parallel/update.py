@@ -5,12 +5,14 @@ from __future__ import annotations
 from plait.backend import Array, beside, bfloat16, float32, kernels_of
 from plait.comm import Communicator, Leaves
 from plait.comm.agree import agree
+from plait.comm.border import bordered
 from plait.comm.combine import even_bounds
 from plait.optim import Optimizer
 
 CHUNK = 1 << 17  # elements that are summed, updated and sent on while they are in cache
 
 
+@bordered
 def reduce_update_gather(
     grad: Array, weight: Array, master: Array, state: dict[str, Array], comm: Communicator,
     optimizer: Optimizer, *, step: int, scale: float = 1.0, learning_rate: float | None = None,

@@ -1,0 +1,397 @@
+"""Collectives over device memory that the ranks map from each other: the CPU's bits, whatever the
+GPUs are; where memory cannot be shared, the way through the hosts, and why."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from devices import REAL, SHARED, fibers, gpus
+from harness import case
+
+import plait
+from plait import backend, models, optim, train
+from plait.comm import Communicator
+from plait.comm.alone import Alone
+from plait.comm.device_memory import DeviceMemory, PeerFailed
+from plait.comm.for_device import device_communicator
+from plait.comm.peer import Peer
+from plait.comm.staged import Staged
+from plait.data import synthetic
+from plait.train.digest import state_digest
+
+
+def peers(world: Communicator) -> Peer:
+    found = world.split(0, world.rank)
+    assert found is not None
+    comm = device_communicator(found)
+    assert isinstance(comm, Peer), type(comm)
+    return comm
+
+
+def values(rank: int, shape: tuple[int, ...], dtype: Any) -> Any:
+    """The same on whoever asks for this rank's."""
+    x = np.random.default_rng([rank, *shape]).standard_normal(shape) * 100
+    return x.astype(dtype)
+
+
+def there(comm: Communicator, x: Any, inside: bool) -> Any:
+    """x on the device: in this rank's arena, or outside of it."""
+    out = comm.empty(x.shape, x.dtype) if inside else backend.empty(x.shape, x.dtype)
+    backend.put(out, x)
+    return out
+
+
+def same(got: Any, expected: Any) -> None:
+    assert backend.on_device(got)
+    found = backend.to_host(got)
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert found.tobytes() == expected.tobytes()
+
+
+@case(ranks=(2, 4), cuda=True)
+def memory_is_shared(world: Communicator) -> None:
+    for shared in SHARED:
+        with gpus(world, shared):
+            memory = DeviceMemory(world, 1 << 20)
+            keys = [each.key for each in memory.processes]
+            assert memory.text == ""
+            assert memory.joins(keys)
+            assert not memory.joins([*keys, "another"])
+            assert memory.crowded(keys) == shared
+            block = memory.arena.allocate(4096)
+            backend.put(
+                backend.view(block.address, (1024,), np.float32, block),
+                np.full(1024, world.rank, np.float32),
+            )
+            offsets = world.all_gather_object(block.offset)
+            for rank, key in enumerate(keys):
+                x = memory.view(key, offsets[rank], (1024,), np.float32)
+                assert (backend.to_host(x) == rank).all()
+                assert not memory.gone(key)
+            world.barrier()
+            del x, block
+            memory.close(world)
+
+
+@case(ranks=(2, 4), cuda=True)
+def collectives_have_the_bits_of_the_cpu(world: Communicator) -> None:
+    f32, bf16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
+    for shared in SHARED:
+        with gpus(world, shared):
+            comm = peers(world)
+            assert comm.transport == ("peer, split" if shared else "peer")
+            for inside in (True, False):
+                for n, dtype in ((1, f32), (1003, f32), (70001, f32), (515, bf16), (77, np.int64)):
+                    x = values(world.rank, (n,), dtype)
+                    same(comm.all_reduce(there(comm, x, inside)), world.all_reduce(x))
+                    even = comm.reduce_scatter(there(comm, x, inside))
+                    same(even, world.reduce_scatter(x))
+                    same(comm.all_gather(there(comm, x, inside)), world.all_gather(x))
+                    same(comm.broadcast(there(comm, x, inside), 1), values(1, (n,), dtype))
+                x = values(world.rank, (8, 3), f32)
+                rows = [8 * r // world.size for r in range(world.size + 1)]
+                sent = [0, *rows[1:-1], 8]
+                got = [(rows[world.rank + 1] - rows[world.rank]) * r for r in range(world.size + 1)]
+                same(
+                    comm.all_to_all(there(comm, x, inside), sent, got),
+                    world.all_to_all(x, sent, got),
+                )
+                x = there(comm, values(world.rank, (6, 5), f32), inside)
+                same(
+                    comm.all_reduce(x, "max"),
+                    world.all_reduce(values(world.rank, (6, 5), f32), "max"),
+                )
+                same(
+                    comm.all_gather(x, axis=1),
+                    world.all_gather(values(world.rank, (6, 5), f32), axis=1),
+                )
+                comm.all_reduce(x, out=x)
+                same(x, world.all_reduce(values(world.rank, (6, 5), f32)))
+            x = values(world.rank, (5,), np.float64)  # which no kernel adds
+            same(comm.all_reduce(backend.to_device(x)), world.all_reduce(x))
+            assert comm.all_reduce(np.ones(3, np.int64)).tolist() == [world.size] * 3
+            comm.barrier()
+            comm.close()
+
+
+@case(ranks=(2, 4), cuda=True)
+def sums_of_nodes(world: Communicator) -> None:
+    """Leaves in uneven runs, bias, another type of result."""
+    leaves = plait.comm.Leaves.even(2 * world.size + 1, world.size)
+    host = world.with_leaves(leaves)
+    nodes = len(leaves.nodes(world.rank))
+    for shared in SHARED:
+        with gpus(world, shared):
+            comm = peers(world).with_leaves(leaves)
+            for shape in ((3, 7), (129, 65)):
+                x = values(world.rank, (nodes, *shape), np.float32)
+                bias = values(9, shape[-1:], np.float32)
+                x_there, bias_there = there(comm, x, True), backend.to_device(bias)
+                for dtype in (np.float32, ml_dtypes.bfloat16):
+                    same(
+                        comm.all_reduce_nodes(x_there, bias=bias_there, dtype=dtype),
+                        host.all_reduce_nodes(x, bias=bias, dtype=dtype),
+                    )
+                for axis in (0, 1):
+                    work = comm.reduce_scatter_nodes(x_there, axis=axis, blocking=False)
+                    same(work.wait(), host.reduce_scatter_nodes(x, axis=axis))
+                out = x_there[0]
+                expected = host.all_reduce_nodes(x)
+                assert comm.all_reduce_nodes(x_there, out=out) is out
+                same(out, expected)
+            comm.close()
+
+
+@case(ranks=(2, 4), cuda=True)
+def many_at_once(world: Communicator) -> None:
+    """Collectives that are started together, on two communicators, some through the host."""
+    for shared in SHARED:
+        with gpus(world, shared):
+            comm = peers(world)
+            half = comm.split(world.rank % 2)
+            assert half is not None
+            assert isinstance(half, Peer) == (world.size > 2)
+            xs = [values(world.rank, (100 * k + 1,), np.float32) for k in range(4)]
+            works = [comm.all_reduce(there(comm, x, True), blocking=False) for x in xs]
+            works += [half.all_gather(there(comm, x, True), blocking=False) for x in xs]
+            doubles = comm.all_reduce(backend.to_device(xs[3].astype(np.float64)), blocking=False)
+            hosts = comm.all_reduce(xs[2])
+            for x, work in zip(xs, works):
+                same(work.wait(), world.all_reduce(x))
+            for x, work in zip(xs, works[4:]):
+                mates = [r for r in range(world.size) if r % 2 == world.rank % 2]
+                same(work.wait(), np.concatenate([values(r, x.shape, np.float32) for r in mates]))
+            same(doubles.wait(), world.all_reduce(xs[3].astype(np.float64)))
+            assert hosts.tobytes() == world.all_reduce(xs[2]).tobytes()
+            half.close()
+            comm.close()
+
+
+@case(ranks=(2, 4), cuda=True)
+def messages_and_views(world: Communicator) -> None:
+    for shared in SHARED:
+        with gpus(world, shared):
+            comm = peers(world)
+            x = there(comm, values(world.rank, (world.rank + 2, 3), np.float32), True)
+            views = comm.views(x)
+            assert views is not None
+            for rank, view in enumerate(views[0]):
+                same(view, values(rank, (rank + 2, 3), np.float32))
+            comm.barrier()
+            assert comm.views(there(comm, np.zeros(3), False)) is None
+            after, before = ((world.rank + d) % world.size for d in (1, -1))
+            for inside in (True, False):
+                mine = there(comm, values(world.rank, (41, 9), np.float32), inside)
+                work = comm.send(mine, after, blocking=False)
+                out = backend.empty((41, 9), np.float32)
+                same(comm.recv(out, before), values(before, (41, 9), np.float32))
+                work.wait()
+            comm.close()
+
+
+@case(ranks=2, cuda=True)
+def arrays_outside_are_counted(world: Communicator) -> None:
+    for shared in SHARED:
+        with gpus(world, shared, room=1 << 20):
+            comm = peers(world)
+            x = values(world.rank, (100,), np.float32)
+            inside, outside = there(comm, x, True), there(comm, x, False)
+            comm.all_reduce(inside, out=inside)
+            assert comm.outside == [0, 0]
+            comm.all_reduce(outside, out=outside)
+            assert comm.outside == [1, 400]
+            comm.all_reduce(outside, out=inside)
+            comm.with_leaves(comm.leaves).all_reduce(inside, out=inside)
+            assert comm.outside == [2, 800]
+            many = [comm.empty(1 << 16) for _ in range(6)]  # 256 KB each
+            count = comm.outside[0]
+            comm.all_reduce(many[-1], out=many[-1])
+            assert comm.outside[0] == count + 1, "the arena has room for more than it was given"
+            del inside, many
+            comm.close()
+
+
+def digest(comm: Communicator, layout: tuple[int, int, int], wanted: Any, **changes: Any) -> str:
+    layers = models.gpt(
+        layers=2, hidden_dim=24, heads=4, vocabulary=50, sequence_length=12, dropout=0.1
+    )
+    mesh = plait.Mesh(*layout, comm=comm)
+    trainer = train.Trainer(
+        layers, synthetic(samples=40, vocabulary=50, sequence_length=12, seed=3), mesh=mesh,
+        optimizer=optim.AdamW(learning_rate=1e-2), batch=8, microbatch=3, clip=1.0, seed=5,
+        grains=(4, 2), backend=wanted, **changes,
+    )  # fmt: skip
+    for _ in trainer.steps(3):
+        pass
+    if wanted == "cuda":
+        axes = trainer.mesh.data, trainer.mesh.tensor, trainer.mesh.pipeline
+        assert all(isinstance(axis, Peer) for axis in axes if axis.size > 1)
+    trainer.evaluate(trainer.dataset, batches=1)
+    found = state_digest(trainer.engine)
+    del trainer
+    gc.collect()
+    mesh.close()
+    return found
+
+
+# Where ranks have a GPU each, kernels wait for each other: on fibers the host waits with them, and
+# a pipeline's hosts must not.
+TRAININGS: dict[tuple[int, bool], list[tuple[tuple[int, int, int], dict[str, Any]]]] = {
+    (2, True): [
+        ((2, 1, 1), {"zero": 1}),
+        ((1, 2, 1), {"sequence_parallel": True}),
+        ((1, 1, 2), {}),
+    ],
+    (2, False): [((2, 1, 1), {"zero": 1}), ((1, 2, 1), {})],
+    (4, True): [((2, 2, 1), {"zero": 1}), ((1, 2, 2), {})],
+    (4, False): [((2, 2, 1), {"sequence_parallel": True}), ((4, 1, 1), {})],
+}
+
+
+@case(ranks=(2, 4), cuda=True)
+def training_has_the_bits_of_one_rank(world: Communicator) -> None:
+    if REAL:
+        with gpus(world, True):
+            expected = digest(Alone(), (1, 1, 1), "cuda")
+    else:
+        expected = digest(Alone(), (1, 1, 1), "cpu")
+    for shared in SHARED:
+        with gpus(world, shared):
+            for layout, changes in TRAININGS[world.size, shared]:
+                assert digest(world, layout, "cuda", **changes) == expected, (layout, shared)
+
+
+OBSTACLES: list[tuple[dict[str, Any], str]] = [
+    ({"opens": False, "sees": False}, "(--gpus-per-task hides peers: use --gpus-per-node): "),
+    ({"opens": False}, "cudaErrorMapBufferObjectFailed"),
+    ({"reaches": False}, "no peer access between devices 0000:"),
+    (
+        {"opens": False, "name": "NVIDIA H200 MIG 1g.18gb"},
+        "are parts of a GPU (MIG), which share no",
+    ),
+]
+
+
+@case(ranks=2, cuda=True)
+def what_stands_in_the_way(world: Communicator) -> None:
+    """Then arrays go through host memory, and rank 0 says why, once."""
+    if REAL:
+        return
+    x = values(world.rank, (9,), np.float32)
+    for pretended, cause in OBSTACLES:
+        with gpus(world, False, **pretended), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            inner = world.split(0, world.rank)
+            assert inner is not None
+            comm = device_communicator(inner)
+            assert type(comm) is Staged
+            same(comm.all_reduce(backend.to_device(x)), world.all_reduce(x))
+            comm.close()
+        texts = [str(each.message) for each in said]
+        assert len(texts) == (world.rank == 0)
+        assert all("through host memory: ranks 0 and 1: " in each for each in texts), texts
+        assert all(cause in each for each in texts), texts
+
+
+@case(ranks=4, cuda=True)
+def some_ranks_share_memory(world: Communicator) -> None:
+    """Rank 3 cannot map what the others have: it goes through host memory, they do not."""
+    if REAL:
+        return
+    with gpus(world, False, opens=world.rank != 3), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        inner = world.split(0, world.rank)
+        assert inner is not None
+        comm = device_communicator(inner)
+        assert type(comm) is Staged
+        assert comm.owned is not None
+        keys = [each.key for each in comm.owned.processes]
+        assert comm.owned.joins(keys[:3])
+        assert not comm.owned.joins([keys[0], keys[3]])
+        comm.close()
+    if world.rank == 0:
+        assert "ranks 0 and 3 (and 2 more pairs): " in str(said[0].message)
+
+
+@case(ranks=(2, 4), cuda=True)
+def a_late_peer(world: Communicator) -> None:
+    """Its rank and what the others are in are told."""
+    if REAL:
+        return
+    with gpus(world, False):
+        comm = peers(world)
+        comm._channel.window.set_deadline(0.2)
+        x = there(comm, values(world.rank, (9,), np.float32), True)
+        comm.all_reduce(x)
+        world.barrier()
+        if world.rank != 1:
+            for _ in range(2):  # the second has no more to wait for
+                try:
+                    comm.all_reduce(x)
+                    backend.to_host(x)
+                except PeerFailed as error:
+                    text = str(error)
+                else:
+                    raise AssertionError("rank 1 was not missed")
+                assert f"rank {world.rank} of {world.size} (process {os.getpid()} on host " in text
+                assert "rank 1" in text, text
+                assert "all_reduce" in text, text
+        world.barrier()
+        comm.close()
+
+
+@case(ranks=(2, 3), cuda=True)
+def ranks_that_call_different_collectives(world: Communicator) -> None:
+    """Both calls and their ranks are told, on every rank."""
+    for shared in SHARED:
+        with gpus(world, shared):
+            comm = peers(world)
+            comm._channel.checked = True
+            x = there(comm, values(world.rank, (64,), np.float32), True)
+            comm.all_reduce(x)
+            try:
+                comm.all_reduce(x if world.rank else x[:32])
+                backend.to_host(x)
+            except PeerFailed as error:
+                text = str(error)
+            else:
+                raise AssertionError("nobody noticed")
+            assert "all_reduce (sum of float32) of 128 bytes" in text, text
+            assert "256 bytes" in text, text
+            world.barrier()
+            comm.close()
+
+
+@case(ranks=2, cuda=True)
+def nothing_is_left(world: Communicator) -> None:
+    """Memory, mappings, files and names: as many after as before."""
+
+    def held() -> tuple[int, int, int]:
+        gc.collect()
+        names = len(os.listdir("/dev/shm"))
+        return 0 if REAL else fibers().device_allocations(), len(os.listdir("/proc/self/fd")), names
+
+    for shared in SHARED:
+        with gpus(world, shared):
+            for attempt in range(2):  # what stays is there after the first
+                before = held() if attempt else None
+                inner = world.split(0, world.rank)
+                assert inner is not None
+                comm = device_communicator(inner)
+                x = there(comm, values(world.rank, (9,), np.float32), True)
+                comm.all_reduce(x, out=x)
+                half = comm.split(0, world.rank)
+                assert half is not None
+                half.all_reduce(x, out=x)
+                del x
+                half.close()
+                comm.close()
+                del half, comm, inner
+                world.barrier()
+                assert before in (None, held())
