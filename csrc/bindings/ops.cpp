@@ -97,6 +97,8 @@ void bind_ops(py::module_& m) {
   op(m, "batch_norm_forward", &batch_norm_forward);
   op(m, "batch_norm_backward", &batch_norm_backward);
   op(m, "batch_norm_backward_weight", &batch_norm_backward_weight);
+  op(m, "add_statistic", &add_statistic);
+  op(m, "moving_average", &moving_average);
   op(m, "max_pool_forward", &max_pool_forward);
   op(m, "max_pool_backward", &max_pool_backward);
   op(m, "mean_pool_forward", &mean_pool_forward);

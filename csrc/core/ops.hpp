@@ -169,6 +169,10 @@ void batch_norm_backward(const ConstArray& grad, const ConstArray& x, const Cons
 void batch_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& mean,
                                 const ConstArray& variance, float epsilon, bool accumulate,
                                 const Array& grad_weight, const Array& grad_bias);
+// All (C) float32. total [+]= samples * (x * factor): a statistic of some samples, for its mean over a whole batch.
+void add_statistic(const ConstArray& x, float factor, float samples, bool accumulate, const Array& total);
+// running = running + momentum * (total / count - running).
+void moving_average(const ConstArray& total, float count, float momentum, const Array& running);
 // x (B, H, W, C), out (B, OH, OW, C), index (B, OH, OW, C) int32: place in the window; the first maximum, or NaN, wins.
 // padding < size; grad_x is one chain over the windows of a pixel.
 void max_pool_forward(const ConstArray& x, int64_t size, int64_t stride, int64_t padding, const Array& out,

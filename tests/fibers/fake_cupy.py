@@ -227,6 +227,7 @@ cuda = SimpleNamespace(
     get_current_stream=lambda: Stream.current,
     using_allocator=lambda _: contextlib.nullcontext(),
     Device=Device,
+    nccl=SimpleNamespace(available=False),
     runtime=SimpleNamespace(
         getDeviceCount=lambda: 1,
         streamCaptureModeRelaxed=2,

@@ -7,6 +7,8 @@ where arrays go.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,15 @@ import plait
 from plait import backend, models, optim, train
 from plait.comm import Communicator
 from plait.comm.alone import Alone
+from plait.comm.combine import BFLOAT16
+from plait.comm.nccl import Nccl
 from plait.comm.staged import Staged
 from plait.data import synthetic
 from plait.train.digest import state_digest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fibers"))
+import fake_cupy
+import fake_nccl
 from fake_device import cpu_kernels, device
 
 LAYOUTS: dict[int, list[tuple[tuple[int, int, int], dict[str, Any]]]] = {
@@ -104,6 +110,87 @@ def staged_collectives(world: Communicator) -> None:
         else:
             raise AssertionError("a host's out was taken")
         comm.barrier()
+
+
+@case(ranks=(2, 3, 4))
+def nccl_collectives(world: Communicator) -> None:
+    """Over a stand-in for NCCL: what host arrays get, small and large, evenly cut or not."""
+    with device(cpu_kernels()), over_nccl():
+        backend.use("cuda")
+        inner = world.split(0, world.rank)
+        assert inner is not None
+        comm = Nccl(inner)
+        for n in (0, 1, 5, 40_000):
+            uneven = [0, *(n * r // world.size - (n > 9) for r in range(1, world.size)), n]
+            for dtype in (np.float32, BFLOAT16, np.int64, np.uint32, np.int16, np.float16):
+                rng = np.random.default_rng([world.rank, n])
+                mine = rng.integers(-99, 99, (n, 3)).astype(dtype) / np.ones((), dtype)
+                mine = mine.astype(dtype)
+                there = backend.to_device(mine)
+
+                def same(
+                    name: str, *more: Any, x: Any = there, y: Any = mine, **options: Any
+                ) -> None:
+                    got = getattr(comm, name)(x, *more, **options)
+                    expected = getattr(world, name)(y, *more, **options)
+                    assert backend.on_device(got)
+                    assert backend.to_host(got).tobytes() == expected.tobytes(), (name, y.dtype)
+
+                kind = np.dtype(dtype)
+                if kind in (np.float32, BFLOAT16) or kind.kind in "iu":
+                    same("all_reduce")
+                    same("reduce_scatter", bounds=uneven)
+                if kind.kind in "iu":
+                    same("all_reduce", "max")
+                same("all_gather", bounds=None)
+                given = mine[uneven[world.rank] : uneven[world.rank + 1]]
+                same("all_gather", x=backend.to_device(given), y=given, bounds=uneven)
+                same("broadcast", world.size - 1, x=backend.copied(there), y=mine.copy())
+                send = [n * r // world.size for r in range(world.size + 1)]
+                counts = [
+                    (n * (world.rank + 1) // world.size) - (n * world.rank // world.size)
+                ] * world.size
+                receive = [0, *np.cumsum(counts).tolist()]
+                same("all_to_all", send, receive)
+            nodes = np.random.default_rng([world.rank, n]).standard_normal((1, n, 6))
+            nodes = nodes.astype(np.float32)
+            bias = np.arange(6, dtype=np.float32)
+            for dtype in (np.float32, BFLOAT16):
+                for name, options in (
+                    ("all_reduce_nodes", {}),
+                    ("reduce_scatter_nodes", {"axis": 0, "bounds": uneven}),
+                    ("reduce_scatter_nodes", {"axis": 1}),
+                ):
+                    got = getattr(comm, name)(
+                        backend.to_device(nodes),
+                        bias=backend.to_device(bias),
+                        dtype=dtype,
+                        **options,
+                    )
+                    expected = getattr(world, name)(nodes, bias=bias, dtype=dtype, **options)
+                    assert backend.to_host(got).tobytes() == expected.tobytes(), (name, dtype, n)
+        assert {"send", "recv", "bcast", "allReduce"} == set(fake_nccl.calls)
+        comm.check()
+        fake_nccl.lost = True
+        try:
+            comm.check()
+        except RuntimeError as error:
+            assert "NCCL lost a peer" in str(error)  # noqa: PT017
+        else:
+            raise AssertionError("a peer was lost and nobody said so")
+        finally:
+            fake_nccl.lost = False
+        comm.close()
+
+
+@contextmanager
+def over_nccl() -> Iterator[None]:
+    before, fake_cupy.cuda.nccl = fake_cupy.cuda.nccl, fake_nccl
+    fake_nccl.calls.clear()
+    try:
+        yield
+    finally:
+        fake_cupy.cuda.nccl = before
 
 
 @case(ranks=2)

@@ -20,6 +20,7 @@ ELSEWHERE = {
     "weighted_bits": "test_fingerprint", "random_normal": "test_random",
     "dropout": "test_random", "cross_entropy_merge": "test_cross_entropy",
     "adamw": "test_optimizer", "sgd": "test_optimizer",
+    "add_statistic": "test_batch_norm", "moving_average": "test_batch_norm",
 }  # fmt: skip
 CONTROLS = {
     "set_threads", "threads", "set_isa", "isa", "empty", "memory_use", "trim_memory", "address",

@@ -124,7 +124,8 @@ def _dtype(code: int, bits: int, lanes: int) -> np.dtype[Any]:
         if code == _BOOL:
             return np.dtype(np.bool_)
         if code in _CODES:
-            return np.dtype(f"{_CODES[code]}{bits // 8}")
+            kind: np.dtype[Any] = np.dtype(f"{_CODES[code]}{bits // 8}")
+            return kind
     raise ValueError(
         f"an array of DLPack's type {code} with {bits} bits x {lanes} has no numpy type"
     )
