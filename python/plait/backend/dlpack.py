@@ -10,10 +10,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from plait.backend.host import Array
+from plait.backend.host import Array, bfloat16
 
 HOST, CUDA, PINNED, MANAGED = 1, 2, 3, 13  # where memory is
 _CODES = {0: "i", 1: "u", 2: "f", 5: "c"}
@@ -120,7 +119,7 @@ def on_cuda(x: Any, stream: int, view: Callable[..., Any]) -> Array:
 def _dtype(code: int, bits: int, lanes: int) -> np.dtype[Any]:
     if lanes == 1 and bits % 8 == 0:
         if code == _BFLOAT16 and bits == 16:
-            return np.dtype(ml_dtypes.bfloat16)
+            return bfloat16
         if code == _BOOL:
             return np.dtype(np.bool_)
         if code in _CODES:

@@ -25,12 +25,8 @@ from plait.optim import Optimizer, Schedule, constant
 from plait.parallel.bucket import Span
 from plait.report import RunFolder, Screen, peak_bytes, reset_peak
 from plait.train import fit
-<<<<<<< HEAD
-from plait.train.device import Wanted, shared_room, take_backend
-=======
 from plait.train.batches import Batches
-from plait.train.device import Wanted, take_backend
->>>>>>> main
+from plait.train.device import Wanted, shared_room, take_backend
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
 from plait.train.microbatch import auto_microbatch
