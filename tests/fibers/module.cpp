@@ -23,6 +23,7 @@ PYBIND11_MODULE(_cuda, m) {
   plait::bind_ops(m);
   plait::bind_device(m);
   plait::bind_device_memory(m);
+  plait::bind_device_window(m);
   plait::bind_engines(m);
   m.def("set_fiber_order", &fibers::set_order);
   m.def("pretend", [](int number, const std::string& name, bool sees, bool reaches, bool opens) {

@@ -25,21 +25,18 @@ SHARED = [True] if REAL else [True, False]  # whether the ranks can share a GPU,
 
 @cache
 def fibers() -> Any:
-    found = kernel_backends.fibers()
-    if not hasattr(found, "DeviceWindow"):
-        found.DeviceWindow = fake_device.NoWindow
-        found.ReduceSpec = fake_device.NoWindow
-    return found
+    return kernel_backends.fibers()
 
 
 @contextmanager
 def gpus(
-    world: Communicator, shared: bool, staging: int = 1 << 16, room: int = 1 << 20, **pretended: Any
+    world: Communicator, shared: bool, staging: int = 1 << 14, room: int = 1 << 20, **pretended: Any
 ) -> Iterator[None]:
     """The CUDA backend in use on every rank, with little memory for peers. pretended: what the GPUs
     of fibers say of themselves besides."""
     before = peer.STAGING, for_device.ROOM
     peer.STAGING, for_device.ROOM = staging, room
+    peer.TUNING.update(once_bytes=2048, block_bytes=512)  # so that arrays of a test are large
     try:
         if REAL:
             backend.use("cuda", world.rank)
@@ -52,3 +49,4 @@ def gpus(
     finally:
         backend.use("cpu")
         peer.STAGING, for_device.ROOM = before
+        peer.TUNING.clear()

@@ -15,8 +15,14 @@ import numpy as np
 from plait.backend.host import Array, bfloat16
 
 HOST, CUDA, PINNED, MANAGED = 1, 2, 3, 13  # where memory is
-_CODES = {0: "i", 1: "u", 2: "f", 5: "c"}
-_BFLOAT16, _BOOL = 4, 6
+_TYPES: dict[int, dict[int, Any]] = {  # by code and bits
+    0: {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64},
+    1: {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64},
+    2: {16: np.float16, 32: np.float32, 64: np.float64},
+    4: {16: bfloat16},
+    5: {64: np.complex64, 128: np.complex128},
+    6: {8: np.bool_},
+}
 _NAME, _USED = b"dltensor", b"used_dltensor"
 
 
@@ -117,14 +123,9 @@ def on_cuda(x: Any, stream: int, view: Callable[..., Any]) -> Array:
 
 
 def _dtype(code: int, bits: int, lanes: int) -> np.dtype[Any]:
-    if lanes == 1 and bits % 8 == 0:
-        if code == _BFLOAT16 and bits == 16:
-            return bfloat16
-        if code == _BOOL:
-            return np.dtype(np.bool_)
-        if code in _CODES:
-            kind: np.dtype[Any] = np.dtype(f"{_CODES[code]}{bits // 8}")
-            return kind
-    raise ValueError(
-        f"an array of DLPack's type {code} with {bits} bits x {lanes} has no numpy type"
-    )
+    kind = _TYPES.get(code, {}).get(bits) if lanes == 1 else None
+    if kind is None:
+        raise ValueError(
+            f"an array of DLPack's type {code} with {bits} bits x {lanes}, which numpy has not"
+        )
+    return np.dtype(kind)

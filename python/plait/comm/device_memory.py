@@ -63,6 +63,7 @@ class DeviceMemory:
         self._at = {each.key: rank for rank, each in enumerate(found)}
         self._mappings: dict[int, Any] = {}
         self._exits: dict[int, int] = {}
+        self._closed = False
         mine = self._open(world.rank)
         told = world.all_gather_object(mine)
         self._probe(world, mine, [there.get(world.rank) == "" for there in told])
@@ -122,6 +123,9 @@ class DeviceMemory:
     def close(self, world: Communicator) -> None:
         """Gives the arena back, and those of the peers first. All ranks call it, when no array and
         no communicator uses them any more."""
+        if self._closed:
+            return
+        self._closed = True
         backend.wait()
         world.barrier()
         for mapping in self._mappings.values():

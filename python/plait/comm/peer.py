@@ -27,6 +27,7 @@ from plait.comm.work import Array, Poll, Quick, Steps, Turns
 
 STAGING = 8 << 20  # bytes of one staging buffer of a communicator; each rank has two
 MOST_RANKS = 16  # of a window
+TUNING: dict[str, int] = {}  # of windows, in place of their own
 DEADLINE = 600.0  # seconds that a kernel waits for a peer: it may be writing a checkpoint
 _SUSPICIOUS = 1.0  # seconds of waiting between looks at whether the peers still live
 
@@ -150,8 +151,8 @@ class Peer(Staged):
 
     def _run(self, name: str, call: Any, out: Array, *reads: Array) -> Steps:
         arena, outside = self.memory.arena, [0, 0]
-        for x in {address(each): each for each in (reads[0], out)}.values():
-            if x.nbytes and arena.find(address(x), x.nbytes) < 0:
+        for x in {address(each): each for each in (reads[0], out)}.values() if call.copied else ():
+            if arena.find(address(x), x.nbytes) < 0:
                 outside = [outside[0] + 1, outside[1] + x.nbytes]
         run = _Run(self, name, call, outside, reads)
         return run.in_stages() if self._channel.split else run
@@ -189,18 +190,24 @@ class _Run(Quick):
         return ()
 
     def in_stages(self) -> Iterator[Poll]:
-        """The hosts meet after every stage: also after the last, for peers read this rank's arrays
+        """The hosts meet after every stage: also after the last, for peers read this rank's cells
         until then."""
         self._counted()
         channel = self._comm._channel
+        meeting = channel.meeting
+        assert meeting is not None
         turn = channel.turns.take()
         yield lambda: channel.turns.now == turn
         try:
-            for stage in range(self._call.stages):
+            stages = self._call.stages
+            if self._name == "all_to_all":  # no rank knows how much others move
+                most = np.array([stages])
+                yield meeting.all_reduce(most, "max", out=most, blocking=False).done
+                stages = int(most[0])
+            for stage in range(stages):
                 channel.launch(self._name, self._call, stage)
                 yield channel.done
-                assert channel.meeting is not None
-                yield from channel.meeting._barrier()
+                yield from meeting._barrier()
         finally:
             channel.turns.now += 1
 
@@ -224,16 +231,17 @@ class _Channel:
         self._suspected: dict[int, float] = {}  # ranks whose process has ended, since when
         self._next_look = 0.0
         kind, size = backend.kernels.DeviceWindow, inner.size
-        memory.arena.clear(place.offset, place.bytes)
         mine = np.array([[place.offset, kind.resident_blocks()]], np.int64)
-        told = inner.all_gather(mine)  # from here on all blocks are clear
+        told = inner.all_gather(mine)
         bases = [memory.base(key) for key in keys]
         blocks = [base + offset for base, offset in zip(bases, told[:, 0].tolist(), strict=True)]
         arenas = [memory.process(key).size for key in keys]
         self.window = kind(
-            inner.rank, size, blocks, bases, arenas, STAGING, int(told[:, 1].min()), self.split
-        )
+            inner.rank, size, blocks, bases, arenas, STAGING, int(told[:, 1].min()), self.split,
+            **TUNING,
+        )  # fmt: skip
         self.window.set_deadline(DEADLINE)
+        inner.barrier()  # before it a peer has not cleared its block
         self.open = True
         backend.watch(self)
 
@@ -265,6 +273,7 @@ class _Channel:
             return
         self.open = False  # what it still has to say is of no more use
         backend.wait()
+        self.window.close()
         self._inner.barrier()  # from here on no peer uses the block
         self.window = self._place = None
         if self.meeting is not None:

@@ -47,7 +47,6 @@ class Staged(Communicator):
     def close(self) -> None:
         if self.owned is not None:
             self.owned.close(self.inner)
-            self.owned = None
         self.inner.close()
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> Array:

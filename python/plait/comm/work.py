@@ -109,6 +109,10 @@ class Work:
         progress()
         return self._steps is None
 
+    def done(self) -> bool:
+        """As test(), for a poll of another Work: advances nothing."""
+        return self._steps is None
+
     def wait(self) -> Any:
         """The result of the collective, once it is there. May be called again."""
         if self._steps is not None:
