@@ -10,14 +10,19 @@ namespace plait {
 
 class Meeting {
  public:
-  // heard: room for what the peers say, in shared memory.
-  __device__ __forceinline__ Meeting(const Peers& peers, Said* heard, int only)
-      : p_(peers), heard_(heard), state_(*peers.state(int(blockIdx.x))), only_(only) {}
+  // What a block keeps of it in shared memory: registers are for sums.
+  struct Kept {
+    Said heard[MOST_RANKS];
+    BlockState state;
+  };
+  __device__ __forceinline__ Meeting(const Peers& peers, Kept& kept, int only)
+      : p_(peers), heard_(kept.heard), state_(kept.state), only_(only) {}
 
   // False if a collective before has failed.
   __device__ __forceinline__ bool begin() {
     bool over = false;
     if (threadIdx.x == 0) {
+      state_ = *p_.state(int(blockIdx.x));
       Sticky* const own = p_.sticky(p_.rank);
       over = load_relaxed_sys(&own->failed) != 0 || given_up();
     }
@@ -136,7 +141,7 @@ class Meeting {
 
   const Peers& p_;
   Said* const heard_;
-  const BlockState state_;
+  BlockState& state_;
   uint32_t epoch_ = 0;
   int only_, at_ = 0;
 };

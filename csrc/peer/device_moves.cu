@@ -73,8 +73,7 @@ struct Moves {
 
 __global__ void __launch_bounds__(MOST_THREADS, 1)
     move_kernel_(const __grid_constant__ Peers p, const __grid_constant__ MoveTask task, int only) {
-  Said* const heard = dynamic_shared<Said>();
-  Meeting meeting(p, heard, only);
+  Meeting meeting(p, *dynamic_shared<Meeting::Kept>(), only);
   const Moves block{p, task, meeting};
   if (!meeting.begin()) return;
   meeting.announce([&](int peer) {
@@ -85,10 +84,10 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
     }
     return said;
   });
-  block.stage(0);
   int64_t rounds = 1, window = task.window;
-  bool in_place = false;
-  for (int64_t round = 0; round < rounds; round++) {
+  bool in_place = false;  // one meeting more: then all have read what is the caller's again
+  for (int64_t round = 0; round < rounds + in_place; round++) {
+    if (round < rounds) block.stage(round);
     if (!meeting.meet() || meeting.past()) return;
     if (round == 0) {
       if (!meeting.hear() || (block.exchange() && !block.balanced())) return;
@@ -102,16 +101,14 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
       }
       if (direct) rounds = 1, window = INT64_MAX / 2;
     }
-    block.take(round, window);
-    if (round + 1 < rounds) block.stage(round + 1);
+    if (round < rounds) block.take(round, window);
   }
-  if (in_place && (!meeting.meet() || meeting.past())) return;
   meeting.end(rounds);
 }
 
 }  // namespace
 
 MoveKernel move_kernel() { return move_kernel_; }
-int64_t move_shared_bytes() { return MOST_RANKS * int64_t(sizeof(Said)); }
+int64_t move_shared_bytes() { return int64_t(sizeof(Meeting::Kept)); }
 
 }  // namespace plait

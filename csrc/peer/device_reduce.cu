@@ -9,8 +9,8 @@
 namespace plait {
 namespace {
 
-// What one block does of it. Round j: all meet, results of round j - 1 are collected, the slice is added, round j + 1 is
-// staged; results of the last one need one meeting more.
+// What one block does of it. Round j: it is staged, all meet, results of round j - 1 are collected, the slice is added. One
+// meeting more for the results of the last round, and where arrays are read in place: then all have read them.
 template <class X, class Y>
 struct Reduction {
   static constexpr int64_t X_BYTES = sizeof(X), Y_BYTES = sizeof(Y);
@@ -44,7 +44,7 @@ struct Reduction {
         char* const to = piece(p.rank, q, round) + node * task.node_pitch;
         const char* const from = task.source + (node * task.outer * task.width + task.bounds[q]) * X_BYTES;
         if (task.outer > 1)
-          copy_rows(to, from, first * X_BYTES, count * X_BYTES, length(q) * X_BYTES, task.width * X_BYTES);
+          copy_rows(reinterpret_cast<X*>(to), reinterpret_cast<const X*>(from), first, count, length(q), task.width);
         else
           copy_run(to, from + first * X_BYTES, count * X_BYTES);
       }
@@ -124,34 +124,28 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
     reduce_kernel(const __grid_constant__ Peers p, const __grid_constant__ ReduceTask task, int only) {
   Places& places = *dynamic_shared<Places>();
   float* const aside = reinterpret_cast<float*>(&places + 1) + threadIdx.x;
-  Meeting meeting(p, places.heard, only);
+  Meeting meeting(p, places.kept, only);
   if (!meeting.begin()) return;
   meeting.announce([&](int) { return task.said; });
   const Reduction<X, Y> block{p, task, meeting, places};
-  block.stage(0);
   int64_t rounds = 1, window = task.window;
-  bool in_place = false;
-  for (int64_t round = 0; round < rounds; round++) {
+  bool last = task.gather && !task.once;  // one meeting more
+  for (int64_t round = 0; round < rounds + last; round++) {
+    if (round < rounds) block.stage(round);
     if (!meeting.meet() || meeting.past()) return;
     if (round == 0) {
       if (!meeting.hear()) return;
       bool direct = true;
       for (int rank = 0; rank < p.size; rank++) {
-        in_place = in_place || meeting.said(rank).source >= 0;
+        last = last || meeting.said(rank).source >= 0;
         direct = direct && meeting.said(rank).source >= 0 && (!task.gather || meeting.said(rank).out >= 0);
       }
       if (direct) window = task.share;
-      rounds = direct ? 1 : (task.share + window - 1) / window;
-      rounds = rounds < 1 ? 1 : rounds;
+      rounds = direct ? 1 : task.said.rounds;
     } else {
       block.collect(round - 1, window);
     }
-    block.add(round, window, aside);
-    if (round + 1 < rounds) block.stage(round + 1);
-  }
-  if ((task.gather && !task.once) || in_place) {
-    if (!meeting.meet() || meeting.past()) return;
-    block.collect(rounds - 1, window);
+    if (round < rounds) block.add(round, window, aside);
   }
   block.norm();
   meeting.end(rounds);

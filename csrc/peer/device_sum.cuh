@@ -5,6 +5,7 @@
 
 #include "cuda/pack.cuh"
 #include "peer/device_copy.cuh"
+#include "peer/device_flags.cuh"
 #include "peer/device_task.hpp"
 
 namespace plait {
@@ -16,7 +17,7 @@ struct Part {
 
 // What a block knows of its slice; in shared memory, before the sums that are set aside.
 struct Places {
-  Said heard[MOST_RANKS];
+  Meeting::Kept kept;
   Part parts[MOST_PARTS];
   char* outs[MOST_RANKS];  // where element 0 of the slice's result would lie
 };
@@ -71,7 +72,7 @@ template <class X, class Y, int N>
 __device__ __forceinline__ void sum_pack(const ReduceTask& task, const Places& places, int outs, int64_t column, int64_t length,
                                          float* aside, int64_t e) {
   using A = Added<X>;
-  constexpr int TOGETHER = 8;  // loads under way
+  constexpr int TOGETHER = 4;  // loads under way
   const int64_t row = task.outer > 1 ? e / length : 0;
   A top[N] = {};
   int depth = 0;
