@@ -246,8 +246,10 @@ def as_type(x: Array, dtype: Any) -> Array:
 
 
 def bits(x: Array) -> Array:
-    """The same memory as unsigned integers: sums of bits with zeros elsewhere select exactly."""
-    return x.view(np.dtype(f"u{x.dtype.itemsize}"))
+    """The same memory as unsigned integers, of 32 bits where it can be: sums of bits with zeros
+    elsewhere select exactly."""
+    pairs = x.itemsize == 2 and x.ndim > 0 and x.shape[-1] % 2 == 0 and x.flags.c_contiguous
+    return x.view(np.dtype("u4" if pairs else f"u{x.dtype.itemsize}"))
 
 
 # --- between host and device ----------------------------------------------------------------------

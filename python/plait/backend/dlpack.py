@@ -63,7 +63,7 @@ class Foreign:
         self._managed = _Managed.from_address(self._pointer)
         _api.PyCapsule_SetName(capsule, _USED)
         tensor = self._managed.tensor
-        self.dtype: np.dtype[Any] = _dtype(tensor.code, tensor.bits, tensor.lanes)
+        self.dtype = _dtype(tensor.code, tensor.bits, tensor.lanes)
         self.shape: tuple[int, ...] = tuple(tensor.shape[: tensor.ndim])
         item = self.dtype.itemsize
         if tensor.strides:
@@ -128,4 +128,5 @@ def _dtype(code: int, bits: int, lanes: int) -> np.dtype[Any]:
         raise ValueError(
             f"an array of DLPack's type {code} with {bits} bits x {lanes}, which numpy has not"
         )
-    return np.dtype(kind)
+    found: np.dtype[Any] = np.dtype(kind)
+    return found

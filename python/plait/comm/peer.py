@@ -98,14 +98,14 @@ class Peer(Staged):
     def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
         if not on_device(out):
             return self.inner._all_reduce(reduction, out)
-        if not adds(reduction, out):
+        if not _adds(reduction, out):
             return super()._all_reduce(reduction, out)
         return self._reduce(reduction, out, True)
 
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
         if not on_device(out):
             return self.inner._reduce_scatter(reduction, out)
-        if not adds(reduction, out):
+        if not _adds(reduction, out):
             return super()._reduce_scatter(reduction, out)
         return self._reduce(reduction, out, False)
 
@@ -115,6 +115,10 @@ class Peer(Staged):
         columns = [inner * b for b in reduction.bounds]
         spec = backend.kernels.ReduceSpec(counts, merges, columns, outer, reduction.op, gather)
         nodes, bias = reduction.nodes, reduction.bias
+        if (
+            nodes.dtype.kind == "u"
+        ):  # sums of unsigned integers are those of signed ones, bit by bit
+            nodes, out = (x.view(f"i{x.itemsize}") for x in (nodes, out))
         call = self._channel.window.reduction(nodes, spec, bias, out)
         name = "all_reduce" if gather else "reduce_scatter"
         return self._run(name, call, out, nodes, *(() if bias is None else (bias,)))
@@ -301,6 +305,14 @@ class _Channel:
     def _who(self) -> str:
         own = self._memory.process(self.keys[self._inner.rank])
         return f"rank {self._inner.rank} of {self._inner.size} ({own.text}), last in {self._doing}"
+
+
+def _adds(reduction: Reduction, out: Array) -> bool:
+    """Whether a kernel can do these additions."""
+    dtype = reduction.nodes.dtype
+    if dtype.kind not in "iu":
+        return adds(reduction, out)
+    return dtype.itemsize >= 4 and (dtype.kind == "i" or reduction.op == "sum")
 
 
 def _bytes(x: Array) -> Array:
