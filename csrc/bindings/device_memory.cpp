@@ -39,6 +39,7 @@ void bind_device_memory(py::module_& m) {
       .def("find", [](const DeviceArena& arena, uintptr_t address, int64_t bytes) {
         return arena.find(reinterpret_cast<const void*>(address), bytes);
       })
+      .def("keep", &DeviceArena::keep)
       .def("clear", &DeviceArena::clear, nogil);
 
   py::class_<DeviceBlock>(m, "DeviceBlock")

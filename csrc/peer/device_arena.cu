@@ -70,12 +70,33 @@ std::string DeviceArena::handle() const {
 int64_t DeviceArena::allocate(int64_t bytes) {
   std::lock_guard<std::mutex> lock(mutex_);
   PLAIT_CHECK(bytes >= 0, "arena", "cannot hold ", bytes, " bytes");
-  return bytes > bytes_ ? -1 : list_.allocate(bytes);
+  if (bytes > bytes_) return -1;
+  const int64_t need = list_.taken_by(bytes);
+  if (keeping_) {
+    const auto found = kept_free_.find(need);
+    if (found != kept_free_.end()) {
+      const int64_t offset = found->second;
+      kept_free_.erase(found);
+      return offset;
+    }
+  }
+  const int64_t offset = list_.allocate(bytes);
+  if (keeping_ && offset >= 0) kept_[offset] = need;
+  return offset;
 }
 
 void DeviceArena::release(int64_t offset) {
   std::lock_guard<std::mutex> lock(mutex_);
-  list_.release(offset);
+  const auto found = kept_.find(offset);
+  if (found == kept_.end())
+    list_.release(offset);
+  else
+    kept_free_.emplace(found->second, offset);
+}
+
+void DeviceArena::keep(bool on) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  keeping_ = on;
 }
 
 int64_t DeviceArena::find(const void* p, int64_t bytes) const {

@@ -35,6 +35,9 @@ class DeviceArena {
   // follows on the same stream.
   int64_t allocate(int64_t bytes);
   void release(int64_t offset);
+  // While work is recorded as a graph, which knows its addresses: what is allocated then is the next recording's again when
+  // it is released, and nobody else's.
+  void keep(bool on);
   // The offset of [p, p + bytes), or -1 if it is not inside this arena.
   int64_t find(const void* p, int64_t bytes) const;
   // Zeros, there when this returns: also for peers.
@@ -44,6 +47,9 @@ class DeviceArena {
   char* base_ = nullptr;
   int64_t bytes_;
   FreeList list_;
+  bool keeping_ = false;
+  std::map<int64_t, int64_t> kept_;            // offset -> bytes
+  std::multimap<int64_t, int64_t> kept_free_;  // bytes -> offset
   mutable std::mutex mutex_;
 };
 

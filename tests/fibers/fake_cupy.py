@@ -45,6 +45,22 @@ class _Bytes:
         self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": shape, "data": data}
 
 
+def loose(x: Any) -> Any:
+    """x as a graph knows it: where somebody else owns the memory it is an address, which keeps
+    nothing. (A pool keeps what a graph was recorded with.)"""
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(loose, x))
+    root = x._held if isinstance(x, ndarray) else None
+    while isinstance(root, np.ndarray):
+        root = root.base
+    if not isinstance(root, _Bytes):
+        return x
+    low, high = np.lib.array_utils.byte_bounds(x._held)
+    memory = UnownedMemory(x.data.ptr, high - low, None, 0)
+    assert x.data.ptr == low, "an array that goes backwards"
+    return ndarray(x.shape, x.dtype, MemoryPointer(memory, 0), x.strides)
+
+
 class Pointer:
     def __init__(self, array: np.ndarray):
         self._array, self.ptr = array, array.__array_interface__["data"][0]
@@ -52,7 +68,8 @@ class Pointer:
     def memset_async(self, value: int, size: int) -> None:
         assert self._array.flags.c_contiguous
         assert size == self._array.nbytes
-        do(lambda: self._array.view(np.uint8).fill(value))
+        raw = loose(ndarray(self._array))._held.view(np.uint8)
+        do(lambda: raw.fill(value))
 
 
 class ndarray:
@@ -108,7 +125,8 @@ class ndarray:
     def __setitem__(self, where: Any, value: Any) -> None:
         assert isinstance(value, ndarray), "a number or a host array is assigned to a device array"
         assert value.dtype == self.dtype
-        do(lambda: self._held.__setitem__(where, value._held))
+        out, x = loose(self)._held, loose(value)._held
+        do(lambda: out.__setitem__(where, x))
 
     def __iter__(self) -> Any:
         return (ndarray(x) for x in self._held)
@@ -130,7 +148,8 @@ class ndarray:
     def fill(self, value: float) -> None:
         assert value == 0, "CuPy compiles a kernel to fill with anything but 0"
         assert self._held.flags.c_contiguous, "CuPy compiles a kernel to fill what has gaps"
-        do(lambda: self._held.fill(value))
+        out = loose(self)._held
+        do(lambda: out.fill(value))
 
     def get(self) -> np.ndarray:
         assert recording is None, "a captured stream is waited for"

@@ -77,7 +77,7 @@ def recorded(kernels: Any) -> Any:
         if fake_cupy.recording is None or name in HOST:
             return function(*arguments)
         assert name not in WAITS, f"{name} waits for a captured stream"
-        fake_cupy.do(functools.partial(function, *arguments))
+        fake_cupy.do(functools.partial(function, *map(fake_cupy.loose, arguments)))
 
     found = {name: x for name, x in vars(kernels).items() if not name.startswith("_")}
     ops = {
@@ -90,10 +90,21 @@ def recorded(kernels: Any) -> Any:
 
 
 def recorded_window(window: Any) -> Any:
+    """A DeviceWindow whose calls a captured stream keeps for the graph."""
+
     class Window(window):  # type: ignore[misc]
         def launch(self, call: Any, stage: int) -> None:
             fake_cupy.do(functools.partial(super().launch, call, stage))
 
+    def prepared(name: str) -> Any:
+        def prepare(self: Any, *arguments: Any) -> Any:
+            given = arguments if fake_cupy.recording is None else map(fake_cupy.loose, arguments)
+            return getattr(window, name)(self, *given)
+
+        return prepare
+
+    for name in ("reduction", "all_gather", "all_to_all", "broadcast"):
+        setattr(Window, name, prepared(name))
     return Window
 
 

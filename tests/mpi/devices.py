@@ -16,6 +16,7 @@ from plait.comm import Communicator, for_device, peer
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / "fibers"), str(TESTS / "unit")]
+import fake_cupy as fake_cupy  # noqa: E402
 import fake_device  # noqa: E402
 import kernel_backends  # noqa: E402
 

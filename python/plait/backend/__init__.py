@@ -58,6 +58,7 @@ def memory_bytes() -> int:
         return 0
     pools = [_cuda.cupy.get_default_memory_pool(), *(each.pool for each in _recorders)]
     now = sum(pool.total_bytes() for pool in pools) + int(_cuda.kernels.scratch_reserved())
+    now += sum(each.reserved for each in _shared)
     _most.append(max(now, _most.pop()))
     return _most[0]
 
@@ -85,6 +86,25 @@ class Watch(Protocol):
 
     def look(self) -> None:
         """Takes microseconds; raises if what the device waits for will never come."""
+
+
+class Shared(Protocol):
+    """Device memory beside CuPy's."""
+
+    @property
+    def reserved(self) -> int:
+        """Bytes."""
+        ...
+
+    def keep(self, on: bool) -> None:
+        """Until keep(False), what is allocated is a recorded graph's."""
+
+
+_shared: weakref.WeakSet[Shared] = weakref.WeakSet()
+
+
+def note_shared(each: Shared) -> None:
+    _shared.add(each)
 
 
 _watches: weakref.WeakSet[Watch] = weakref.WeakSet()
@@ -126,7 +146,7 @@ def recorder() -> Recorder | None:
     """For work of the device in use; None on the CPU."""
     if _cuda is None:
         return None
-    made = Recorder(_cuda.cupy)
+    made = Recorder(_cuda.cupy, _shared)
     _recorders.add(made)
     return made
 
@@ -375,6 +395,7 @@ __all__ = [
     "memory_bytes",
     "name",
     "nccl",
+    "note_shared",
     "on_device",
     "put",
     "recorder",

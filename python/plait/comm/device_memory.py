@@ -94,6 +94,14 @@ class DeviceMemory:
         own = [(self.process(key).node, self.process(key).uuid) for key in keys]
         return any(devices.count(device) > 1 for device in own)
 
+    @property
+    def reserved(self) -> int:
+        return 0 if self.arena is None else int(self.arena.bytes)
+
+    def keep(self, on: bool) -> None:
+        if self.arena is not None:
+            self.arena.keep(on)
+
     def gone(self, key: str) -> bool:
         """Whether a process of this node has ended."""
         rank = self._at[key]

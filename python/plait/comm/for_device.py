@@ -71,6 +71,7 @@ def share(world: Communicator, room: int, windows: int) -> DeviceMemory | None:
     if memory.trouble and world.rank == 0:
         warnings.warn(f"arrays of the device go through host memory: {memory.text}", stacklevel=2)
     backend.watch(_progress)
+    backend.note_shared(memory)
     return memory
 
 

@@ -155,8 +155,9 @@ class Peer(Staged):
 
     def _run(self, name: str, call: Any, out: Array, *reads: Array) -> Steps:
         arena, outside = self.memory.arena, [0, 0]
-        for x in {address(each): each for each in (reads[0], out)}.values() if call.copied else ():
-            if arena.find(address(x), x.nbytes) < 0:
+        read = [reads[0], out] if name == "all_reduce" else [reads[0]]  # by peers
+        for x in {address(each): each for each in read}.values():
+            if call.copied and arena.find(address(x), x.nbytes) < 0:
                 outside = [outside[0] + 1, outside[1] + x.nbytes]
         run = _Run(self, name, call, outside, reads)
         return run.in_stages() if self._channel.split else run

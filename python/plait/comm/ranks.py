@@ -8,7 +8,9 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from plait.backend import on_device
 from plait.backend.host import kernels
+from plait.backend.recorder import Recorder
 from plait.comm.border import bordered, foreign
 from plait.comm.plan import PLANS, Plan
 from plait.comm.transport import Transport
@@ -84,6 +86,8 @@ class Ranks(Transport):
         blocking: bool,
         bias: Array | None = None,
     ) -> Any:
+        if Recorder.recording and self.size > 1 and (x is None or not on_device(x)):
+            raise RuntimeError(f"{name} is the host's, and would not be done again")
         if self._plans is not None:
             self._plans.append(Plan(self, name, x, bias, steps, result))
             return None
