@@ -217,6 +217,16 @@ class Stream:
 Stream.null = Stream.current = Stream()
 
 
+class Event:
+    def __init__(self, disable_timing: bool = False):
+        self.done = False
+
+    def record(self, stream: Stream) -> None:
+        assert stream is Stream.current
+        assert recording is None, "an event of a captured stream is asked whether it is done"
+        self.done = True
+
+
 class MemoryPool:
     def malloc(self, size: int) -> None:
         pass
@@ -238,6 +248,7 @@ def get_default_memory_pool() -> Any:
 
 
 cuda = SimpleNamespace(
+    Event=Event,
     MemoryPointer=MemoryPointer,
     MemoryPool=MemoryPool,
     Stream=Stream,

@@ -11,16 +11,18 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from devices import REAL, SHARED, fake_cupy, fibers, gpus
+from foreign_array import Other
 from harness import case
 
 import plait
 from plait import backend, models, optim, train
 from plait.comm import Communicator
 from plait.comm.alone import Alone
-from plait.comm.device_memory import DeviceMemory, PeerFailed
+from plait.comm.device_memory import DeviceMemory
 from plait.comm.for_device import device_communicator
 from plait.comm.peer import Peer
 from plait.comm.staged import Staged
+from plait.comm.transport import PeerFailed
 from plait.data import synthetic
 from plait.train.digest import state_digest
 
@@ -201,6 +203,24 @@ def messages_and_views(world: Communicator) -> None:
                 out = backend.empty((41, 9), np.float32)
                 same(comm.recv(out, before), values(before, (41, 9), np.float32))
                 work.wait()
+            several = [there(comm, values(world.rank, (7, k), np.float32), True) for k in (1, 2, 3)]
+            works = [comm.send(x, after, tag=k % 2, blocking=False) for k, x in enumerate(several)]
+            for k, tag in ((1, 1), (0, 0), (2, 0)):
+                out = backend.empty((7, k + 1), np.float32)
+                same(comm.recv(out, before, tag), values(before, (7, k + 1), np.float32))
+            for work in works:
+                work.wait()
+            large = backend.to_device(values(world.rank, (1 << 20,), np.float32))  # as the arena
+            work = comm.send(large, after, blocking=False)
+            same(comm.recv(backend.empty(1 << 20), before), values(before, (1 << 20,), np.float32))
+            work.wait()
+            small = comm.send(large[:5], after, blocking=False)
+            try:
+                comm.recv(large[:6], before)
+            except ValueError as error:
+                text = str(error)
+            assert text.startswith(f"recv: rank {before} sends 20 bytes, out (6,) float32 has 24")
+            assert not small.test()
             comm.close()
 
 
@@ -411,6 +431,52 @@ def ranks_that_call_different_collectives(world: Communicator) -> None:
             assert "all_reduce (sum of float32) of 128 bytes" in text, text
             assert "256 bytes" in text, text
             world.barrier()
+            comm.close()
+
+
+@case(ranks=(2, 3), cuda=True)
+def a_rank_that_refuses(world: Communicator) -> None:
+    """The others hear of it, whatever its arrays are; of the host's, nothing else comes of it."""
+    for shared in SHARED:
+        with gpus(world, shared):
+            comm = peers(world)
+            comm._channel.checked = True
+            x = values(world.rank, (64,), np.float32)
+            wrong = world.rank == 1
+            for array, kind in ((x, ValueError), (there(comm, x, True), PeerFailed)):
+                out = backend.beside(array, 65 if wrong else 64, np.float32)
+                try:
+                    comm.all_reduce(array, out=out)
+                except (ValueError, PeerFailed) as error:
+                    text, found = str(error), type(error)
+                else:
+                    raise AssertionError("nobody noticed")
+                assert issubclass(found, ValueError if wrong else kind)
+                wanted = "out must be writable (64,) float32" if wrong else "a call it refuses"
+                assert wanted in text, text
+            world.barrier()
+            comm.close()
+
+
+@case(ranks=2, cuda=True)
+def arrays_of_other_libraries(world: Communicator) -> None:
+    """By DLPack, without a copy: on the device and on the host."""
+    if REAL:
+        return
+    for shared in SHARED:
+        with gpus(world, shared):
+            comm = peers(world)
+            x = values(world.rank, (9,), np.float32)
+            expected = world.all_reduce(x)
+            for where in ((2, 0), (1, 0)):
+                given, out = Other(x.copy(), where=where), Other(np.zeros_like(x), where=where)
+                assert comm.all_reduce(given, out=out) is out
+                assert out.array.tobytes() == expected.tobytes()
+                work = comm.all_reduce(given, out=given, blocking=False)
+                assert work.wait() is given
+                assert given.array.tobytes() == expected.tobytes()
+            same(comm.all_reduce(Other(x, where=(2, 0))), expected)
+            assert isinstance(comm.all_reduce(Other(x)), np.ndarray)
             comm.close()
 
 

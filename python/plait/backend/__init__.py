@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
@@ -118,6 +119,15 @@ def watch(each: Watch) -> None:
 def done() -> bool:
     """Whether the device has done all that it was told."""
     return _cuda is None or bool(_cuda.stream.done)
+
+
+def mark() -> Callable[[], bool]:
+    """Tells whether the device has done what it was told until now."""
+    if _cuda is None:
+        return done
+    event = _cuda.cupy.cuda.Event(disable_timing=True)
+    event.record(_cuda.stream)
+    return lambda: bool(event.done)
 
 
 def synchronize() -> None:
@@ -392,6 +402,7 @@ __all__ = [
     "is_foreign",
     "kernels",
     "kernels_of",
+    "mark",
     "memory_bytes",
     "name",
     "nccl",

@@ -24,10 +24,6 @@ from plait.comm.work import Array
 _PATTERN = 64  # float32 elements of a rank's slot in every arena
 
 
-class PeerFailed(RuntimeError):
-    """A peer is gone or late, or called another collective: the communicator is of no more use."""
-
-
 @dataclass(frozen=True)
 class Process:
     """What a rank says of itself. key: of this memory, unlike all others; uuid, bus, name: of its

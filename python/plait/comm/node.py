@@ -137,7 +137,7 @@ class Node(Communicator):
     def _barrier(self) -> Steps:
         return _Run(self, self._window.barrier())
 
-    def _refused(self) -> Steps:
+    def _refused(self, x: Array | None) -> Steps:
         return _Run(self, self._window.refused())
 
     def _advance(self) -> bool:

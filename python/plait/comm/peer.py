@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from plait import backend
-from plait.backend import address, on_device
+from plait.backend import address, assign, on_device, put, to_host
 from plait.comm.combine import Bounds, Reduction, adds
 from plait.comm.communicator import Communicator
-from plait.comm.device_memory import DeviceMemory, PeerFailed
+from plait.comm.device_memory import DeviceMemory
 from plait.comm.staged import Staged
+from plait.comm.transport import PeerFailed
 from plait.comm.work import Array, Poll, Quick, Steps, Turns
 
 STAGING = 8 << 20  # bytes of one staging buffer of a communicator; each rank has two
@@ -150,8 +151,56 @@ class Peer(Staged):
         yield self._channel.done
         yield from self.inner._barrier()
 
-    def _refused(self) -> Steps:
-        return self.inner._refused()
+    def _send(self, x: Array, dest: int, tag: int) -> Steps:
+        """The receiver reads it where it lies, or in a cell of this rank's arena."""
+        if not on_device(x):
+            yield from self.inner._send(x, dest, tag)
+            return
+        arena, host = self.memory.arena, self._channel.meeting
+        offset, cell = arena.find(address(x), x.nbytes), None
+        if offset < 0:
+            cell = arena.allocate(x.nbytes)
+        if cell is not None:
+            offset = cell.offset
+            assign(backend.view(cell.address, x.shape, x.dtype, cell), x)
+        written, turns = backend.mark(), self._channel.sends[dest]
+        turn = turns.take()
+        yield lambda: turns.now == turn and written()
+        where = host.send(np.array([offset, x.nbytes]), dest, 2 * tag, blocking=False)
+        read = host.recv(np.empty(1, np.int64), dest, 2 * tag + 1, blocking=False)
+        turns.now += 1
+        yield where.done
+        if offset < 0:
+            yield from self.inner._send(to_host(x), dest, tag)
+        yield read.done
+
+    def _recv(self, out: Array, source: int, tag: int) -> Steps:
+        if not on_device(out):
+            yield from self.inner._recv(out, source, tag)
+            return
+        host, where = self._channel.meeting, np.empty(2, np.int64)
+        yield host.recv(where, source, 2 * tag, blocking=False).done
+        offset, size = where.tolist()
+        if size != out.nbytes:
+            raise ValueError(
+                f"recv: rank {source} sends {size} bytes, out {out.shape} {out.dtype} has "
+                f"{out.nbytes}"
+            )
+        if offset < 0:
+            held = self.inner.empty(out.shape, out.dtype)
+            yield from self.inner._recv(held, source, tag)
+            put(out, held)
+        else:
+            key = self._channel.keys[source]
+            assign(out, self.memory.view(key, offset, out.shape, out.dtype))
+            yield backend.mark()
+        yield host.send(np.zeros(1, np.int64), source, 2 * tag + 1, blocking=False).done
+
+    def _refused(self, x: Array | None) -> Steps:
+        if x is None or not on_device(x):
+            return self.inner._refused(x)
+        run = _Run(self, "a call it refuses", self._channel.window.refused(), [0, 0], ())
+        return run.in_stages() if self._channel.split else run
 
     def _run(self, name: str, call: Any, out: Array, *reads: Array) -> Steps:
         arena, outside = self.memory.arena, [0, 0]
@@ -200,7 +249,6 @@ class _Run(Quick):
         self._counted()
         channel = self._comm._channel
         meeting = channel.meeting
-        assert meeting is not None
         turn = channel.turns.take()
         yield lambda: channel.turns.now == turn
         try:
@@ -231,7 +279,10 @@ class _Channel:
         self.keys, self._memory, self._inner, self._place = keys, memory, inner, place
         self.split = memory.crowded(keys)
         self.turns = Turns()  # of collectives in stages
-        self.meeting = inner.split(0, inner.rank) if self.split else None
+        meeting = inner.split(0, inner.rank)
+        assert meeting is not None
+        self.meeting = meeting  # of the hosts, about what the devices do
+        self.sends = [Turns() for _ in keys]
         self._doing = "nothing yet"
         self._suspected: dict[int, float] = {}  # ranks whose process has ended, since when
         self._next_look = 0.0
@@ -281,8 +332,7 @@ class _Channel:
         self.window.close()
         self._inner.barrier()  # from here on no peer uses the block
         self.window = self._place = None
-        if self.meeting is not None:
-            self.meeting.close()
+        self.meeting.close()
 
     def _check(self) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -13,7 +14,7 @@ from plait.backend.host import kernels
 from plait.backend.recorder import Recorder
 from plait.comm.border import bordered, foreign
 from plait.comm.plan import PLANS, Plan
-from plait.comm.transport import Transport
+from plait.comm.transport import PeerFailed, Transport
 from plait.comm.tree import Leaves
 from plait.comm.work import Array, Steps, Work, run
 
@@ -35,7 +36,9 @@ def collective(
             raise
         except ValueError:
             if self._plans is None and self.size > 1:
-                Work("refused", self._refused()).wait()
+                x: Any = args[0] if args else None
+                with suppress(PeerFailed):  # here the reason is known
+                    Work("refused", self._refused(x)).wait()
             raise
 
     return checked

@@ -107,8 +107,8 @@ class Staged(Communicator):
     def _barrier(self) -> Steps:
         yield from self.inner._barrier()
 
-    def _refused(self) -> Steps:
-        return self.inner._refused()
+    def _refused(self, x: Array | None) -> Steps:
+        return self.inner._refused(x)
 
 
 def _on_host(reduction: Reduction) -> Reduction:

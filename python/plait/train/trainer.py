@@ -14,7 +14,7 @@ import numpy as np
 from plait import checkpoint
 from plait.backend import Array, host, memory_bytes
 from plait.backend import name as name_of_backend
-from plait.comm.device_memory import PeerFailed
+from plait.comm.transport import PeerFailed
 from plait.comm.work import communication_seconds
 from plait.data import Dataset, Sampler
 from plait.errors import UserError
