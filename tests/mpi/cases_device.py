@@ -112,63 +112,54 @@ def staged_collectives(world: Communicator) -> None:
         comm.barrier()
 
 
+SIZES = (0, 1, 5, 40_000)
+
+
+def compare(world: Communicator, comm: Communicator, n: int) -> None:
+    """comm gives of device arrays of n rows what host arrays get, evenly cut or not."""
+    uneven = [0, *(n * r // world.size - (n > 9) for r in range(1, world.size)), n]
+    even = [n * r // world.size for r in range(world.size + 1)]
+    given = even[world.rank + 1] - even[world.rank]
+    rng = np.random.default_rng([world.rank, n])
+    numbers = rng.integers(-99, 99, (n, 3))
+
+    def same(name: str, x: Any, *more: Any, **options: Any) -> None:
+        there = {
+            key: backend.to_device(y) if isinstance(y, np.ndarray) else y
+            for key, y in options.items()
+        }
+        got = getattr(comm, name)(backend.to_device(x.copy()), *more, **there)
+        expected = getattr(world, name)(x.copy(), *more, **options)
+        assert backend.on_device(got)
+        assert backend.to_host(got).tobytes() == expected.tobytes(), (name, x.dtype, n)
+
+    for dtype in (np.dtype("f4"), BFLOAT16, *map(np.dtype, ("i8", "u4", "i2"))):
+        x = numbers.astype(dtype)
+        same("all_reduce", x)
+        same("reduce_scatter", x, bounds=uneven)
+        if dtype.kind in "iu":
+            same("all_reduce", x, "max")
+        same("all_gather", x)
+        same("all_gather", x[uneven[world.rank] : uneven[world.rank + 1]], bounds=uneven)
+        same("broadcast", x, world.size - 1)
+        same("all_to_all", x, even, [given * r for r in range(world.size + 1)])
+    nodes = rng.standard_normal((1, n, 6)).astype(np.float32)
+    bias = np.arange(6, dtype=np.float32)
+    for dtype in (np.float32, BFLOAT16):
+        same("all_reduce_nodes", nodes, bias=bias, dtype=dtype)
+        same("reduce_scatter_nodes", nodes, bias=bias, dtype=dtype, axis=0, bounds=uneven)
+        same("reduce_scatter_nodes", nodes, bias=bias, dtype=dtype, axis=1)
+
+
 @case(ranks=(2, 3, 4))
 def nccl_collectives(world: Communicator) -> None:
-    """Over a stand-in for NCCL: what host arrays get, small and large, evenly cut or not."""
     with device(cpu_kernels()), over_nccl():
         backend.use("cuda")
         inner = world.split(0, world.rank)
         assert inner is not None
         comm = Nccl(inner)
-        for n in (0, 1, 5, 40_000):
-            uneven = [0, *(n * r // world.size - (n > 9) for r in range(1, world.size)), n]
-            for dtype in (np.float32, BFLOAT16, np.int64, np.uint32, np.int16, np.float16):
-                rng = np.random.default_rng([world.rank, n])
-                mine = rng.integers(-99, 99, (n, 3)).astype(dtype) / np.ones((), dtype)
-                mine = mine.astype(dtype)
-                there = backend.to_device(mine)
-
-                def same(
-                    name: str, *more: Any, x: Any = there, y: Any = mine, **options: Any
-                ) -> None:
-                    got = getattr(comm, name)(x, *more, **options)
-                    expected = getattr(world, name)(y, *more, **options)
-                    assert backend.on_device(got)
-                    assert backend.to_host(got).tobytes() == expected.tobytes(), (name, y.dtype)
-
-                kind = np.dtype(dtype)
-                if kind in (np.float32, BFLOAT16) or kind.kind in "iu":
-                    same("all_reduce")
-                    same("reduce_scatter", bounds=uneven)
-                if kind.kind in "iu":
-                    same("all_reduce", "max")
-                same("all_gather", bounds=None)
-                given = mine[uneven[world.rank] : uneven[world.rank + 1]]
-                same("all_gather", x=backend.to_device(given), y=given, bounds=uneven)
-                same("broadcast", world.size - 1, x=backend.copied(there), y=mine.copy())
-                send = [n * r // world.size for r in range(world.size + 1)]
-                counts = [
-                    (n * (world.rank + 1) // world.size) - (n * world.rank // world.size)
-                ] * world.size
-                receive = [0, *np.cumsum(counts).tolist()]
-                same("all_to_all", send, receive)
-            nodes = np.random.default_rng([world.rank, n]).standard_normal((1, n, 6))
-            nodes = nodes.astype(np.float32)
-            bias = np.arange(6, dtype=np.float32)
-            for dtype in (np.float32, BFLOAT16):
-                for name, options in (
-                    ("all_reduce_nodes", {}),
-                    ("reduce_scatter_nodes", {"axis": 0, "bounds": uneven}),
-                    ("reduce_scatter_nodes", {"axis": 1}),
-                ):
-                    got = getattr(comm, name)(
-                        backend.to_device(nodes),
-                        bias=backend.to_device(bias),
-                        dtype=dtype,
-                        **options,
-                    )
-                    expected = getattr(world, name)(nodes, bias=bias, dtype=dtype, **options)
-                    assert backend.to_host(got).tobytes() == expected.tobytes(), (name, dtype, n)
+        for n in SIZES:
+            compare(world, comm, n)
         assert {"send", "recv", "bcast", "allReduce"} == set(fake_nccl.calls)
         comm.check()
         fake_nccl.lost = True

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
-import numpy as np
 from mpi4py import MPI
 
-from plait.backend import address
+from plait.backend import address, assign
 from plait.comm.alone import Alone
 from plait.comm.combine import Bounds, Reduction
 from plait.comm.communicator import Communicator
@@ -67,7 +66,8 @@ class Mpi(Exchange):
         x = reduction.nodes.reshape(-1)
         kind, op = _INTEGERS[x.dtype.str[1:]], _OPS[reduction.op]
         if address(x) != address(out):
-            np.copyto(out, x)
+            assign(out, x)
+        self._before_call()
         calls = [[out[a:b], kind] for a, b in _pieces(0, out.size)]
         yield all_of([self._first.Iallreduce(MPI.IN_PLACE, call, op) for call in calls])
 
@@ -86,8 +86,9 @@ class Mpi(Exchange):
         offsets = offsets_of(lengths)
         own = out[offsets[self.rank] : offsets[self.rank + 1]]
         if own.size and address(own) != address(x):
-            own[:] = x
+            assign(own, x)
         if out.size <= LIMIT:
+            self._before_call()
             return comm.Iallgatherv(MPI.IN_PLACE, [out, (lengths, offsets[:-1]), kind]).Test
         stage = 0 if comm is self._first else 1
         receives = list(lengths)
@@ -100,7 +101,7 @@ class Mpi(Exchange):
         out, _, _ = _raw(out)
         send, receive = [unit * b for b in sends], [unit * b for b in receives]
         rank = self.rank
-        out[receive[rank] : receive[rank + 1]] = x[send[rank] : send[rank + 1]]
+        assign(out[receive[rank] : receive[rank + 1]], x[send[rank] : send[rank + 1]])
         send_counts = [b - a for a, b in pairwise(send)]
         receive_counts = [b - a for a, b in pairwise(receive)]
         send_counts[rank] = receive_counts[rank] = 0
@@ -108,20 +109,26 @@ class Mpi(Exchange):
 
     def _broadcast(self, x: Array, root: int) -> Steps:
         x, kind, _ = _raw(x)
+        self._before_call()
         yield all_of([self._first.Ibcast([x[a:b], kind], root) for a, b in _pieces(0, x.size)])
 
     def _send(self, x: Array, dest: int, tag: int) -> Steps:
         x, kind, _ = _raw(x)
+        self._before_call()
         yield all_of([self._first.Isend([x[a:b], kind], dest, tag) for a, b in _pieces(0, x.size)])
 
     def _recv(self, out: Array, source: int, tag: int) -> Steps:
         x, kind, _ = _raw(out)
+        self._before_call()
         yield all_of(
             [self._first.Irecv([x[a:b], kind], source, tag) for a, b in _pieces(0, x.size)]
         )
 
     def _barrier(self) -> Steps:
         yield self._first.Ibarrier().Test
+
+    def _before_call(self) -> None:
+        """Arrays are given to MPI next."""
 
     # --- bytes --------------------------------------------------------------------------------
 
@@ -139,6 +146,7 @@ class Mpi(Exchange):
         out, _, _ = _raw(out)
         if largest > LIMIT:
             return self._messages(x, send_offsets, sends, out, receive_offsets, receives, 0)
+        self._before_call()
         return self._first.Ialltoallv(
             [x, (sends, send_offsets), kind], [out, (receives, receive_offsets), kind]
         ).Test
@@ -154,6 +162,7 @@ class Mpi(Exchange):
         stage: int,
     ) -> Poll:
         """The same by single messages."""
+        self._before_call()
         ranks = [(self.rank + step) % self.size for step in range(1, self.size)]
         into = [(r, out[receive_offsets[r] :][: receives[r]]) for r in reversed(ranks)]
         of = [(r, x[send_offsets[r] :][: sends[r]]) for r in ranks]
