@@ -22,6 +22,7 @@ std::vector<Waiter*> queue;
 bool held = false;
 uint64_t idle = 0;  // passes with nobody to pass it to, in a row
 std::mt19937_64 lot;
+uint64_t seed = 0;
 
 void wait_for_turn(std::unique_lock<std::mutex>& lock) {
   Waiter self;
@@ -32,7 +33,8 @@ void wait_for_turn(std::unique_lock<std::mutex>& lock) {
 void hand_on() {
   held = !queue.empty();
   if (!held) return;
-  const size_t which = order() == 0 ? 0 : order() == 1 ? queue.size() - 1 : size_t(lot() % queue.size());
+  if (seed != order()) lot.seed(seed = order());
+  const size_t which = order() == 0 ? 0 : size_t(lot() % queue.size());
   Waiter* const next = queue[which];
   queue.erase(queue.begin() + long(which));
   next->turn = true;

@@ -1,5 +1,5 @@
 // Kernels that wait for each other are OS threads, of which one at a time runs: who holds the baton. It goes on when none of
-// its threads can, to another of those that wait for it: the first, the last or one by chance, as fibers::set_order says.
+// its threads can, to another of those that wait for it: the first in order 0 of fibers::set_order, else one by chance.
 #pragma once
 
 namespace fibers {
