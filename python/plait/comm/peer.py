@@ -112,7 +112,9 @@ class Peer(Staged):
 
     def _reduce(self, reduction: Reduction, out: Array, gather: bool) -> Steps:
         counts, merges = reduction.plan()
-        _, outer, _, inner = reduction.nodes.shape
+        _, outer, n, inner = reduction.nodes.shape
+        if outer * n * inner == 0:
+            return ()  # on all ranks
         columns = [inner * b for b in reduction.bounds]
         spec = backend.kernels.ReduceSpec(counts, merges, columns, outer, reduction.op, gather)
         nodes, bias = reduction.nodes, reduction.bias
@@ -127,6 +129,8 @@ class Peer(Staged):
     def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
         if not on_device(out):
             return self.inner._all_gather(x, lengths, out)
+        if sum(lengths) == 0:
+            return ()
         size = x.dtype.itemsize
         counts = [size * n for n in lengths]
         call = self._channel.window.all_gather(_bytes(x), counts, _bytes(out), str(x.dtype))
@@ -143,6 +147,8 @@ class Peer(Staged):
     def _broadcast(self, x: Array, root: int) -> Steps:
         if not on_device(x):
             return self.inner._broadcast(x, root)
+        if x.size == 0:
+            return ()
         call = self._channel.window.broadcast(_bytes(x), root, str(x.dtype))
         return self._run("broadcast", call, x, x)
 
