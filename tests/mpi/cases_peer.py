@@ -3,14 +3,16 @@ GPUs are; where memory cannot be shared, the way through the hosts, and why."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import os
 import warnings
 from typing import Any
 
 import numpy as np
 from cases_device import BFLOAT16, compare
-from devices import REAL, SHARED, fake_cupy, fibers, gpus
+from devices import REAL, SHARED, TESTS, fake_cupy, fibers, gpus
 from foreign_array import Other
 from harness import case
 
@@ -456,6 +458,69 @@ def arrays_of_other_libraries(world: Communicator) -> None:
             same(comm.all_reduce(Other(x, where=(2, 0))), expected)
             assert isinstance(comm.all_reduce(Other(x)), np.ndarray)
             comm.close()
+
+
+@case(ranks=(2, 4), cuda=True)
+def fused_functions(world: Communicator) -> None:
+    """Of device arrays, read and written where they lie or not: what host arrays get."""
+    rows = [3, 5, 4, 1][world.rank]
+    a, b = values(world.rank, (12, rows), np.float32), values(world.rank, (rows, 7), np.float32)
+    part, v = values(world.rank, (130 + rows, 8), np.float32), values(0, (8, 5), np.float32)
+    n = 1001
+    own = n * (world.rank + 1) // world.size - n * world.rank // world.size
+    given = {"grad": values(world.rank, (n,), np.float32), "weight": values(7, (n,), np.float32)}
+
+    def update(comm: Communicator, take: Any) -> Any:
+        state = {name: take(np.zeros(own, np.float32)) for name in optim.AdamW().state}
+        grad, weight, master = take(given["grad"]), take(given["weight"]), take(np.ones(own, "f4"))
+        for step in (1, 2):
+            plait.reduce_update_gather(
+                grad, weight, master, state, comm, optim.AdamW(), step=step, scale=0.5
+            )
+        return weight
+
+    expected = (
+        plait.matmul_all_reduce(a, b, world),
+        plait.matmul_reduce_scatter(a, b, world, axis=1),
+        plait.all_gather_matmul(part, v, world),
+        update(world, np.copy),
+    )
+    for shared in SHARED:
+        with gpus(world, shared):
+            comm = peers(world)
+            for inside in (True, False):
+
+                def take(x: Any, comm: Communicator = comm, inside: bool = inside) -> Any:
+                    return there(comm, x, inside)
+
+                x, w = take(a), take(b)
+                same(plait.matmul_all_reduce(x, w, comm, take(expected[0] * 0)), expected[0])
+                same(plait.matmul_reduce_scatter(x, w, comm, axis=1), expected[1])
+                same(plait.all_gather_matmul(take(part), take(v), comm), expected[2])
+                same(update(comm, take), expected[3])
+            del x, w
+            comm.close()
+
+
+@case(ranks=2, cuda=True)
+def the_example(world: Communicator) -> None:
+    """As it stands, but for its sizes."""
+    script = (TESTS.parent / "examples" / "gpu_collectives.py").read_text()
+    for size, small in (("1024", "16"), ("256", "8"), ("100_000", "1_000")):
+        assert size in script
+        script = script.replace(size, small)
+    for shared in SHARED:
+        with gpus(world, shared):
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said):
+                found: dict[str, Any] = {}
+                exec(script, found)
+            transport = "peer, split" if shared else "peer"
+            assert (f"transport {transport}\n" in said.getvalue()) == (world.rank == 0)
+            a, b = (backend.to_host(found[name]) for name in "ab")
+            expected = world.all_reduce(a.astype(np.float64) @ b)
+            assert np.allclose(backend.to_host(found["y"]), expected, rtol=1e-5)
+            del found
 
 
 @case(ranks=2, cuda=True)

@@ -21,6 +21,7 @@ from plait.backend import (
     float32,
     kernels_of,
     share_memory,
+    writeable,
 )
 from plait.comm import Communicator
 from plait.comm.agree import agree
@@ -170,10 +171,10 @@ def _check(
         )
     elif not problem and out is not None:
         kinds = "float32" if x.dtype == float32 else "bfloat16 or float32"
-        if out.shape != shape or out.dtype not in (x.dtype, float32) or not out.flags.writeable:
+        if out.shape != shape or out.dtype not in (x.dtype, float32) or not writeable(out):
             problem = (
                 f"x {x.shape} @ w {w.shape} needs a writable out {shape} {kinds}, got "
-                f"{out.shape} {out.dtype}{'' if out.flags.writeable else ', read-only'}"
+                f"{out.shape} {out.dtype}{'' if writeable(out) else ', read-only'}"
             )
     agree(name, comm, problem, {"type": x.dtype, **same})
 

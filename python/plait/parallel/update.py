@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plait.backend import Array, beside, bfloat16, float32, kernels_of
+from plait.backend import Array, assign, beside, bfloat16, float32, kernels_of, writeable
 from plait.comm import Communicator, Leaves
 from plait.comm.agree import agree
 from plait.comm.border import bordered
@@ -59,7 +59,7 @@ def reduce_update_gather(
         update(summed, first)
         for other in weights:
             if other is not weight:
-                other[chunk] = weight[chunk]
+                assign(other[chunk], weight[chunk])
     comm.barrier()
     return weight
 
@@ -81,6 +81,6 @@ def _problem(
                 f"{key} is {x.shape} {x.dtype}{'' if x.flags.c_contiguous else ', strided'}, "
                 f"must be contiguous ({length},) {kind}"
             )
-        if key != "grad" and not x.flags.writeable:
+        if key != "grad" and not writeable(x):
             return f"{key} is read-only"
     return ""
