@@ -177,6 +177,36 @@ def test_the_same_calls_replayed_as_a_graph_would(order: int) -> None:
     ranks.close()
 
 
+@pytest.mark.parametrize("order", [0, 2, 3, 4])
+@pytest.mark.parametrize("once", [None, 0])
+def test_inputs_are_the_callers_again_when_its_own_call_is_done(order: int, once: int | None) -> None:
+    """Every rank writes over its input at once, and the peers still get what was there."""
+    ranks = Ranks(3, once=once, staging=2048)
+    n = 300
+    prepared = [reduction(ranks, n, False, inside) for inside in (True, False)]
+    prepared += [reduction(ranks, n, True, True), broadcast(ranks, n, 1, True)]
+    prepared += [all_gather(ranks, [n] * 3, inside) for inside in (True, False)]
+    prepared += [all_to_all(ranks, np.full((3, 3), n), inside) for inside in (True, False)]
+    sources = [[ranks.get(call.arrays[0]).copy() for call in calls] for calls, _ in prepared]
+    with fiber_order(order):
+
+        def turn(rank: int, which: int) -> None:
+            calls, found = prepared[which]
+            x = calls[rank].arrays[0]
+            x[...] = ranks.xp.asarray(sources[which][rank])
+            ranks.windows[rank].launch(calls[rank])
+            if which != 3:  # of a broadcast it is the result, too
+                x[...] = x.dtype.type(0)
+            assert ranks.get(found[rank][0]).tobytes() == found[rank][1], (which, rank)
+
+        def all_turns(rank: int) -> None:
+            for _, which in itertools.product(range(6), range(len(prepared))):
+                turn(rank, which)
+
+        assert ranks.run(all_turns) == [None] * 3
+    ranks.close()
+
+
 def test_two_communicators_over_the_same_arenas() -> None:
     ranks = Ranks(3, windows=2, once=0)
     chance = random.Random(1)
