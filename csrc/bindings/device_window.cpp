@@ -68,6 +68,7 @@ void bind_device_window(py::module_& m) {
   py::class_<DevicePrepared>(m, "DevicePrepared")
       .def_property_readonly("stages", [](const DevicePrepared& prepared) { return prepared.call.stages; })
       .def_property_readonly("copied", [](const DevicePrepared& prepared) { return prepared.call.copied; })
+      .def_readonly("arrays", &DevicePrepared::arrays)
       .def_property_readonly("once", [](const DevicePrepared& prepared) {
         return prepared.call.reduce && prepared.call.reduce_task.once;
       });

@@ -72,7 +72,7 @@ struct Moves {
 };
 
 __global__ void __launch_bounds__(MOST_THREADS, 1)
-    move_kernel_(const __grid_constant__ Peers p, const __grid_constant__ MoveTask task, int only) {
+    moves_kernel(const __grid_constant__ Peers p, const __grid_constant__ MoveTask task, int only) {
   Meeting meeting(p, *dynamic_shared<Meeting::Kept>(), only);
   const Moves block{p, task, meeting};
   if (!meeting.begin()) return;
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
 
 }  // namespace
 
-MoveKernel move_kernel() { return move_kernel_; }
+MoveKernel move_kernel() { return moves_kernel; }
 int64_t move_shared_bytes() { return int64_t(sizeof(Meeting::Kept)); }
 
 }  // namespace plait

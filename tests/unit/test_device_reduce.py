@@ -14,7 +14,12 @@ from kernel_backends import kernels
 pytestmark = pytest.mark.cuda
 
 RNG = np.random.default_rng(3)
-FLOATS = [(np.float32, np.float32), (BFLOAT16, BFLOAT16), (BFLOAT16, np.float32), (np.float32, BFLOAT16)]
+FLOATS = [
+    (np.float32, np.float32),
+    (BFLOAT16, BFLOAT16),
+    (BFLOAT16, np.float32),
+    (np.float32, BFLOAT16),
+]
 SIZES = [0, 1, 7, 130, 1001]  # at 1001 many rounds of the staging of these tests
 
 
@@ -36,9 +41,9 @@ def expected(op: str, arrays: list[np.ndarray], merges: list[int], bias: Any, dt
 
 
 def check_reduction(
-    ranks: Ranks, n: int, dtype: Any, out_dtype: Any, *, op: str = "sum", leaves: int | None = None, gather: bool = True,
-    outer: int = 1, bias: int | None = None, inside: tuple[bool, bool] = (True, True), in_place: bool = False,
-    unit: int = 1, number: int = 0, repeat: int = 1,
+    ranks: Ranks, n: int, dtype: Any, out_dtype: Any, *, op: str = "sum", leaves: int | None = None,
+    gather: bool = True, outer: int = 1, bias: int | None = None, unit: int = 1, number: int = 0,
+    inside: tuple[bool, bool] = (True, True), in_place: bool = False, repeat: int = 1,
 ) -> None:  # fmt: skip
     counts, merges = leaves_of(ranks.size, leaves)
     bounds = even(n, ranks.size, unit)
@@ -48,7 +53,9 @@ def check_reduction(
     spec = ranks.module.ReduceSpec(counts, merges, bounds, outer, op, gather)
     calls, outs, sources = [], [], []
     for rank, window in enumerate(ranks.sets[number]):
-        odd = inside[0] and not (rank == 1 and inside == (True, False))  # rank 1 differs from others
+        odd = inside[0] and not (
+            rank == 1 and inside == (True, False)
+        )  # rank 1 differs from others
         source = ranks.put(rank, arrays[rank], inside=odd)
         there = None if added is None else ranks.put(rank, added, inside=False)
         low, high = bounds[rank : rank + 2]
@@ -86,7 +93,9 @@ def test_integers_have_no_order_and_wrap_around(op: str, dtype: Any) -> None:
         ranks = Ranks(size, once=once)
         for n, inside in itertools.product((0, 1, 333), (True, False)):
             check_reduction(ranks, n, dtype, dtype, op=op, inside=(inside, inside))
-            check_reduction(ranks, n, dtype, dtype, op=op, inside=(inside, inside), gather=False, outer=2)
+            check_reduction(
+                ranks, n, dtype, dtype, op=op, inside=(inside, inside), gather=False, outer=2
+            )
         ranks.close()
 
 
@@ -96,7 +105,15 @@ def test_leaves_that_ranks_share_unevenly(size: int, leaves: int) -> None:
         ranks = Ranks(size, once=once, staging=16384)
         for n, inside in itertools.product((5, 300), (True, False)):
             for in_place in (False, True):
-                check_reduction(ranks, n, dtype, dtype, leaves=leaves, inside=(inside, inside), in_place=in_place)
+                check_reduction(
+                    ranks,
+                    n,
+                    dtype,
+                    dtype,
+                    leaves=leaves,
+                    inside=(inside, inside),
+                    in_place=in_place,
+                )
         ranks.close()
 
 
@@ -105,7 +122,9 @@ def test_reduce_scatter_along_any_axis(size: int) -> None:
     for once, dtype, n in itertools.product((None, 0), (np.float32, BFLOAT16), (0, 3, 64, 200)):
         ranks = Ranks(size, once=once)
         for inside, outer in itertools.product((True, False), (1, 2, 5)):
-            check_reduction(ranks, n, dtype, dtype, gather=False, outer=outer, inside=(inside, True))
+            check_reduction(
+                ranks, n, dtype, dtype, gather=False, outer=outer, inside=(inside, True)
+            )
         check_reduction(ranks, n, dtype, dtype, gather=False, in_place=True, repeat=3)
         ranks.close()
 
@@ -130,7 +149,15 @@ def test_in_place_again_and_again(order: int) -> None:
         for size, once in ((2, None), (2, 0), (3, 0), (4, 0)):
             ranks = Ranks(size, once=once)
             for inside in (True, False):
-                check_reduction(ranks, 400, np.float32, np.float32, in_place=True, repeat=8, inside=(inside, inside))
+                check_reduction(
+                    ranks,
+                    400,
+                    np.float32,
+                    np.float32,
+                    in_place=True,
+                    repeat=8,
+                    inside=(inside, inside),
+                )
             ranks.close()
     finally:
         if hasattr(found, "set_fiber_order"):
@@ -155,14 +182,21 @@ def test_arrays_at_odd_addresses() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, BFLOAT16])
 def test_what_follows_a_sum_gives_the_bits_of_the_ops_apart(kind: str, dtype: Any) -> None:
     apart = kernels("cpu")
-    for size, once, (rows, channels) in itertools.product((1, 2, 3), (None, 0), ((5, 24), (9, 33), (1, 130))):
+    for size, once, (rows, channels) in itertools.product(
+        (1, 2, 3), (None, 0), ((5, 24), (9, 33), (1, 130))
+    ):
         ranks = Ranks(size, once=once)
         counts, merges = leaves_of(size, 2 * size)
         arrays = nodes_of(counts, rows * channels, np.float32 if rows == 9 else dtype)
         bias = RNG.standard_normal(channels).astype(np.float32)
         residual = RNG.standard_normal((rows, channels)).astype(dtype)
-        weight, shift = (RNG.standard_normal(channels).astype(dtype if channels == 33 else np.float32) for _ in "wb")
-        plain = tree_of([x for array in arrays for x in array], merges, bias, dtype).reshape(rows, channels)
+        weight, shift = (
+            RNG.standard_normal(channels).astype(dtype if channels == 33 else np.float32)
+            for _ in "wb"
+        )
+        plain = tree_of([x for array in arrays for x in array], merges, bias, dtype).reshape(
+            rows, channels
+        )
         stream, normed = np.empty_like(plain), np.empty_like(plain)
         apart.add([residual, plain], stream)
         mean, rstd = np.empty(rows, np.float32), np.empty(rows, np.float32)
@@ -170,12 +204,19 @@ def test_what_follows_a_sum_gives_the_bits_of_the_ops_apart(kind: str, dtype: An
             apart.layer_norm_forward(stream, weight, shift, 1e-5, normed, mean, rstd)
         elif kind == "rms_norm":
             apart.rms_norm_forward(stream, weight, 1e-5, normed, rstd)
-        spec = ranks.module.ReduceSpec(counts, merges, even(rows * channels, size, channels), 1, "sum", True)
+        spec = ranks.module.ReduceSpec(
+            counts, merges, even(rows * channels, size, channels), 1, "sum", True
+        )
         for inside in (True, False):
             calls, found = [], []
             for rank, window in enumerate(ranks.windows):
-                there = [ranks.put(rank, x, inside=inside) for x in (arrays[rank], bias, residual, weight, shift)]
-                out, after = (ranks.empty(rank, (rows, channels), dtype, inside=inside) for _ in "on")
+                there = [
+                    ranks.put(rank, x, inside=inside)
+                    for x in (arrays[rank], bias, residual, weight, shift)
+                ]
+                out, after = (
+                    ranks.empty(rank, (rows, channels), dtype, inside=inside) for _ in "on"
+                )
                 means, scales = (ranks.empty(rank, (rows,), np.float32) for _ in "ms")
                 norm: Any = None
                 if kind == "layer_norm":
@@ -206,12 +247,31 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     x, out = ranks.empty(0, (1, 1, 8), np.float32), ranks.empty(0, (8,), np.float32)
     ints = ranks.empty(0, (8,), np.int32)
 
-    def spec(nodes: Any = (1, 1), merges: Any = (0, 1), bounds: Any = (0, 4, 8), **more: Any) -> Any:
-        return module.ReduceSpec(list(nodes), list(merges), list(bounds), 1, more.get("op", "sum"), more.get("gather", True))
+    def spec(
+        nodes: Any = (1, 1), merges: Any = (0, 1), bounds: Any = (0, 4, 8), **more: Any
+    ) -> Any:
+        return module.ReduceSpec(
+            list(nodes),
+            list(merges),
+            list(bounds),
+            1,
+            more.get("op", "sum"),
+            more.get("gather", True),
+        )
 
-    norm = (out[:4], None, 1e-5, ranks.empty(0, (8,), np.float32), None, ranks.empty(0, (2,), np.float32))
+    norm = (
+        out[:4],
+        None,
+        1e-5,
+        ranks.empty(0, (8,), np.float32),
+        None,
+        ranks.empty(0, (2,), np.float32),
+    )
     refused = [
-        ("3 nodes of|are not 2 x", lambda: window.reduction(x, spec(nodes=(2, 1), merges=(0, 0, 2)), None, out)),
+        (
+            "3 nodes of|are not 2 x",
+            lambda: window.reduction(x, spec(nodes=(2, 1), merges=(0, 0, 2)), None, out),
+        ),
         ("the bounds", lambda: window.reduction(x, spec(bounds=(0, 9, 8)), None, out)),
         ("out is", lambda: window.reduction(x, spec(), None, out[:4])),
         ("cannot reduce", lambda: window.reduction(x, spec(), None, ints)),
@@ -219,11 +279,17 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         ("no reduction", lambda: window.reduction(x, spec(op="mean"), None, out)),
         ("merges", lambda: window.reduction(x, spec(merges=(0, 0)), None, out)),
         ("merges", lambda: window.reduction(x, spec(merges=(1, 0)), None, out)),
-        ("shares memory", lambda: window.reduction(x[..., :7], spec(bounds=(0, 3, 7)), None, x[0, 0, 1:])),
+        (
+            "shares memory",
+            lambda: window.reduction(x[..., :7], spec(bounds=(0, 3, 7)), None, x[0, 0, 1:]),
+        ),
         ("bias", lambda: window.reduction(x, spec(), out[:3], out)),
         ("residual", lambda: window.reduction(x, spec(gather=False), None, out[:4], out[4:])),
         ("residual", lambda: window.reduction(x, spec(), None, out, ints)),
-        ("bounds are multiples", lambda: window.reduction(x, spec(bounds=(0, 3, 8)), None, out, None, norm)),
+        (
+            "bounds are multiples",
+            lambda: window.reduction(x, spec(bounds=(0, 3, 8)), None, out, None, norm),
+        ),
         ("all_gather of", lambda: window.all_gather(x, [4, 4], out)),
     ]
     for message, call in refused:

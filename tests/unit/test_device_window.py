@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import re
@@ -34,12 +35,14 @@ def some_bytes(n: int) -> np.ndarray:
     return RNG.integers(0, 256, n, np.uint8)
 
 
-# --- one collective: calls of all ranks, and what their arrays must be then -------------------------
+# --- one collective: calls of all ranks, and what their arrays must be then -----------------------
 
 Expected = list[tuple[Any, bytes]]
 
 
-def all_gather(ranks: Ranks, lengths: list[int], inside: bool, in_place: bool = False, number: int = 0) -> tuple[list[Any], Expected]:
+def all_gather(
+    ranks: Ranks, lengths: list[int], inside: bool, in_place: bool = False, number: int = 0
+) -> tuple[list[Any], Expected]:
     pieces = [some_bytes(n) for n in lengths]
     bounds = [0, *itertools.accumulate(lengths)]
     calls, found = [], []
@@ -55,12 +58,16 @@ def all_gather(ranks: Ranks, lengths: list[int], inside: bool, in_place: bool = 
     return calls, found
 
 
-def all_to_all(ranks: Ranks, counts: np.ndarray, inside: bool, number: int = 0) -> tuple[list[Any], Expected]:
+def all_to_all(
+    ranks: Ranks, counts: np.ndarray, inside: bool, number: int = 0
+) -> tuple[list[Any], Expected]:
     """counts[from, to] bytes."""
     pieces = [[some_bytes(n) for n in row] for row in counts.tolist()]
     calls, found = [], []
     for rank, window in enumerate(ranks.sets[number]):
-        sends, receives = ([0, *itertools.accumulate(c.tolist())] for c in (counts[rank], counts[:, rank]))
+        sends, receives = (
+            [0, *itertools.accumulate(c.tolist())] for c in (counts[rank], counts[:, rank])
+        )
         x = ranks.put(rank, np.concatenate([*pieces[rank], some_bytes(0)]), inside=inside)
         out = ranks.empty(rank, (receives[-1],), np.uint8, inside=inside)
         calls.append(window.all_to_all(x, sends, out, receives))
@@ -68,17 +75,25 @@ def all_to_all(ranks: Ranks, counts: np.ndarray, inside: bool, number: int = 0) 
     return calls, found
 
 
-def broadcast(ranks: Ranks, n: int, root: int, inside: bool, number: int = 0) -> tuple[list[Any], Expected]:
+def broadcast(
+    ranks: Ranks, n: int, root: int, inside: bool, number: int = 0
+) -> tuple[list[Any], Expected]:
     piece = some_bytes(n)
     calls, found = [], []
     for rank, window in enumerate(ranks.sets[number]):
-        x = ranks.put(rank, piece, inside=inside) if rank == root else ranks.empty(rank, (n,), np.uint8, inside=inside)
+        x = (
+            ranks.put(rank, piece, inside=inside)
+            if rank == root
+            else ranks.empty(rank, (n,), np.uint8, inside=inside)
+        )
         calls.append(window.broadcast(x, root))
         found.append((x, piece.tobytes()))
     return calls, found
 
 
-def reduction(ranks: Ranks, n: int, gather: bool, inside: bool, number: int = 0) -> tuple[list[Any], Expected]:
+def reduction(
+    ranks: Ranks, n: int, gather: bool, inside: bool, number: int = 0
+) -> tuple[list[Any], Expected]:
     counts, merges = leaves_of(ranks.size)
     bounds = even(n, ranks.size)
     arrays = [RNG.standard_normal(n).astype(np.float32) for _ in range(ranks.size)]
@@ -110,7 +125,9 @@ def test_moves_bring_every_byte_where_it_belongs(size: int) -> None:
         ranks = Ranks(size, once=once, split=split)
         for n, inside in itertools.product((0, 1, 37, 1024, 5003), (True, False)):
             check(ranks, all_gather(ranks, [n] * size, inside))
-            check(ranks, all_gather(ranks, [(n * (rank + 1)) // size for rank in range(size)], inside))
+            check(
+                ranks, all_gather(ranks, [(n * (rank + 1)) // size for rank in range(size)], inside)
+            )
             check(ranks, all_gather(ranks, [n] * size, inside, in_place=True))
             check(ranks, broadcast(ranks, n, size - 1, inside))
             check(ranks, all_to_all(ranks, np.full((size, size), n // size), inside))
@@ -130,7 +147,9 @@ def mixed(ranks: Ranks, chance: random.Random, number: int = 0) -> tuple[list[An
     if kind == 0:
         return broadcast(ranks, n, chance.randrange(ranks.size), inside, number)
     if kind == 1:
-        return all_gather(ranks, [chance.randrange(n + 1) for _ in range(ranks.size)], inside, False, number)
+        return all_gather(
+            ranks, [chance.randrange(n + 1) for _ in range(ranks.size)], inside, False, number
+        )
     if kind == 2:
         counts = [[chance.randrange(n + 1) for _ in range(ranks.size)] for _ in range(ranks.size)]
         return all_to_all(ranks, np.array(counts), inside, number)
@@ -140,10 +159,18 @@ def mixed(ranks: Ranks, chance: random.Random, number: int = 0) -> tuple[list[An
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3, 4, 5])
-def test_hundreds_of_mixed_calls_queued_by_ranks_that_do_not_wait_for_each_other(order: int) -> None:
+def test_hundreds_of_mixed_calls_queued_by_ranks_that_do_not_wait_for_each_other(
+    order: int,
+) -> None:
     chance = random.Random(order)
     size = (2, 3, 4, 2, 3, 8)[order]
-    ranks = Ranks(size, once=chance.choice((100, 2000)), staging=2048, blocks=(1, 2, 3, 4)[order % 4], arena=4 << 20)
+    ranks = Ranks(
+        size,
+        once=chance.choice((100, 2000)),
+        staging=2048,
+        blocks=(1, 2, 3, 4)[order % 4],
+        arena=4 << 20,
+    )
     prepared = [mixed(ranks, chance) for _ in range(60 if size == 8 else 120)]
     with fiber_order(order):
 
@@ -162,9 +189,13 @@ def test_hundreds_of_mixed_calls_queued_by_ranks_that_do_not_wait_for_each_other
 
 @pytest.mark.parametrize("order", [0, 2, 3])
 def test_the_same_calls_replayed_as_a_graph_would(order: int) -> None:
-    """Nothing of a call changes from launch to launch: epochs, numbers and parities are in memory."""
+    """Nothing of a call changes between launches: epochs, numbers, parities are in memory."""
     ranks = Ranks(3, once=500)
-    prepared = [reduction(ranks, 100, True, True), reduction(ranks, 900, True, True), all_gather(ranks, [5, 70, 0], True)]
+    prepared = [
+        reduction(ranks, 100, True, True),
+        reduction(ranks, 900, True, True),
+        all_gather(ranks, [5, 70, 0], True),
+    ]
     with fiber_order(order):
 
         def work(rank: int) -> None:
@@ -174,6 +205,38 @@ def test_the_same_calls_replayed_as_a_graph_would(order: int) -> None:
         assert ranks.run(work) == [None] * 3
     for calls, found in prepared:
         check(ranks, (calls, found))
+    ranks.close()
+
+
+@pytest.mark.parametrize("order", [0, 2, 3, 4])
+@pytest.mark.parametrize("once", [None, 0])
+def test_inputs_are_the_callers_again_when_its_own_call_is_done(
+    order: int, once: int | None
+) -> None:
+    """Every rank writes over its input at once, and the peers still get what was there."""
+    ranks = Ranks(3, once=once, staging=2048)
+    n = 300
+    prepared = [reduction(ranks, n, False, inside) for inside in (True, False)]
+    prepared += [reduction(ranks, n, True, True), broadcast(ranks, n, 1, True)]
+    prepared += [all_gather(ranks, [n] * 3, inside) for inside in (True, False)]
+    prepared += [all_to_all(ranks, np.full((3, 3), n), inside) for inside in (True, False)]
+    sources = [[ranks.get(call.arrays[0]).copy() for call in calls] for calls, _ in prepared]
+    with fiber_order(order):
+
+        def turn(rank: int, which: int) -> None:
+            calls, found = prepared[which]
+            x = calls[rank].arrays[0]
+            x[...] = ranks.xp.asarray(sources[which][rank])
+            ranks.windows[rank].launch(calls[rank])
+            if which != 3:  # of a broadcast it is the result, too
+                x[...] = x.dtype.type(0)
+            assert ranks.get(found[rank][0]).tobytes() == found[rank][1], (which, rank)
+
+        def all_turns(rank: int) -> None:
+            for _, which in itertools.product(range(6), range(len(prepared))):
+                turn(rank, which)
+
+        assert ranks.run(all_turns) == [None] * 3
     ranks.close()
 
 
@@ -224,7 +287,14 @@ def errors(ranks: Ranks, calls: list[Any]) -> list[str]:
             return f"{type(error).__name__}: {error}"
         return "none"
 
-    return [str(x) for x in ranks.run(work, [rank for rank, call in enumerate(calls) if call is not None])]
+    return [
+        str(x)
+        for x in ranks.run(work, [rank for rank, call in enumerate(calls) if call is not None])
+    ]
+
+
+def launch(ranks: Ranks, calls: list[Any], stage: int, rank: int) -> None:
+    ranks.windows[rank].launch(calls[rank], stage)
 
 
 def a_call(ranks: Ranks, rank: int, what: str) -> Any:
@@ -236,9 +306,13 @@ def a_call(ranks: Ranks, rank: int, what: str) -> Any:
         dtype = np.int32 if name == "max" else np.float32
         counts, merges = leaves_of(ranks.size)
         op = "max" if name == "max" else "sum"
-        spec = ranks.module.ReduceSpec(counts, merges, even(count, ranks.size), 1, op, name != "scatter")
+        spec = ranks.module.ReduceSpec(
+            counts, merges, even(count, ranks.size), 1, op, name != "scatter"
+        )
         length = count // ranks.size if name == "scatter" else count
-        return window.reduction(ranks.put(rank, np.zeros(count, dtype)), spec, None, ranks.empty(rank, (length,), dtype))
+        return window.reduction(
+            ranks.put(rank, np.zeros(count, dtype)), spec, None, ranks.empty(rank, (length,), dtype)
+        )
     if name == "gather":
         return window.all_gather(flat[: count // 2], [count // 2] * 2, out)
     if name == "exchange":
@@ -254,12 +328,25 @@ def a_call(ranks: Ranks, rank: int, what: str) -> Any:
 @pytest.mark.parametrize(
     ("mine", "theirs", "message"),
     [
-        ("sum 6", "sum 4", "same op, type and size: rank 0 is in an all_reduce .sum of float32. of 24 bytes, rank 1 in an all_reduce .* of 16 bytes"),
+        (
+            "sum 6",
+            "sum 4",
+            r"same op, type and size: rank 0 is in an all_reduce .sum of float32. of 24 bytes, "
+            r"rank 1 in an all_reduce .* of 16 bytes",
+        ),
         ("sum 8", "max 8", r"\(sum of float32\) of 32 bytes, rank 1 in .* \(max of int32\)"),
         ("sum 6", "barrier", "same order: rank 0 is in an all_reduce .* rank 1 in a barrier"),
         ("sum 2000", "sum 6", "rank 0 is in an all_reduce .* of 8000 bytes, rank 1 in .* 24 bytes"),
-        ("scatter 2000", "gather 10", "rank 0 is in a reduce_scatter .* rank 1 in an all_gather .uint8. of 10 bytes"),
-        ("root 10", "root 10", "a broadcast .uint8. from rank 0 of 10 bytes, rank 1 in a broadcast .* from rank 1"),
+        (
+            "scatter 2000",
+            "gather 10",
+            "rank 0 is in a reduce_scatter .* rank 1 in an all_gather .uint8. of 10 bytes",
+        ),
+        (
+            "root 10",
+            "root 10",
+            "a broadcast .uint8. from rank 0 of 10 bytes, rank 1 in a broadcast .* from rank 1",
+        ),
         ("exchange 10", "gather 10", "rank 0 is in an all_to_all .uint8., rank 1 in an all_gather"),
         ("exchange 10", "uneven 10", "not all ranks receive as much"),
         ("gather 4000", "refused", "rank 0 is in an all_gather .* rank 1 in a call it refuses"),
@@ -271,7 +358,7 @@ def test_calls_that_differ_are_named_on_both_ranks(mine: str, theirs: str, messa
         calls = [a_call(ranks, rank, theirs if (rank == 1) != turn else mine) for rank in range(2)]
         if split:
             for stage in range(2):
-                ranks.run(lambda rank, calls=calls, stage=stage: ranks.windows[rank].launch(calls[rank], stage))
+                ranks.run(functools.partial(launch, ranks, calls, stage))
             found = []
             for window in ranks.windows:
                 with pytest.raises((ValueError, RuntimeError)) as caught:
@@ -281,7 +368,9 @@ def test_calls_that_differ_are_named_on_both_ranks(mine: str, theirs: str, messa
             found = errors(ranks, calls)
         assert turn or re.search(message, found[0]), found
         for rank, text in enumerate(found):
-            assert re.search(rf"rank {rank} is in .*, rank {1 - rank} in |an all_to_all in which", text), found
+            assert re.search(
+                rf"rank {rank} is in .*, rank {1 - rank} in |an all_to_all in which", text
+            ), found
         ranks.windows[0].launch(ranks.windows[0].barrier())  # every later one ends at once
         with pytest.raises((ValueError, RuntimeError)):
             ranks.windows[0].check()
@@ -301,8 +390,13 @@ def test_a_rank_that_never_comes_is_named_and_the_others_end(missing: int) -> No
         assert any(f"gave up waiting for rank {missing} in " in text for text in found), found
         assert any("collective 1 of this communicator, at its meeting 1" in text for text in found)
         for text in found:
-            assert f"gave up waiting for rank {missing}" in text or f"it waited for rank {missing}" in text, found
-        (late,) = errors(ranks, [a_call(ranks, rank, what) if rank == missing else None for rank in range(3)])
+            assert (
+                f"gave up waiting for rank {missing}" in text
+                or f"it waited for rank {missing}" in text
+            ), found
+        (late,) = errors(
+            ranks, [a_call(ranks, rank, what) if rank == missing else None for rank in range(3)]
+        )
         assert re.search(rf"rank \d gave up a collective .*: it waited for rank {missing}", late)
         assert {window.late_peer for window in ranks.windows} == {missing}
         ranks.close()
@@ -320,7 +414,9 @@ def test_abort_ends_those_that_wait_and_names_who_gave_up() -> None:
     for each in ranks.windows:
         if each is ranks.windows[1]:
             each.launch(each.barrier())
-        with pytest.raises(RuntimeError, match="rank 1 gave up a collective of this communicator; rank"):
+        with pytest.raises(
+            RuntimeError, match="rank 1 gave up a collective of this communicator; rank"
+        ):
             each.check()
     ranks.close()
 
