@@ -7,7 +7,9 @@ import contextlib
 import gc
 import io
 import os
+import subprocess
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from plait.comm.staged import Staged
 from plait.comm.transport import PeerFailed
 from plait.data import synthetic
 from plait.train.digest import state_digest
+from plait.train.run import copies_text, transport_text
 
 
 def peers(world: Communicator) -> Peer:
@@ -176,6 +179,7 @@ def messages_and_views(world: Communicator) -> None:
                 same(view, values(rank, (rank + 2, 3), np.float32))
             comm.barrier()
             assert comm.views(there(comm, np.zeros(3), False)) is None
+            assert comm.views(x[:, :2]) is None
             after, before = ((world.rank + d) % world.size for d in (1, -1))
             for inside in (True, False):
                 mine = there(comm, values(world.rank, (41, 9), np.float32), inside)
@@ -241,6 +245,12 @@ def digest(comm: Communicator, layout: tuple[int, int, int], wanted: Any, **chan
     if wanted == "cuda":
         axes = trainer.mesh.data, trainer.mesh.tensor, trainer.mesh.pipeline
         assert all(isinstance(axis, Peer) for axis in axes if axis.size > 1)
+        way = next(axis.transport for axis in axes if axis.size > 1) if comm.size > 1 else ""
+        told = transport_text(comm, trainer.mesh)
+        names = [name for name, n in zip(("data", "tensor", "pipeline"), layout) if n > 1]
+        assert told == ", ".join([comm.transport, *(f"{name} {way}" for name in names)])
+        copied = copies_text(trainer.mesh)
+        assert copied == "" or layout[1] > 1, copied  # rows looked up in a table that is split
     trainer.evaluate(trainer.dataset, batches=1)
     found = state_digest(trainer.engine)
     del trainer
@@ -390,6 +400,52 @@ def a_late_peer(world: Communicator) -> None:
                 assert "all_reduce" in text, text
         world.barrier()
         comm.close()
+
+
+@case(ranks=3, cuda=True)
+def a_peer_that_has_ended(world: Communicator) -> None:
+    """Whoever waits notices within seconds; the others hear of it instead of waiting longer."""
+    if REAL:
+        return
+    with gpus(world, False):
+        comm = peers(world)
+        channel, memory = comm._channel, comm.memory
+        x = there(comm, values(world.rank, (9,), np.float32), True)
+        if world.rank == 0:
+            ended = subprocess.Popen(["true"])
+            memory._exits[2] = os.pidfd_open(ended.pid)  # as if it were rank 2's
+            assert ended.wait() == 0
+            assert memory.gone(channel.keys[2])
+            assert not memory.gone(channel.keys[1])
+            channel._look_after(10.0)  # its device may have done all it had to
+            channel._look_after(20.0)
+            with stream_that_waits():
+                try:
+                    channel._look_after(30.0)
+                except PeerFailed as error:
+                    text = str(error)
+            process = memory.process(channel.keys[2])
+            assert f"rank 2 has ended (process {process.pid} on host " in text, text
+            assert "rank 0 of 3 (process " in text
+        world.barrier()
+        try:
+            comm.all_reduce(x)
+            comm.barrier()
+        except PeerFailed as error:
+            assert "rank 0 gave up a collective of this communicator" in str(error)  # noqa: PT017
+        else:
+            raise AssertionError("the communicator goes on")
+        world.barrier()
+        comm.close()
+
+
+@contextlib.contextmanager
+def stream_that_waits() -> Iterator[None]:
+    fake_cupy.Stream.done = False
+    try:
+        yield
+    finally:
+        fake_cupy.Stream.done = True
 
 
 @case(ranks=(2, 3), cuda=True)

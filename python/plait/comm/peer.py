@@ -76,7 +76,8 @@ class Peer(Staged):
             return self.inner.views(*arrays)
         backend.wait()  # once the peers hear of these arrays, they read them
         arena = self.memory.arena
-        own = [(arena.find(address(x), x.nbytes), len(x)) for x in arrays]
+        places = [arena.find(address(x), x.nbytes) if x.flags.c_contiguous else -1 for x in arrays]
+        own = [(place, len(x)) for place, x in zip(places, arrays, strict=True)]
         every: Array = self.inner.all_gather(np.array([own], np.int64))
         if every[..., 0].min(initial=0) < 0:
             return None
