@@ -26,9 +26,17 @@ namespace plait {
 // a sum over samples is a sample's length, so that pairs do not depend on how many samples there are. An odd period below
 // 8 has no pairs: its chain is that of float32. On a GPU tensor cores take steps of 16 k in place of pairs, which start afresh at
 // every leaf and, unless 16 divides it, at multiples of period, filled up with +0 * +0; denormals count.
+//
+// Epilogue: what becomes of the rounded sum, one of these at most, with the bits of that op after the matmul. The arrays have
+// out's shape and type and none of its memory; rows strided. Not with accumulate.
+struct Epilogue {
+  std::optional<Array> gelu;                // gelu = gelu_forward(out), beside out
+  std::optional<ConstArray> gelu_backward;  // out = gelu_backward(sum, gelu_backward)
+  std::optional<ConstArray> residual;       // out = residual + sum
+};
 void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool transpose_b,
             const std::vector<int64_t>& leaves, bool accumulate, int64_t period,
-            const std::optional<ConstArray>& bias, const Array& out);
+            const std::optional<ConstArray>& bias, const Array& out, const Epilogue& epilogue = {});
 // rows (K, M)^T columns (K, N), as matmul, into a stack out (slots, M, N) float32: leaf 0 goes to `slot`, where accumulate
 // continues the chain that is there; after leaf i the top two merge merges[i] times, lower + upper, and the next leaf goes
 // to the next slot. Slots that merge within the call are not written.
