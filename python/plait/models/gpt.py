@@ -43,8 +43,9 @@ class Block(nn.Layer):
         self.dropout2 = nn.Dropout(build, dropout, 2 * build.index + 2)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = ops.Add.apply(x, self.dropout1(self.attention(self.norm1(x))))
-        y: Tensor = ops.Add.apply(x, self.dropout2(self.mlp(self.norm2(x))))
+        x, n = self.norm1.residual(x)
+        x, n = self.norm2.residual(x, self.dropout1(self.attention(n)))
+        y: Tensor = ops.Add.apply(x, self.dropout2(self.mlp(n)))
         return y
 
 

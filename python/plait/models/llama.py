@@ -33,8 +33,9 @@ class Block(nn.Layer):
         self.mlp = MLP(build.at("mlp"), size, hidden, std_out)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = ops.Add.apply(x, self.attention(self.norm1(x)))
-        y: Tensor = ops.Add.apply(x, self.mlp(self.norm2(x)))
+        x, n = self.norm1.residual(x)
+        x, n = self.norm2.residual(x, self.attention(n))
+        y: Tensor = ops.Add.apply(x, self.mlp(n))
         return y
 
 

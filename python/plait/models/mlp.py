@@ -49,7 +49,8 @@ class Residual(nn.Layer):
         self.pair = Pair(build, size, hidden, size)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = ops.Add.apply(x, self.pair(self.norm(x)))
+        x, n = self.norm.residual(x)
+        y: Tensor = ops.Add.apply(x, self.pair(n))
         return y
 
 
