@@ -1,15 +1,15 @@
 // What argmax of both backends shares: which of two elements is in front, and what it asks of its arguments.
 #pragma once
-#include <climits>
+#include <cstdint>
 
 #include "core/expect.hpp"
-#include "core/inline.hpp"
+#include "core/math.hpp"
 
 namespace plait {
 
 // An element of a row. At first none: anything is ahead of it.
 struct Best {
-  float value = -__builtin_inff();
+  float value = -math::INF;
   int32_t index = INT32_MAX;
 
   // Whether the other is: NaN before the larger before the first.

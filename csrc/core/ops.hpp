@@ -75,8 +75,8 @@ void dropout(const ConstArray& x, float probability, int64_t seed, int64_t step,
 // --- norms --------------------------------------------------------------------------------------
 // x, out (R, C); weight, bias (C); mean, rstd (R) float32. Weight and bias have x's type or float32.
 // With residual (R, C), x's type, what is normed is stream (R, C) = x + residual, rounded as add does; both or neither.
-// Backward takes that stream for x. With grad_stream (R, C), its gradient by its other use, grad_x = grad_stream + the norm's own
-// gradient, which is rounded to storage first: the bits of the norm's backward, then add. grad_x may be grad_stream itself.
+// Backward takes that stream for x. With grad_stream (R, C), its gradient by its other use, grad_x = grad_stream + the norm's
+// own gradient, which is rounded to storage first: the bits of the norm's backward, then add. grad_x may be grad_stream itself.
 void layer_norm_forward(const ConstArray& x, const std::optional<ConstArray>& residual, const ConstArray& weight,
                         const ConstArray& bias, float epsilon, const std::optional<Array>& stream, const Array& out,
                         const Array& mean, const Array& rstd);

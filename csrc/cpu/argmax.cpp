@@ -1,7 +1,6 @@
 // The first maximum of each row, or the first NaN: the maximum in one pass, its place in a second, which most rows leave
 // early.
 #include "core/argmax.hpp"
-
 #include "core/ops.hpp"
 #include "cpu/threads.hpp"
 #include "cpu/vec.hpp"
@@ -62,7 +61,7 @@ template <class V, class T>
 PLAIT_INLINE void argmax_body(const T* x, int64_t rows, int64_t stride, int64_t columns,
                               float* value, int32_t* index) {
   for (int64_t r = 0; r < rows; r++, x += stride) {
-    value[r] = -__builtin_inff(), index[r] = 0;
+    value[r] = -math::INF, index[r] = 0;
     if (columns == 0) continue;
     const float most = max_row<V>(columns, Value<T>{x});  // skips NaN
     int64_t at = find_first<V>(columns, NotBelow<T>{x, most});

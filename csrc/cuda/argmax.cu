@@ -1,6 +1,5 @@
 // The first maximum of each row, or the first NaN: a block takes a row, its threads packs of eight columns.
 #include "core/argmax.hpp"
-
 #include "core/ops.hpp"
 #include "cuda/launch.cuh"
 #include "cuda/pack.cuh"
@@ -39,7 +38,7 @@ __global__ void __launch_bounds__(THREADS)
       load_pack(row + i, v);
     } else {
 #pragma unroll
-      for (int k = 0; k < COLUMNS; k++) v[k] = i + k < columns ? to_float(row[i + k]) : -__builtin_inff();
+      for (int k = 0; k < COLUMNS; k++) v[k] = i + k < columns ? to_float(row[i + k]) : -math::INF;
     }
 #pragma unroll
     for (int k = 0; k < COLUMNS; k++) {

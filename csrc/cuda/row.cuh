@@ -37,17 +37,25 @@ __device__ __forceinline__ void store_two(T* to, int64_t i, int64_t n, const flo
   }
 }
 
-// pair + other, as T stores it.
-template <class T, class Pair>
-__device__ __forceinline__ Pair add_pairs(const Pair& pair, const Pair& other) {
-  float x[2], y[2];
-  load_pack(reinterpret_cast<const T*>(&pair), x);
-  load_pack(reinterpret_cast<const T*>(&other), y);
+constexpr int TOGETHER = 4;  // pairs of a second row that are under way before the first is waited for
+
+// pairs[k], of element i + 64 k, becomes its sum with other's, as T stores it, which also goes to sum.
+template <class T, int COUNT, class Pair>
+__device__ __forceinline__ void add_some(Pair* pairs, const T* other, T* sum, int i, int n) {
+  Pair others[COUNT];
 #pragma unroll
-  for (int k = 0; k < 2; k++) x[k] += y[k];
-  Pair sum;
-  store_pack(reinterpret_cast<T*>(&sum), x);
-  return sum;
+  for (int k = 0; k < COUNT; k++)
+    if (i + 64 * k < n) others[k] = *reinterpret_cast<const Pair*>(other + i + 64 * k);
+#pragma unroll
+  for (int k = 0; k < COUNT; k++) {
+    if (i + 64 * k >= n) continue;
+    float x[2], y[2];
+    load_pack(reinterpret_cast<const T*>(&pairs[k]), x);
+    load_pack(reinterpret_cast<const T*>(&others[k]), y);
+    const float both[2] = {x[0] + y[0], x[1] + y[1]};
+    store_pack(reinterpret_cast<T*>(&pairs[k]), both);
+    *reinterpret_cast<Pair*>(sum + i + 64 * k) = pairs[k];
+  }
 }
 
 // `number`: which of the rows that a warp keeps this is. Where other is not null the row is from + other, which goes to sum.
@@ -62,16 +70,8 @@ struct Row {
     for (int j = 0; j < PIECES; j++)
       if (64 * j + 2 * lane < int(n)) pairs[j] = *reinterpret_cast<const Pair*>(from + 64 * j + 2 * lane);
     if (!other) return;
-    Pair others[PIECES];  // all under way before the first is waited for
 #pragma unroll
-    for (int j = 0; j < PIECES; j++)
-      if (64 * j + 2 * lane < int(n)) others[j] = *reinterpret_cast<const Pair*>(other + 64 * j + 2 * lane);
-#pragma unroll
-    for (int j = 0; j < PIECES; j++) {
-      if (64 * j + 2 * lane >= int(n)) continue;
-      pairs[j] = add_pairs<T>(pairs[j], others[j]);
-      *reinterpret_cast<Pair*>(sum + 64 * j + 2 * lane) = pairs[j];
-    }
+    for (int j = 0; j < PIECES; j += TOGETHER) add_some<T, TOGETHER>(pairs + j, other, sum, 64 * j + 2 * lane, int(n));
   }
   __device__ __forceinline__ void at(int j, int64_t, int64_t, float (&x)[2]) const {
     load_pack(reinterpret_cast<const T*>(&pairs[j]), x);
@@ -85,26 +85,19 @@ struct Row<T, STAGED, WIDTH> {
   __device__ __forceinline__ Row(const T* from, int64_t n, int number, const T* other = nullptr, T* sum = nullptr) {
     const int lane = int(threadIdx.x) % WARP, warps = int(blockDim.x) / WARP, pitch = (int(n) + 63) / 64 * WARP;
     pairs = dynamic_shared<Pair>() + (number * warps + int(threadIdx.x) / WARP) * pitch + lane;
-    constexpr int TOGETHER = 16;  // loads under way
-    for (int first = 2 * lane; first < int(n); first += 64 * TOGETHER) {
-      Pair some[TOGETHER];
+    constexpr int MANY = 16;  // loads under way
+    for (int first = 2 * lane; first < int(n); first += 64 * MANY) {
+      Pair some[MANY];
 #pragma unroll
-      for (int k = 0; k < TOGETHER; k++)
+      for (int k = 0; k < MANY; k++)
         if (first + 64 * k < int(n)) some[k] = *reinterpret_cast<const Pair*>(from + first + 64 * k);
       if (other) {
-        Pair others[TOGETHER];
 #pragma unroll
-        for (int k = 0; k < TOGETHER; k++)
-          if (first + 64 * k < int(n)) others[k] = *reinterpret_cast<const Pair*>(other + first + 64 * k);
-#pragma unroll
-        for (int k = 0; k < TOGETHER; k++) {
-          if (first + 64 * k >= int(n)) continue;
-          some[k] = add_pairs<T>(some[k], others[k]);
-          *reinterpret_cast<Pair*>(sum + first + 64 * k) = some[k];
-        }
+        for (int k = 0; k < MANY; k += 2 * TOGETHER)
+          add_some<T, 2 * TOGETHER>(some + k, other, sum, first + 64 * k, int(n));
       }
 #pragma unroll
-      for (int k = 0; k < TOGETHER; k++)
+      for (int k = 0; k < MANY; k++)
         if (first + 64 * k < int(n)) pairs[(first / 64 + k) * WARP] = some[k];
     }
   }
@@ -151,25 +144,37 @@ __device__ __forceinline__ void each_pair(int64_t n, const F& f) {
 template <int PIECES, int WIDTH, class T, class F>
 __device__ __forceinline__ void each_pair_beside(const T* from, int64_t n, const F& f) {
   const int lane = int(threadIdx.x) % WARP;
-  constexpr int TOGETHER = PIECES > 0 ? 4 : 8;
+  constexpr int COUNT = PIECES > 0 ? TOGETHER : 2 * TOGETHER;
   using Index = std::conditional_t<PIECES == 0, int64_t, int>;
+  using Pair = typename Words<2 * int(sizeof(T))>::type;
   const auto some = [&](int j, Index first) {
-    float y[TOGETHER][2] = {};
+    Pair others[COUNT] = {};
     if (from) {
 #pragma unroll
-      for (int k = 0; k < TOGETHER; k++)
-        if (first + 64 * k < Index(n)) load_two<WIDTH>(from, first + 64 * k, n, y[k]);
+      for (int k = 0; k < COUNT; k++) {
+        if (first + 64 * k >= Index(n)) continue;
+        if constexpr (WIDTH == 2) {
+          others[k] = *reinterpret_cast<const Pair*>(from + first + 64 * k);
+        } else {
+          float y[2];
+          load_two<WIDTH>(from, first + 64 * k, n, y);
+          store_pack(reinterpret_cast<T*>(&others[k]), y);
+        }
+      }
     }
 #pragma unroll
-    for (int k = 0; k < TOGETHER; k++)
-      if (first + 64 * k < Index(n)) f(j + k, first + 64 * k, y[k]);
+    for (int k = 0; k < COUNT; k++) {
+      if (first + 64 * k >= Index(n)) continue;
+      float y[2];
+      load_pack(reinterpret_cast<const T*>(&others[k]), y);
+      f(j + k, first + 64 * k, y);
+    }
   };
   if constexpr (PIECES > 0) {
-    static_assert(PIECES % TOGETHER == 0);
 #pragma unroll
-    for (int j = 0; j < PIECES; j += TOGETHER) some(j, 64 * j + 2 * lane);
+    for (int j = 0; j < PIECES; j += COUNT) some(j, 64 * j + 2 * lane);
   } else {
-    for (Index first = 2 * lane; first < Index(n); first += 64 * TOGETHER) some(0, first);
+    for (Index first = 2 * lane; first < Index(n); first += 64 * COUNT) some(0, first);
   }
 }
 
