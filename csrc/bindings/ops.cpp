@@ -99,6 +99,7 @@ void bind_ops(py::module_& m) {
   op(m, "cross_entropy_merge", &cross_entropy_merge);
   op(m, "cross_entropy_loss", &cross_entropy_loss);
   op(m, "cross_entropy_backward", &cross_entropy_backward);
+  op(m, "argmax", &argmax);
 
   // convolution
   op(m, "conv2d_forward", &conv2d_forward);

@@ -82,18 +82,23 @@ void dropout(const ConstArray& x, float probability, int64_t seed, int64_t step,
 
 // --- norms --------------------------------------------------------------------------------------
 // x, out (R, C); weight, bias (C); mean, rstd (R) float32. Weight and bias have x's type or float32.
-void layer_norm_forward(const ConstArray& x, const ConstArray& weight, const ConstArray& bias, float epsilon,
-                        const Array& out, const Array& mean, const Array& rstd);
-void layer_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstArray& weight,
-                         const ConstArray& mean, const ConstArray& rstd, const Array& grad_x);
+// With residual (R, C), x's type, what is normed is stream (R, C) = x + residual, rounded as add does; both or neither.
+// Backward takes that stream for x. With grad_stream (R, C), its gradient by its other use, grad_x = grad_stream + the norm's
+// own gradient, which is rounded to storage first: the bits of the norm's backward, then add. grad_x may be grad_stream itself.
+void layer_norm_forward(const ConstArray& x, const std::optional<ConstArray>& residual, const ConstArray& weight,
+                        const ConstArray& bias, float epsilon, const std::optional<Array>& stream, const Array& out,
+                        const Array& mean, const Array& rstd);
+void layer_norm_backward(const ConstArray& grad, const std::optional<ConstArray>& grad_stream, const ConstArray& x,
+                         const ConstArray& weight, const ConstArray& mean, const ConstArray& rstd,
+                         const Array& grad_x);
 // grad, x (B, S, C) strided; mean, rstd (B, S) strided; grad_weight, grad_bias (C): chains over samples, positions.
 void layer_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& mean,
                                 const ConstArray& rstd, bool accumulate, const Array& grad_weight,
                                 const Array& grad_bias);
-void rms_norm_forward(const ConstArray& x, const ConstArray& weight, float epsilon, const Array& out,
-                      const Array& rstd);
-void rms_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstArray& weight,
-                       const ConstArray& rstd, const Array& grad_x);
+void rms_norm_forward(const ConstArray& x, const std::optional<ConstArray>& residual, const ConstArray& weight,
+                      float epsilon, const std::optional<Array>& stream, const Array& out, const Array& rstd);
+void rms_norm_backward(const ConstArray& grad, const std::optional<ConstArray>& grad_stream, const ConstArray& x,
+                       const ConstArray& weight, const ConstArray& rstd, const Array& grad_x);
 void rms_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& rstd,
                               bool accumulate, const Array& grad_weight);
 
@@ -148,6 +153,10 @@ void cross_entropy_loss(const ConstArray& peak, const ConstArray& sum, const Con
 void cross_entropy_backward(const ConstArray& logits, const ConstArray& targets, const ConstArray& peak,
                             const ConstArray& sum, int64_t first_column, int64_t vocabulary, float scale,
                             const Array& grad_logits);
+
+// Of each row of x (R, C), rows strided: the first of the largest of its first `columns` elements, or the first NaN if there is
+// one. value (R) float32, index (R) int32; -infinity and 0 where columns is 0.
+void argmax(const ConstArray& x, int64_t columns, const Array& value, const Array& index);
 
 // --- convolution, NHWC ----------------------------------------------------------------------------
 // x (B, H, W, I), out (B, OH, OW, O); OH = (H + 2 padding - KH) / stride + 1. weight (O, KH, KW, I), or (I, KH, KW, O) if

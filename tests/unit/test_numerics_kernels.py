@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from kernel_cases import MIXED, ROWS, Array, Case, Outputs
+from kernel_cases import MIXED, ONCE, ROWS, Array, Case, Outputs
 from kernel_chains import CHAINS, Chain
 from kernel_checks import BFLOAT16, FLOAT32, STORAGE, assert_same_bits, bits
 
@@ -26,10 +26,6 @@ CONTROLS = {
     "set_threads", "threads", "set_isa", "isa", "empty", "memory_use", "trim_memory", "address",
     "run_seconds",
 }  # fmt: skip
-
-# Others round on their way, too: attention what it multiplies (test_numerics_fusion), a matmul what
-# its epilogue gets (test_epilogue).
-ONCE = [name for name in ROWS if not name.startswith(("attention", "matmul ("))]
 
 every_type = pytest.mark.parametrize("dtype", STORAGE, ids=str)
 every_row = pytest.mark.parametrize("name", ROWS)
