@@ -235,9 +235,13 @@ class MemoryPool:
         return 1 << 10
 
 
+# Visible devices: their place on the host's bus, and UUID. Tests set others.
+devices = [("0000:01:00.0", b"\x01" * 16)]
+
+
 class Device:
     def __init__(self, number: int):
-        assert number == 0
+        assert 0 <= number < len(devices)
 
     def use(self) -> None:
         pass
@@ -259,9 +263,15 @@ cuda = SimpleNamespace(
     Device=Device,
     nccl=SimpleNamespace(available=False),
     runtime=SimpleNamespace(
-        getDeviceCount=lambda: 1,
+        getDeviceCount=lambda: len(devices),
+        deviceGetPCIBusId=lambda number: devices[number][0],
         streamCaptureModeRelaxed=2,
         memGetInfo=lambda: (1 << 30, 1 << 30),
-        getDeviceProperties=lambda _: {"name": b"fibers of a CPU", "major": 8, "minor": 0},
+        getDeviceProperties=lambda number: {
+            "name": b"fibers of a CPU",
+            "major": 8,
+            "minor": 0,
+            "uuid": devices[number][1],
+        },
     ),
 )

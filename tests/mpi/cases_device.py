@@ -205,3 +205,23 @@ def one_rank_without_a_device(world: Communicator) -> None:
     assert "built for the CPU only" in said[0]
     assert said[1].startswith("cpu, not cuda: rank 1 on host ")
     assert backend.name() == "cpu"
+
+
+@case(ranks=3)
+def devices_are_known_by_their_identity(world: Communicator) -> None:
+    """Every rank sees one device: ranks 0 and 2 the same, or each its own."""
+    from plait.train.device import Shares, device_shares, take_backend
+
+    before = fake_cupy.devices
+    try:
+        for own, expected in (
+            (world.rank % 2, Shares(2, 1 << 29)),
+            (world.rank, Shares(1, 1 << 30)),
+            (0, Shares(3, (1 << 30) // 3)),
+        ):
+            fake_cupy.devices = [(f"0000:{own}1:00.0", bytes([own] * 16))]
+            with device(cpu_kernels()):
+                assert take_backend("cuda", world).endswith("device 0)")
+                assert device_shares(world) == expected
+    finally:
+        fake_cupy.devices = before

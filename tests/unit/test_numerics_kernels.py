@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from kernel_cases import MIXED, ROWS, Array, Case, Outputs
+from kernel_cases import MIXED, ONCE, ROWS, Array, Case, Outputs
 from kernel_chains import CHAINS, Chain
 from kernel_checks import BFLOAT16, FLOAT32, STORAGE, assert_same_bits, bits
 
@@ -73,10 +73,9 @@ def test_rule_4_beta_1_continues_the_chain(name: str, dtype: np.dtype) -> None:
         assert not same(tuple(a + b for a, b in pairs), whole)
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if not name.startswith("attention")])
+@pytest.mark.parametrize("name", ONCE)
 def test_rule_9_an_op_rounds_once(name: str) -> None:
-    """In bfloat16 it is the float32 op of the same values, rounded where it stores. Attention also
-    rounds what it multiplies: test_numerics_fusion."""
+    """In bfloat16 it is the float32 op of the same values, rounded where it stores."""
     case = ROWS[name](BFLOAT16)
     assert same(rounded(case), case.run())
 

@@ -69,9 +69,15 @@ def device_limit() -> int:
     return 0 if _cuda is None else int(_cuda.cupy.cuda.runtime.memGetInfo()[1])
 
 
-def device_count() -> int:
-    """How many devices this process sees; 1 on the CPU."""
-    return 1 if _cuda is None else int(_cuda.cupy.cuda.runtime.getDeviceCount())
+def device_identity() -> str:
+    """Which device of its host it is, the same for every process that uses it, whatever number
+    each sees it by; "" on the CPU."""
+    if _cuda is None:
+        return ""
+    runtime = _cuda.cupy.cuda.runtime
+    # CuPy cuts the UUID off at a zero byte; parts of a device (MIG) share their place on the bus.
+    uuid = runtime.getDeviceProperties(_cuda.device).get("uuid", b"")
+    return f"{runtime.deviceGetPCIBusId(_cuda.device)} {uuid.hex()}"
 
 
 def check_faults() -> None:
@@ -392,7 +398,7 @@ __all__ = [
     "check_faults",
     "contiguous",
     "copied",
-    "device_count",
+    "device_identity",
     "device_limit",
     "done",
     "empty",

@@ -1,9 +1,11 @@
-"""Which backend the ranks of a run take, agreed among them."""
+"""Which backend the ranks of a run take, agreed among them, and which of them share a device."""
 
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from plait import backend
@@ -45,6 +47,31 @@ def take_backend(wanted: Wanted, world: Communicator) -> str:
     if wanted == "cuda":
         raise UserError(told)
     return f"{text}, not cuda: {told}"
+
+
+@dataclass(frozen=True)
+class Shares:
+    """ranks: of those on one device, at the most; bytes: of device memory for a rank, at the least.
+    0 on the CPU."""
+
+    ranks: int = 0
+    bytes: int = 0
+
+    def __str__(self) -> str:
+        """What there is to say of it, after the backend's name."""
+        return f", {self.ranks} ranks share one GPU" if self.ranks > 1 else ""
+
+
+def device_shares(world: Communicator) -> Shares:
+    """How the ranks share devices, which they know by their identity: a launcher may show each
+    rank its own one as number 0. Collective."""
+    if backend.name() == "cpu":  # on every rank
+        return Shares()
+    own = socket.gethostname(), backend.device_identity(), backend.device_limit()
+    everyone = world.all_gather_object(own)
+    ranks = Counter((host, identity) for host, identity, _ in everyone)
+    least = min(limit // ranks[host, identity] for host, identity, limit in everyone)
+    return Shares(max(ranks.values()), least)
 
 
 def shared_room(specs: Sequence[Spec], layout: Layout, settings: Settings, grains: int) -> int:

@@ -352,7 +352,7 @@ class Engine:
         with tape:
             losses = to_host(self._loss(y, targets).array)
         backend.check_faults()
-        found = largest(to_host(y.array), self._vocabulary, self.tensor)
+        found = largest(y.array, self._vocabulary, self.tensor)
         return losses, found == targets.reshape(losses.shape)
 
     def logits(self, position: Position, inputs: Array) -> Array | None:

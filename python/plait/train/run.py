@@ -26,7 +26,7 @@ from plait.train import sections
 from plait.train.build import build_dataset, build_model, make_trainer, sequence_length
 from plait.train.checks import check_layout
 from plait.train.config import Config, compare, dump, load, load_record
-from plait.train.device import take_backend
+from plait.train.device import device_shares, take_backend
 from plait.train.numerics import agree_on_instructions
 from plait.train.restore import TOKENIZER, check_data, find_run, read_tokenizer, restored
 from plait.train.results import Evaluation
@@ -62,13 +62,14 @@ def train(
         local = ranks_here(world)
         threads, path = set_threads(config, local), agree_on_instructions(world)
         engine = take_backend(config.backend, world)
+        shares = device_shares(world)
         dataset = build_dataset(config)
         dataset.prepare(world)
         check_data(run.path, previous, dataset)
         specs = build_model(config, dataset)
         grains = grains_of(config, specs, layout)
         check_grains(specs, layout, grains, config.train.batch)
-        needed, _ = check_memory(config, specs, layout, local)
+        needed, _ = check_memory(config, specs, layout, local, shares.bytes)
         mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=world)
         record = {
             "plait": __version__,
@@ -94,7 +95,7 @@ def train(
             "run": run.path,
             "layout": f"{mesh.layout} (data x tensor x pipeline) on {world.size} ranks",
             "mpi": f"{mpi_name(world)}, transport {transport_text(world, trainer.mesh)}",
-            "engine": f"{engine}, {path}, {threads} thread{'s' * (threads > 1)} a rank",
+            "engine": f"{engine}{shares}, {path}, {threads} thread{'s' * (threads > 1)} a rank",
             "model": f"{count_text(sum(spec.parameters for spec in specs))} parameters, "
             f"{config.train.precision}, grains {grains[0]} x {grains[1]}",
             "batch": f"{config.train.batch} samples a step, {trainer.engine.share.largest} at once",
