@@ -101,6 +101,20 @@ void set_norm(ReduceTask& task, const std::optional<Norm>& norm, const Array& ou
   if (to.centred) to.bias = norm->bias->data, to.mean = norm->mean->as<float>();
 }
 
+void set_update(ReduceTask& task, const std::optional<Update>& update, const Array& out, int64_t length) {
+  if (!update) return;
+  PLAIT_CHECK(task.gather && is_float(out.dtype) && !task.residual && !task.norm.channels && !task.bias, WINDOW,
+              "an update is of an all_reduce of floats to weights, with nothing else behind it");
+  for (const Array* x : {&update->master, &update->first, &update->second}) {
+    check_shard(WINDOW, "a shard", *x, update->master);
+    PLAIT_CHECK(x->dtype == DType::float32 && x->size() == length && !overlap(*x, out), WINDOW, "a shard is ", shape_text(*x),
+                ", must be float32, as long as this rank's slice of ", length, ", and no part of the weights");
+  }
+  static float none;  // a slice may be empty
+  const auto data = [](const Array& x) { return x.data ? x.as<float>() : &none; };
+  task.update = {update->settings, data(update->master), data(update->first), data(update->second)};
+}
+
 // Blocks and rounds, from numbers that all ranks have.
 void cut(DeviceCall& c, const DeviceRoom& room, const ReduceSpec& spec, int64_t item, int64_t out_item) {
   ReduceTask& task = c.reduce_task;
@@ -129,7 +143,7 @@ void cut(DeviceCall& c, const DeviceRoom& room, const ReduceSpec& spec, int64_t 
 
 DeviceCall device_reduce_call(const DeviceRoom& room, const ConstArray& nodes, const ReduceSpec& spec,
                               const std::optional<ConstArray>& bias, const Array& out, const std::optional<ConstArray>& residual,
-                              const std::optional<Norm>& norm) {
+                              const std::optional<Norm>& norm, const std::optional<Update>& update) {
   check_spec(room, nodes, spec, out);
   DeviceCall c;
   ReduceTask& task = c.reduce_task = {};
@@ -148,12 +162,13 @@ DeviceCall device_reduce_call(const DeviceRoom& room, const ConstArray& nodes, c
   const int depth = depth_of(spec.merges);
   for (size_t i = 0; i < spec.merges.size(); i++) task.merges[i] = uint8_t(spec.merges[i]);
   const bool small = !worth_an_exit(room, most * spec.outer * n * item);
-  task.once = spec.gather && small;
+  task.once = spec.gather && small && !update;  // the owner alone has the shard
   for (int q = 0; q <= room.size; q++) task.bounds[q] = spec.bounds[size_t(q)];
   if (task.once) task.bounds[1] = n;
   set_bias(task, bias);
   set_residual(task, residual, out);
   set_norm(task, norm, out, spec);
+  set_update(task, update, out, spec.bounds[size_t(room.rank) + 1] - spec.bounds[size_t(room.rank)]);
   cut(c, room, spec, item, size_of(out.dtype));
 
   Said& said = task.said;
@@ -163,7 +178,7 @@ DeviceCall device_reduce_call(const DeviceRoom& room, const ConstArray& nodes, c
   mix(said.layout, spec.merges);
   mix(said.layout, spec.bounds);
   mix<int64_t>(said.layout, {spec.outer, bias ? bias->size() : -1, residual.has_value(), task.norm.channels,
-                             task.norm.centred, task.once, c.blocks, task.share, task.window, task.pitch});
+                             task.norm.centred, update.has_value(), task.once, c.blocks, task.share, task.window, task.pitch});
   if (!small && !room.split) {
     said.source = offset_in(room, nodes.data, nodes.size() * item);
     if (spec.gather) said.out = offset_in(room, out.data, n * size_of(out.dtype));
