@@ -52,6 +52,9 @@ DeviceCall device_reduce_call(const DeviceRoom& room, const ConstArray& nodes, c
                               const std::optional<ConstArray>& bias, const Array& out,
                               const std::optional<ConstArray>& residual = {}, const std::optional<Norm>& norm = {},
                               const std::optional<Update>& update = {});
+// The update alone, of a gradient that is summed already (length of this rank's slice): weights go to all ranks.
+DeviceCall device_update_gather_call(const DeviceRoom& room, const ConstArray& grad, const std::vector<int64_t>& bounds,
+                                     const Update& update, const Array& weight);
 DeviceCall device_all_gather_call(const DeviceRoom& room, const ConstArray& x, const std::vector<int64_t>& lengths,
                                   const Array& out, const std::string& dtype);
 DeviceCall device_all_to_all_call(const DeviceRoom& room, const ConstArray& x, const std::vector<int64_t>& sends,

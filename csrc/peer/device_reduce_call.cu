@@ -139,6 +139,14 @@ void cut(DeviceCall& c, const DeviceRoom& room, const ReduceSpec& spec, int64_t 
   c.stages = int(task.said.rounds) + 1 + returned;
 }
 
+// As many threads as have a place for the sums that they set aside.
+void set_threads(DeviceCall& c, DType in, int depth) {
+  for (;; c.threads = (c.threads / 2 + 31) / 32 * 32) {
+    c.shared = reduce_shared_bytes(in, depth, int(c.threads));
+    if (c.shared <= device_properties().shared_bytes || c.threads == 32) break;
+  }
+}
+
 }  // namespace
 
 DeviceCall device_reduce_call(const DeviceRoom& room, const ConstArray& nodes, const ReduceSpec& spec,
@@ -187,10 +195,42 @@ DeviceCall device_reduce_call(const DeviceRoom& room, const ConstArray& nodes, c
     c.copied = (said.source < 0 ? nodes.size() * item : 0) + (spec.gather && said.out < 0 ? n * size_of(out.dtype) : 0);
 
   c.reduce = reduce_kernel_of(nodes.dtype, out.dtype);
-  for (;; c.threads = (c.threads / 2 + 31) / 32 * 32) {
-    c.shared = reduce_shared_bytes(nodes.dtype, depth, int(c.threads));
-    if (c.shared <= device_properties().shared_bytes || c.threads == 32) break;
-  }
+  set_threads(c, nodes.dtype, depth);
+  return c;
+}
+
+DeviceCall device_update_gather_call(const DeviceRoom& room, const ConstArray& grad, const std::vector<int64_t>& bounds,
+                                     const Update& update, const Array& weight) {
+  ReduceSpec spec;
+  spec.nodes.assign(size_t(room.size), 1);
+  spec.bounds = bounds, spec.gather = true;
+  PLAIT_CHECK(int(bounds.size()) == room.size + 1 && bounds.front() == 0 && std::is_sorted(bounds.begin(), bounds.end()), WINDOW,
+              "the bounds of an update must rise from 0, one more than ranks");
+  const size_t own = size_t(room.rank);
+  const int64_t n = bounds.back(), length = bounds[own + 1] - bounds[own];
+  PLAIT_CHECK(grad.dtype == DType::float32 && grad.contiguous() && grad.size() == length, WINDOW, "grad is ", shape_text(grad),
+              ", must be float32 and contiguous, ", length, " elements");
+  PLAIT_CHECK(is_float(weight.dtype) && weight.contiguous() && weight.size() == n && !overlap(grad, weight), WINDOW, "weight is ",
+              shape_text(weight), ", must be contiguous floats, ", n, " of them, and share nothing with grad");
+  DeviceCall c;
+  ReduceTask& task = c.reduce_task = {};
+  task.source = static_cast<const char*>(grad.data) - bounds[own] * 4;  // the kernel begins at the slice
+  task.out = static_cast<char*>(const_cast<void*>(weight.data));
+  task.gather = true, task.width = n, task.outer = 1;
+  task.nodes[own] = 1, task.parts = 1;  // of all nodes this rank adds its own
+  std::copy(bounds.begin(), bounds.end(), task.bounds);
+  set_update(task, update, weight, length);
+  cut(c, room, spec, 4, size_of(weight.dtype));
+  Said& said = task.said;
+  said.call = number_of_reduction(true, Reduce::sum, int64_t(grad.dtype), int64_t(weight.dtype));
+  said.size = n * 4;
+  mix(said.layout, bounds);
+  mix<int64_t>(said.layout, {-2, c.blocks, task.share, task.window, task.pitch});
+  said.source = 0;  // nobody reads it
+  if (!room.split) said.out = offset_in(room, weight.data, n * size_of(weight.dtype));
+  c.copied = said.out < 0 ? n * size_of(weight.dtype) : 0;
+  c.reduce = reduce_kernel_of(grad.dtype, weight.dtype);
+  set_threads(c, grad.dtype, 0);
   return c;
 }
 
