@@ -38,6 +38,26 @@ DevicePrepared reduction(const DeviceWindow& window, const py::object& nodes, co
           {nodes, bias, out, residual, norm}};
 }
 
+// (grad_scale, learning_rate, beta1, beta2, epsilon, weight_decay, step, master, first, second): as the op adamw, of this
+// rank's slice
+Update update_from(const py::tuple& adamw) {
+  const auto [scale, rate, beta1, beta2, epsilon, decay, step, master, first, second] =
+      adamw.cast<std::tuple<float, float, float, float, float, float, int64_t, Array, Array, Array>>();
+  return {adamw_settings(scale, rate, beta1, beta2, epsilon, decay, step), master, first, second};
+}
+
+DevicePrepared reduce_update_gather(const DeviceWindow& window, const py::object& nodes, const ReduceSpec& spec,
+                                    const py::tuple& adamw, const py::object& weight) {
+  return {device_reduce_call(window.room(), nodes.cast<ConstArray>(), spec, {}, weight.cast<Array>(), {}, {}, update_from(adamw)),
+          {nodes, weight, adamw}};
+}
+
+DevicePrepared update_gather(const DeviceWindow& window, const py::object& grad, const Bounds& bounds, const py::tuple& adamw,
+                             const py::object& weight) {
+  return {device_update_gather_call(window.room(), grad.cast<ConstArray>(), bounds, update_from(adamw), weight.cast<Array>()),
+          {grad, weight, adamw}};
+}
+
 DevicePrepared all_gather(const DeviceWindow& window, const py::object& x, const Bounds& lengths, const py::object& out,
                           const std::string& dtype) {
   return {device_all_gather_call(window.room(), x.cast<ConstArray>(), lengths, out.cast<Array>(), dtype), {x, out}};
@@ -92,6 +112,8 @@ void bind_device_window(py::module_& m) {
       .def_property_readonly("copied", &DeviceWindow::copied)
       .def("reduction", &reduction, py::arg("nodes"), py::arg("spec"), py::arg("bias"), py::arg("out"),
            py::arg("residual") = py::none(), py::arg("norm") = py::none())
+      .def("reduce_update_gather", &reduce_update_gather, py::arg("nodes"), py::arg("spec"), py::arg("adamw"), py::arg("weight"))
+      .def("update_gather", &update_gather, py::arg("grad"), py::arg("bounds"), py::arg("adamw"), py::arg("weight"))
       .def("all_gather", &all_gather, py::arg("x"), py::arg("lengths"), py::arg("out"), py::arg("dtype") = "uint8")
       .def("all_to_all", &all_to_all, py::arg("x"), py::arg("sends"), py::arg("out"), py::arg("receives"), py::arg("dtype") = "uint8")
       .def("broadcast", &broadcast, py::arg("x"), py::arg("root"), py::arg("dtype") = "uint8")

@@ -39,12 +39,22 @@ struct Norm {
   Array rstd;
 };
 
+// What a sum of gradients is for (docs/gpu-collectives.md): float32 shards of this rank's slice, brought up to date.
+struct Update {
+  AdamW settings;
+  Array master, first, second;
+};
+
 // Arrays are contiguous, on this device, and must live until the stream has done the call. ValueError if anything does not
 // fit. An out that shares memory with its input must be one of its nodes (all_reduce), this rank's slice of one
 // (reduce_scatter), x's place in out (all_gather). Moves take bytes; dtype says of which type they are.
 DeviceCall device_reduce_call(const DeviceRoom& room, const ConstArray& nodes, const ReduceSpec& spec,
                               const std::optional<ConstArray>& bias, const Array& out,
-                              const std::optional<ConstArray>& residual = {}, const std::optional<Norm>& norm = {});
+                              const std::optional<ConstArray>& residual = {}, const std::optional<Norm>& norm = {},
+                              const std::optional<Update>& update = {});
+// The update alone, of a gradient that is summed already (length of this rank's slice): weights go to all ranks.
+DeviceCall device_update_gather_call(const DeviceRoom& room, const ConstArray& grad, const std::vector<int64_t>& bounds,
+                                     const Update& update, const Array& weight);
 DeviceCall device_all_gather_call(const DeviceRoom& room, const ConstArray& x, const std::vector<int64_t>& lengths,
                                   const Array& out, const std::string& dtype);
 DeviceCall device_all_to_all_call(const DeviceRoom& room, const ConstArray& x, const std::vector<int64_t>& sends,

@@ -89,6 +89,8 @@ struct Reduction {
     for (int k = 0; k < task.parts; k++) mixed |= uint64_t(reinterpret_cast<uintptr_t>(places.parts[k].at + first * X_BYTES));
     for (int k = 0; k < outs; k++) mixed |= uint64_t(reinterpret_cast<uintptr_t>(places.outs[k]));
     if (task.residual) mixed |= uint64_t(reinterpret_cast<uintptr_t>(task.residual + task.bounds[own()] * Y_BYTES));
+    mixed |= uint64_t(reinterpret_cast<uintptr_t>(task.update.master) | reinterpret_cast<uintptr_t>(task.update.first) |
+                      reinterpret_cast<uintptr_t>(task.update.second));
     const int64_t packs = mixed % 16 == 0 ? count / N : 0, column = task.bounds[own()];
     for (int64_t i = threadIdx.x; i < packs; i += blockDim.x)
       sum_pack<X, Y, N>(task, places, outs, column, length(own()), aside, first + i * N);

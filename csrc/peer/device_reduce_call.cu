@@ -101,6 +101,20 @@ void set_norm(ReduceTask& task, const std::optional<Norm>& norm, const Array& ou
   if (to.centred) to.bias = norm->bias->data, to.mean = norm->mean->as<float>();
 }
 
+void set_update(ReduceTask& task, const std::optional<Update>& update, const Array& out, int64_t length) {
+  if (!update) return;
+  PLAIT_CHECK(task.gather && is_float(out.dtype) && !task.residual && !task.norm.channels && !task.bias, WINDOW,
+              "an update is of an all_reduce of floats to weights, with nothing else behind it");
+  for (const Array* x : {&update->master, &update->first, &update->second}) {
+    check_shard(WINDOW, "a shard", *x, update->master);
+    PLAIT_CHECK(x->dtype == DType::float32 && x->size() == length && !overlap(*x, out), WINDOW, "a shard is ", shape_text(*x),
+                ", must be float32, as long as this rank's slice of ", length, ", and no part of the weights");
+  }
+  static float none;  // a slice may be empty
+  const auto data = [](const Array& x) { return x.data ? x.as<float>() : &none; };
+  task.update = {update->settings, data(update->master), data(update->first), data(update->second)};
+}
+
 // Blocks and rounds, from numbers that all ranks have.
 void cut(DeviceCall& c, const DeviceRoom& room, const ReduceSpec& spec, int64_t item, int64_t out_item) {
   ReduceTask& task = c.reduce_task;
@@ -125,11 +139,19 @@ void cut(DeviceCall& c, const DeviceRoom& room, const ReduceSpec& spec, int64_t 
   c.stages = int(task.said.rounds) + 1 + returned;
 }
 
+// As many threads as have a place for the sums that they set aside.
+void set_threads(DeviceCall& c, DType in, int depth) {
+  for (;; c.threads = (c.threads / 2 + 31) / 32 * 32) {
+    c.shared = reduce_shared_bytes(in, depth, int(c.threads));
+    if (c.shared <= device_properties().shared_bytes || c.threads == 32) break;
+  }
+}
+
 }  // namespace
 
 DeviceCall device_reduce_call(const DeviceRoom& room, const ConstArray& nodes, const ReduceSpec& spec,
                               const std::optional<ConstArray>& bias, const Array& out, const std::optional<ConstArray>& residual,
-                              const std::optional<Norm>& norm) {
+                              const std::optional<Norm>& norm, const std::optional<Update>& update) {
   check_spec(room, nodes, spec, out);
   DeviceCall c;
   ReduceTask& task = c.reduce_task = {};
@@ -148,12 +170,13 @@ DeviceCall device_reduce_call(const DeviceRoom& room, const ConstArray& nodes, c
   const int depth = depth_of(spec.merges);
   for (size_t i = 0; i < spec.merges.size(); i++) task.merges[i] = uint8_t(spec.merges[i]);
   const bool small = !worth_an_exit(room, most * spec.outer * n * item);
-  task.once = spec.gather && small;
+  task.once = spec.gather && small && !update;  // the owner alone has the shard
   for (int q = 0; q <= room.size; q++) task.bounds[q] = spec.bounds[size_t(q)];
   if (task.once) task.bounds[1] = n;
   set_bias(task, bias);
   set_residual(task, residual, out);
   set_norm(task, norm, out, spec);
+  set_update(task, update, out, spec.bounds[size_t(room.rank) + 1] - spec.bounds[size_t(room.rank)]);
   cut(c, room, spec, item, size_of(out.dtype));
 
   Said& said = task.said;
@@ -163,7 +186,7 @@ DeviceCall device_reduce_call(const DeviceRoom& room, const ConstArray& nodes, c
   mix(said.layout, spec.merges);
   mix(said.layout, spec.bounds);
   mix<int64_t>(said.layout, {spec.outer, bias ? bias->size() : -1, residual.has_value(), task.norm.channels,
-                             task.norm.centred, task.once, c.blocks, task.share, task.window, task.pitch});
+                             task.norm.centred, update.has_value(), task.once, c.blocks, task.share, task.window, task.pitch});
   if (!small && !room.split) {
     said.source = offset_in(room, nodes.data, nodes.size() * item);
     if (spec.gather) said.out = offset_in(room, out.data, n * size_of(out.dtype));
@@ -172,10 +195,42 @@ DeviceCall device_reduce_call(const DeviceRoom& room, const ConstArray& nodes, c
     c.copied = (said.source < 0 ? nodes.size() * item : 0) + (spec.gather && said.out < 0 ? n * size_of(out.dtype) : 0);
 
   c.reduce = reduce_kernel_of(nodes.dtype, out.dtype);
-  for (;; c.threads = (c.threads / 2 + 31) / 32 * 32) {
-    c.shared = reduce_shared_bytes(nodes.dtype, depth, int(c.threads));
-    if (c.shared <= device_properties().shared_bytes || c.threads == 32) break;
-  }
+  set_threads(c, nodes.dtype, depth);
+  return c;
+}
+
+DeviceCall device_update_gather_call(const DeviceRoom& room, const ConstArray& grad, const std::vector<int64_t>& bounds,
+                                     const Update& update, const Array& weight) {
+  ReduceSpec spec;
+  spec.nodes.assign(size_t(room.size), 1);
+  spec.bounds = bounds, spec.gather = true;
+  PLAIT_CHECK(int(bounds.size()) == room.size + 1 && bounds.front() == 0 && std::is_sorted(bounds.begin(), bounds.end()), WINDOW,
+              "the bounds of an update must rise from 0, one more than ranks");
+  const size_t own = size_t(room.rank);
+  const int64_t n = bounds.back(), length = bounds[own + 1] - bounds[own];
+  PLAIT_CHECK(grad.dtype == DType::float32 && grad.contiguous() && grad.size() == length, WINDOW, "grad is ", shape_text(grad),
+              ", must be float32 and contiguous, ", length, " elements");
+  PLAIT_CHECK(is_float(weight.dtype) && weight.contiguous() && weight.size() == n && !overlap(grad, weight), WINDOW, "weight is ",
+              shape_text(weight), ", must be contiguous floats, ", n, " of them, and share nothing with grad");
+  DeviceCall c;
+  ReduceTask& task = c.reduce_task = {};
+  task.source = static_cast<const char*>(grad.data) - bounds[own] * 4;  // the kernel begins at the slice
+  task.out = static_cast<char*>(const_cast<void*>(weight.data));
+  task.gather = true, task.width = n, task.outer = 1;
+  task.nodes[own] = 1, task.parts = 1;  // of all nodes this rank adds its own
+  std::copy(bounds.begin(), bounds.end(), task.bounds);
+  set_update(task, update, weight, length);
+  cut(c, room, spec, 4, size_of(weight.dtype));
+  Said& said = task.said;
+  said.call = number_of_reduction(true, Reduce::sum, int64_t(grad.dtype), int64_t(weight.dtype));
+  said.size = n * 4;
+  mix(said.layout, bounds);
+  mix<int64_t>(said.layout, {-2, c.blocks, task.share, task.window, task.pitch});
+  said.source = 0;  // nobody reads it
+  if (!room.split) said.out = offset_in(room, weight.data, n * size_of(weight.dtype));
+  c.copied = said.out < 0 ? n * size_of(weight.dtype) : 0;
+  c.reduce = reduce_kernel_of(grad.dtype, weight.dtype);
+  set_threads(c, grad.dtype, 0);
   return c;
 }
 

@@ -122,6 +122,17 @@ __device__ __forceinline__ void sum_pack(const ReduceTask& task, const Places& p
         at = at + 1 == task.bias_length ? 0 : at + 1;
       }
     }
+    if (task.update.master) {
+      const UpdateTask& update = task.update;
+      float master[N], first[N], second[N];
+      load_pack(update.master + e, master), load_pack(update.first + e, first), load_pack(update.second + e, second);
+#pragma unroll
+      for (int i = 0; i < N; i++) {
+        adamw_step(update.settings, top[i], master[i], first[i], second[i]);
+        top[i] = master[i];
+      }
+      store_pack(update.master + e, master), store_pack(update.first + e, first), store_pack(update.second + e, second);
+    }
     if (task.residual) {  // to what the sum would be stored as
       Values<Y, N> sum, other;
       sum.set(top);

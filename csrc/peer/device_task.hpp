@@ -1,5 +1,6 @@
 // What the kernels of a node's collectives are told, and the numbers that they are cut by.
 #pragma once
+#include "core/optimizer.hpp"
 #include "peer/device_layout.hpp"
 
 namespace plait {
@@ -27,6 +28,11 @@ struct NormTask {  // of rows of `channels`: normed = norm(out), with layer norm
   float *mean, *rstd;
 };
 
+struct UpdateTask {  // the sum is a gradient: AdamW's step of this rank's slice, whose new weights are what all ranks get
+  AdamW settings;
+  float *master, *first, *second;  // null: none
+};
+
 // Nodes (k, outer, width) on every rank; slice q is columns [bounds[q], bounds[q + 1]), and element e of it is column
 // e % length of row e / length. A block of the grid has `share` elements of every slice, from share * its index on; a round
 // moves `window` of them.
@@ -38,6 +44,7 @@ struct ReduceTask {
   int64_t bias_length;
   const char* residual;
   NormTask norm;
+  UpdateTask update;
   int op;
   bool once, gather;  // once: there is one slice, and every rank adds it for itself
   int64_t width, outer, share, window;

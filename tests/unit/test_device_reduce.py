@@ -298,3 +298,49 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     ranks.close()
     with pytest.raises(ValueError, match="closed"):
         window.launch(window.barrier())
+
+
+# --- the optimizer's step -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts_summed", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_an_update_inside_gives_the_bits_of_the_ops_apart(size: int, parts_summed: bool) -> None:
+    """reduce_scatter, adamw on the own slice, all_gather; or the last two."""
+    apart = kernels("cpu")
+    settings = (0.5, 1e-3, 0.9, 0.99, 1e-8, 0.1)
+    for (dtype, weight_dtype), n in itertools.product(FLOATS, (1, 64, 999)):
+        ranks = Ranks(size, staging=2048, split=parts_summed and n == 64)
+        counts, merges = leaves_of(size, 2 * size)
+        bounds = even(n, size)
+        spec = ranks.module.ReduceSpec(counts, merges, bounds, 1, "sum", True)
+        state = [RNG.uniform(0, 1, n).astype(np.float32) for _ in "mfs"]
+        weight = state[0].astype(weight_dtype)
+        for inside in (True, False):
+            shards = [
+                [ranks.put(rank, x[bounds[rank] : bounds[rank + 1]]) for x in state]
+                for rank in range(size)
+            ]
+            weights = [ranks.put(rank, weight, inside=inside) for rank in range(size)]
+            want, after = [x.copy() for x in state], weight.copy()
+            for step in (1, 2):
+                arrays = nodes_of(counts, n, dtype)
+                grad = tree_of([x[0] for array in arrays for x in array], merges, None, np.float32)
+                apart.adamw(grad, *settings, step, *want, after)
+                calls = []
+                for rank, window in enumerate(ranks.windows):
+                    adamw = (*settings, step, *shards[rank])
+                    if parts_summed:
+                        own = ranks.put(rank, grad[bounds[rank] : bounds[rank + 1]])
+                        calls.append(window.update_gather(own, bounds, adamw, weights[rank]))
+                    else:
+                        nodes = ranks.put(rank, arrays[rank], inside=inside)
+                        calls.append(window.reduce_update_gather(nodes, spec, adamw, weights[rank]))
+                assert not any(call.once for call in calls)
+                ranks.collect(calls)
+                for rank, found in enumerate(weights):
+                    assert ranks.get(found).tobytes() == after.tobytes(), (rank, step)
+                    for shard, whole in zip(shards[rank], want, strict=True):
+                        own = whole[bounds[rank] : bounds[rank + 1]]
+                        assert ranks.get(shard).tobytes() == own.tobytes()
+        ranks.close()
