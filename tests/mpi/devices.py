@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import backend
-from plait.comm import Communicator, for_device, peer
+from plait.comm import Communicator, channel, for_device
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / "fibers"), str(TESTS / "unit")]
@@ -35,9 +35,9 @@ def gpus(
 ) -> Iterator[None]:
     """The CUDA backend in use on every rank, with little memory for peers. pretended: what the GPUs
     of fibers say of themselves besides."""
-    before = peer.STAGING, for_device.ROOM
-    peer.STAGING, for_device.ROOM = staging, room
-    peer.TUNING.update(once_bytes=2048, block_bytes=512)  # so that arrays of a test are large
+    before = channel.STAGING, for_device.ROOM
+    channel.STAGING, for_device.ROOM = staging, room
+    channel.TUNING.update(once_bytes=2048, block_bytes=512)  # so that arrays of a test are large
     try:
         if REAL:
             backend.use("cuda", world.rank)
@@ -49,5 +49,5 @@ def gpus(
             yield
     finally:
         backend.use("cpu")
-        peer.STAGING, for_device.ROOM = before
-        peer.TUNING.clear()
+        channel.STAGING, for_device.ROOM = before
+        channel.TUNING.clear()

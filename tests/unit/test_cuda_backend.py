@@ -13,6 +13,7 @@ from fake_device import cpu_kernels, device
 import plait
 from plait import backend, data, models, optim, train
 from plait.comm.alone import Alone
+from plait.comm.transport import PeerFailed
 from plait.errors import UserError
 from plait.train import config as train_config
 from plait.train.build import build_dataset, build_model
@@ -261,6 +262,23 @@ def test_the_identity_is_that_of_the_device_in_use(monkeypatch: pytest.MonkeyPat
             found.append(backend.device_identity())
     assert found[0] == found[2] == f"0000:01:00.0 {'01' * 16}"
     assert found[1] == f"0000:81:00.0 {'02' * 16}"
+
+
+def test_a_peer_that_failed_is_told_with_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    TEXT.prepare(Alone())
+    with device(cpu_kernels()):
+        trainer = train.Trainer(
+            MODELS["gpt"](), TEXT, mesh=plait.Mesh(), optimizer=optim.AdamW(), batch=8
+        )
+        steps = trainer.steps(3)
+        next(steps)
+
+        def gone(*_: object) -> None:
+            raise PeerFailed("rank 0 of 2 (...), last in all_reduce: rank 1 has ended")
+
+        monkeypatch.setattr(trainer.engine, "step", gone)
+        with pytest.raises(PeerFailed, match=r"^in step 2: rank 0 of 2 .* rank 1 has ended$"):
+            next(steps)
 
 
 def test_what_a_kernel_found_ends_the_step() -> None:

@@ -34,11 +34,13 @@ class Communicator(Reductions, Moves):
 
     nodes: a number for each rank's node. outside: how many arrays of a device, and their bytes,
     peers could not read where they lay, so that they were copied. stream_ordered: whether a
-    collective of a device's arrays is work of its stream, and of nothing else.
+    collective of a device's arrays is work of its stream, and of nothing else. updates: whether
+    update_gather and reduce_update_gather are there, for a device's arrays.
     """
 
     transport: str
     stream_ordered = False
+    updates = False
 
     def __init__(self, rank: int, size: int, leaves: Leaves | None = None):
         super().__init__(rank, size, leaves)
@@ -72,6 +74,21 @@ class Communicator(Reductions, Moves):
         for the first axis. A barrier must follow the last use.
         """
         return None
+
+    def update_gather(
+        self, grad: Array, bounds: Sequence[int], adamw: tuple[Any, ...], weight: Array,
+        *, blocking: bool = True,
+    ) -> Any:  # fmt: skip
+        """AdamW's step of this rank's slice of weight, flat, and every rank's new slice on all of
+        them, in one kernel. grad: of the slice; adamw: AdamW.arguments."""
+        raise NotImplementedError(f"{self.transport} does not update")
+
+    def reduce_update_gather(
+        self, grad: Array, bounds: Sequence[int], adamw: tuple[Any, ...], weight: Array,
+        *, blocking: bool = True,
+    ) -> Any:  # fmt: skip
+        """The same for the sum of all ranks' grad, flat and as long as weight (rank = leaf)."""
+        raise NotImplementedError(f"{self.transport} does not update")
 
     def progress(self) -> None:
         """Advances every Work of this process without waiting."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from plait import backend
-from plait.comm import peer
+from plait.comm import channel
 from plait.comm.communicator import Communicator
 from plait.comm.device_memory import DeviceMemory
 from plait.comm.peer import Peer
@@ -65,8 +65,8 @@ def share(world: Communicator, room: int, windows: int) -> DeviceMemory | None:
     most = max(world.nodes.count(node) for node in world.nodes)
     if most == 1 or isinstance(world, Staged):
         return None
-    size = min(most, peer.MOST_RANKS)
-    block = int(backend.kernels.DeviceWindow.block_bytes(size, peer.STAGING))
+    size = min(most, channel.MOST_RANKS)
+    block = int(backend.kernels.DeviceWindow.block_bytes(size, channel.STAGING))
     memory = DeviceMemory(world, room + windows * (block + 256))
     if memory.trouble and world.rank == 0:
         warnings.warn(f"arrays of the device go through host memory: {memory.text}", stacklevel=2)
@@ -80,12 +80,12 @@ def for_device(inner: Communicator, memory: DeviceMemory | None) -> Communicator
     takes such arrays already. Collective."""
     if isinstance(inner, Staged):
         return inner
-    if memory is None or not 1 < inner.size <= peer.MOST_RANKS:
+    if memory is None or not 1 < inner.size <= channel.MOST_RANKS:
         return Staged(inner)
     keys = inner.all_gather_object(memory.key)
     if not memory.joins(keys):
         return Staged(inner)
-    block = int(backend.kernels.DeviceWindow.block_bytes(inner.size, peer.STAGING))
+    block = int(backend.kernels.DeviceWindow.block_bytes(inner.size, channel.STAGING))
     place = memory.arena.allocate(block)
     least = inner.all_reduce(np.array([int(place is not None)]), "min")
     if not int(least[0]):

@@ -10,8 +10,7 @@ and the hosts meet there.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,29 +18,27 @@ from numpy.typing import DTypeLike
 
 from plait import backend
 from plait.backend import address, assign, on_device, put, to_host
-from plait.comm.combine import Bounds, Reduction, adds
+from plait.comm.channel import Channel, Run
+from plait.comm.combine import Bounds, Reduction, adds, counts_and_merges
 from plait.comm.communicator import Communicator
 from plait.comm.device_memory import DeviceMemory
 from plait.comm.staged import Staged
-from plait.comm.transport import PeerFailed
-from plait.comm.work import Array, Poll, Quick, Steps, Turns
-
-STAGING = 8 << 20  # bytes of one staging buffer of a communicator; each rank has two
-MOST_RANKS = 16  # of a window
-TUNING: dict[str, int] = {}  # of windows, in place of their own
-DEADLINE = 600.0  # seconds that a kernel waits for a peer: it may be writing a checkpoint
-_SUSPICIOUS = 1.0  # seconds of waiting between looks at whether the peers still live
+from plait.comm.tree import Leaves
+from plait.comm.work import Array, Steps
 
 
 class Peer(Staged):
     """The ranks of `inner`, which does what device memory is not needed for: host arrays, messages,
     types that a kernel cannot add. All of them share memory."""
 
+    updates = True
+
     def __init__(self, inner: Communicator, memory: DeviceMemory, keys: Sequence[str], place: Any):
         """keys: of the ranks' processes; place: room for a window in this rank's arena."""
         super().__init__(inner)
         self.memory = memory
-        self._channel = _Channel(inner, memory, tuple(keys), place)
+        self._channel = Channel(inner, memory, tuple(keys), place)
+        self.outside = self._channel.outside
         self.transport = "peer, split" if self._channel.split else "peer"
         self.stream_ordered = not self._channel.split
 
@@ -95,6 +92,24 @@ class Peer(Staged):
             )
         return found
 
+    def update_gather(
+        self, grad: Array, bounds: Sequence[int], adamw: tuple[Any, ...], weight: Array,
+        *, blocking: bool = True,
+    ) -> Any:  # fmt: skip
+        call = self._channel.window.update_gather(grad, list(bounds), adamw, weight)
+        steps = self._run("update_gather", call, weight)
+        return self._start("update_gather", grad, steps, weight, blocking)
+
+    def reduce_update_gather(
+        self, grad: Array, bounds: Sequence[int], adamw: tuple[Any, ...], weight: Array,
+        *, blocking: bool = True,
+    ) -> Any:  # fmt: skip
+        counts, merges = counts_and_merges(Leaves.even(self.size, self.size))
+        spec = backend.kernels.ReduceSpec(counts, merges, list(bounds), 1, "sum", True)
+        call = self._channel.window.reduce_update_gather(grad[None], spec, adamw, weight)
+        steps = self._run("reduce_update_gather", call, weight, grad)
+        return self._start("reduce_update_gather", grad, steps, weight, blocking)
+
     # --- the hooks ----------------------------------------------------------------------------
 
     def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
@@ -119,9 +134,7 @@ class Peer(Staged):
         columns = [inner * b for b in reduction.bounds]
         spec = backend.kernels.ReduceSpec(counts, merges, columns, outer, reduction.op, gather)
         nodes, bias = reduction.nodes, reduction.bias
-        if (
-            nodes.dtype.kind == "u"
-        ):  # sums of unsigned integers are those of signed ones, bit by bit
+        if nodes.dtype.kind == "u":  # whose sums are those of signed ones, bit by bit
             nodes, out = (x.view(f"i{x.itemsize}") for x in (nodes, out))
         call = self._channel.window.reduction(nodes, spec, bias, out)
         name = "all_reduce" if gather else "reduce_scatter"
@@ -206,163 +219,18 @@ class Peer(Staged):
     def _refused(self, x: Array | None) -> Steps:
         if x is None or not on_device(x):
             return self.inner._refused(x)
-        run = _Run(self, "a call it refuses", self._channel.window.refused(), [0, 0], ())
+        run = Run(self._channel, "a call it refuses", self._channel.window.refused(), [0, 0], ())
         return run.in_stages() if self._channel.split else run
 
     def _run(self, name: str, call: Any, out: Array, *reads: Array) -> Steps:
         arena, outside = self.memory.arena, [0, 0]
-        read = [reads[0], out] if name == "all_reduce" else [reads[0]]  # by peers
+        stored = name in ("all_reduce", "update_gather", "reduce_update_gather")
+        read = [*reads[:1], *((out,) if stored else ())]  # and written, by peers
         for x in {address(each): each for each in read}.values():
             if call.copied and arena.find(address(x), x.nbytes) < 0:
                 outside = [outside[0] + 1, outside[1] + x.nbytes]
-        run = _Run(self, name, call, outside, reads)
+        run = Run(self._channel, name, call, outside, reads)
         return run.in_stages() if self._channel.split else run
-
-
-class _Run(Quick):
-    """One call of a window."""
-
-    __slots__ = ("_call", "_comm", "_name", "_outside", "quick", "reads")
-
-    def __init__(
-        self, comm: Peer, name: str, call: Any, outside: list[int], reads: tuple[Array, ...]
-    ):
-        self._comm, self._name, self._call, self._outside = comm, name, call, outside
-        self.quick = self._start
-        self.reads = reads
-
-    def _start(self) -> bool:
-        self._counted()
-        channel = self._comm._channel
-        channel.launch(self._name, self._call, 0)
-        if channel.checked:
-            backend.wait()
-        return True
-
-    def _counted(self) -> None:
-        for i in (0, 1):
-            self._comm.outside[i] += self._outside[i]
-
-    def __iter__(self) -> Iterator[Poll]:
-        self._start()
-        yield from ()
-
-    def rest(self) -> Steps:
-        return ()
-
-    def in_stages(self) -> Iterator[Poll]:
-        """The hosts meet after every stage: also after the last, for peers read this rank's cells
-        until then."""
-        self._counted()
-        channel = self._comm._channel
-        meeting = channel.meeting
-        turn = channel.turns.take()
-        yield lambda: channel.turns.now == turn
-        try:
-            stages = self._call.stages
-            if self._name == "all_to_all":  # no rank knows how much others move
-                most = np.array([stages])
-                yield meeting.all_reduce(most, "max", out=most, blocking=False).done
-                stages = int(most[0])
-            for stage in range(stages):
-                channel.launch(self._name, self._call, stage)
-                yield channel.done
-                yield from meeting._barrier()
-        finally:
-            channel.turns.now += 1
-
-
-class _Channel:
-    """The window of these ranks, and who is behind it. keys: of their processes.
-
-    checked: every collective is waited for, so that its own call tells what is wrong with it.
-    """
-
-    checked = False
-
-    def __init__(
-        self, inner: Communicator, memory: DeviceMemory, keys: tuple[str, ...], place: Any
-    ):
-        self.keys, self._memory, self._inner, self._place = keys, memory, inner, place
-        self.split = memory.crowded(keys)
-        self.turns = Turns()  # of collectives in stages
-        meeting = inner.split(0, inner.rank)
-        assert meeting is not None
-        self.meeting = meeting  # of the hosts, about what the devices do
-        self.sends = [Turns() for _ in keys]
-        self._doing = "nothing yet"
-        self._suspected: dict[int, float] = {}  # ranks whose process has ended, since when
-        self._next_look = 0.0
-        kind, size = backend.kernels.DeviceWindow, inner.size
-        mine = np.array([[place.offset, kind.resident_blocks()]], np.int64)
-        told = inner.all_gather(mine)
-        bases = [memory.base(key) for key in keys]
-        blocks = [base + offset for base, offset in zip(bases, told[:, 0].tolist(), strict=True)]
-        arenas = [memory.process(key).size for key in keys]
-        self.window = kind(
-            inner.rank, size, blocks, bases, arenas, STAGING, int(told[:, 1].min()), self.split,
-            **TUNING,
-        )  # fmt: skip
-        self.window.set_deadline(DEADLINE)
-        inner.barrier()  # before it a peer has not cleared its block
-        self.open = True
-        backend.watch(self)
-
-    def launch(self, name: str, call: Any, stage: int) -> None:
-        self._check()
-        self._doing = name
-        self.window.launch(call, stage)
-
-    def done(self) -> bool:
-        """Whether the device has done all that it was told."""
-        self.look()
-        return backend.done()
-
-    def look(self) -> None:
-        if not self.open:
-            return
-        self._check()
-        now = time.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + _SUSPICIOUS
-            self._look_after(now)
-
-    def abort(self) -> None:
-        if self.open:
-            self.window.abort()
-
-    def close(self) -> None:
-        if not self.open:
-            return
-        self.open = False  # what it still has to say is of no more use
-        backend.wait()
-        self.window.close()
-        self._inner.barrier()  # from here on no peer uses the block
-        self.window = self._place = None
-        self.meeting.close()
-
-    def _check(self) -> None:
-        try:
-            self.window.check()
-        except (RuntimeError, ValueError) as error:
-            raise PeerFailed(f"{self._who}: {error}") from None
-
-    def _look_after(self, now: float) -> None:
-        """A peer that has ended may have had nothing left to do: only if the device goes on
-        waiting it is missed."""
-        for rank, key in enumerate(self.keys):
-            if rank == self._inner.rank or not self._memory.gone(key):
-                continue
-            if now - self._suspected.setdefault(rank, now) >= _SUSPICIOUS and not backend.done():
-                self.window.abort()
-                raise PeerFailed(
-                    f"{self._who}: rank {rank} has ended ({self._memory.process(key).text})"
-                )
-
-    @property
-    def _who(self) -> str:
-        own = self._memory.process(self.keys[self._inner.rank])
-        return f"rank {self._inner.rank} of {self._inner.size} ({own.text}), last in {self._doing}"
 
 
 def _adds(reduction: Reduction, out: Array) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from plait.backend import Array, kernels
 
@@ -48,9 +48,17 @@ class AdamW:
     ) -> None:  # fmt: skip
         """One step over flat arrays; step counts from 1. weight gets the rounded master."""
         kernels.adamw(
-            grad, scale, learning_rate, *self.betas, self.epsilon,
-            self.weight_decay if decay else 0.0, step, master, state["first"], state["second"],
-            weight,
+            grad, *self.arguments(scale, learning_rate, decay, step, master, state), weight
+        )
+
+    def arguments(
+        self, scale: float, learning_rate: float, decay: bool, step: int, master: Array,
+        state: dict[str, Array],
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """What the kernel is told besides gradients and weights."""
+        return (
+            scale, learning_rate, *self.betas, self.epsilon, self.weight_decay if decay else 0.0,
+            step, master, state["first"], state["second"],
         )  # fmt: skip
 
 

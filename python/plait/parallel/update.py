@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from plait.backend import Array, assign, beside, bfloat16, float32, kernels_of, writeable
+from plait.backend import Array, assign, beside, bfloat16, float32, kernels_of, on_device, writeable
 from plait.comm import Communicator, Leaves
 from plait.comm.agree import agree
 from plait.comm.border import bordered
 from plait.comm.combine import even_bounds
-from plait.optim import Optimizer
+from plait.optim import AdamW, Optimizer
 
 CHUNK = 1 << 17  # elements that are summed, updated and sent on while they are in cache
 
@@ -36,6 +36,11 @@ def reduce_update_gather(
     problem = _problem(grad, weight, master, state, optimizer, stop - start)
     agree("reduce_update_gather", comm, problem, {"grad": grad.shape, "weight": weight.dtype})
     rate = optimizer.learning_rate if learning_rate is None else learning_rate
+
+    if comm.updates and on_device(grad) and isinstance(optimizer, AdamW):
+        adamw = optimizer.arguments(scale, rate, decay, step, master, state)
+        done: Array = comm.reduce_update_gather(grad, bounds, adamw, weight)
+        return done
 
     def update(total: Array, first: int) -> None:
         where = slice(first - start, first - start + len(total))

@@ -31,7 +31,7 @@ from plait.errors import UserError
 from plait.mesh import Mesh
 from plait.nn import Build, LayerSpec, Recomputed
 from plait.ops.position import Position, Share, Watched
-from plait.optim import Optimizer
+from plait.optim import AdamW, Optimizer
 from plait.parallel.bucket import Bucket, Span, make_buckets
 from plait.parallel.declared import Declared, checked
 from plait.parallel.partition import stage_bounds
@@ -293,8 +293,11 @@ class Engine:
         if np.isfinite(norm):
             for index, bucket in enumerate(self.buckets):
                 if id(bucket) not in self._aliases:
-                    self._update_bucket(index, scale, learning_rate, step + 1)
-                    bucket.gather_weights()
+                    if self._updates_together(bucket):
+                        self._update_gather(index, scale, learning_rate, step + 1)
+                    else:
+                        self._update_bucket(index, scale, learning_rate, step + 1)
+                        bucket.gather_weights()
             for bucket in self.buckets:
                 bucket.finish_weights()
         self.observer.updated()
@@ -318,6 +321,27 @@ class Engine:
                 bucket.gradient[where], scale, learning_rate, p.decays, step,
                 self.master[index][where], {k: x[where] for k, x in state.items()}, weights[where],
             )  # fmt: skip
+
+    def _updates_together(self, bucket: Bucket) -> bool:
+        """Whether one kernel updates the cut and gives the new weights to all replicas."""
+        adamw = isinstance(self.optimizer, AdamW) and not bucket.statistic
+        return adamw and bucket.zero and self.data.updates
+
+    def _update_gather(self, index: int, scale: float, learning_rate: float, step: int) -> None:
+        assert isinstance(self.optimizer, AdamW)
+        bucket, rank = self.buckets[index], self.data.rank
+        for p, start, stop in bucket.alike():
+            cut = [min(max(bound, start), stop) for bound in bucket.bounds]
+            where = slice(cut[rank] - bucket.own.start, cut[rank + 1] - bucket.own.start)
+            if cut[rank] == cut[rank + 1]:
+                where = slice(0, 0)
+            adamw = self.optimizer.arguments(
+                scale, learning_rate, p.decays, step, self.master[index][where],
+                {k: x[where] for k, x in self.state[index].items()},
+            )  # fmt: skip
+            bounds = [bound - start for bound in cut]
+            weights = bucket.weights[start:stop]
+            self.data.update_gather(bucket.gradient[where], bounds, adamw, weights)
 
     def _limbs(self, losses: list[Array]) -> Array:
         """This rank's part of two exact sums, which add up as integers: of losses, and of squared
