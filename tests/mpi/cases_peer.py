@@ -18,6 +18,7 @@ from cases_device import BFLOAT16, compare
 from devices import REAL, SHARED, TESTS, fake_cupy, fibers, gpus
 from foreign_array import Other
 from harness import case
+from mpi4py import MPI
 
 import plait
 from plait import backend, models, optim, train
@@ -252,6 +253,8 @@ def digest(comm: Communicator, layout: tuple[int, int, int], wanted: Any, **chan
         told = transport_text(comm, trainer.mesh)
         names = [name for name, n in zip(("data", "tensor", "pipeline"), layout) if n > 1]
         assert told == ", ".join([comm.transport, *(f"{name} {way}" for name in names)])
+        together = trainer.mesh.data.tally["update_gather"][0]
+        assert bool(together) == ("zero" in changes and layout[0] > 1)
     trainer.evaluate(trainer.dataset, batches=1)
     found = state_digest(trainer.engine)
     del trainer
@@ -374,6 +377,20 @@ def some_ranks_share_memory(world: Communicator) -> None:
         comm.close()
     if world.rank == 0:
         assert "ranks 0 and 3 (and 2 more pairs): " in str(said[0].message)
+
+
+@case(ranks=2, cuda=True)
+def one_rank_without_the_backend(world: Communicator) -> None:
+    """Refused on both, for their communicators would differ."""
+    context = gpus(world, True) if world.rank == 0 else contextlib.nullcontext()
+    with context:
+        try:
+            plait.communicator(MPI.COMM_WORLD)
+        except ValueError as error:
+            text = str(error)
+        else:
+            raise AssertionError("one rank has no device")
+    assert 'rank 0 has taken the backend "cuda", rank 1 has not: call plait.backend.use(' in text
 
 
 @case(ranks=(2, 4), cuda=True)
@@ -555,6 +572,7 @@ def fused_functions(world: Communicator) -> None:
                 same(plait.matmul_reduce_scatter(x, w, comm, axis=1), expected[1])
                 same(plait.all_gather_matmul(take(part), take(v), comm), expected[2])
                 same(update(comm, take), expected[3])
+            assert comm.tally["reduce_update_gather"] == [4, 4 * given["grad"].nbytes]
             del x, w
             comm.close()
 

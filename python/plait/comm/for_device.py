@@ -80,14 +80,17 @@ def for_device(inner: Communicator, memory: DeviceMemory | None) -> Communicator
     takes such arrays already. Collective."""
     if isinstance(inner, Staged):
         return inner
-    if memory is None or not 1 < inner.size <= channel.MOST_RANKS:
-        return Staged(inner)
-    keys = inner.all_gather_object(memory.key)
-    if not memory.joins(keys):
-        return Staged(inner)
-    block = int(backend.kernels.DeviceWindow.block_bytes(inner.size, channel.STAGING))
-    place = memory.arena.allocate(block)
-    least = inner.all_reduce(np.array([int(place is not None)]), "min")
-    if not int(least[0]):
-        return Staged(inner)
-    return Peer(inner, memory, keys, place)
+    if memory is not None and 1 < inner.size <= channel.MOST_RANKS:
+        keys = inner.all_gather_object(memory.key)
+        if memory.joins(keys):
+            block = int(backend.kernels.DeviceWindow.block_bytes(inner.size, channel.STAGING))
+            place = memory.arena.allocate(block)
+            least = inner.all_reduce(np.array([int(place is not None)]), "min")
+            if int(least[0]):
+                return Peer(inner, memory, keys, place)
+    return without_peers(inner)
+
+
+def without_peers(inner: Communicator) -> Communicator:
+    """inner for arrays of the device, where no rank maps another's memory."""
+    return Staged(inner)
