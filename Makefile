@@ -85,7 +85,7 @@ build: $(VENV)/.tools  ## compiles _cpu in place, for development: then PYTHONPA
 
 fibers: $(FIBERS)/.built  ## compiles the CUDA kernels for the CPU, for tests
 
-$(FIBERS)/.built: $(SOURCES) $(shell find tests/fibers csrc/cuda -type f) | $(VENV)/.tools
+$(FIBERS)/.built: $(SOURCES) $(shell find tests/fibers csrc/cuda csrc/peer -type f) | $(VENV)/.tools
 	@echo "plait: compiling the CUDA kernels for the CPU"
 	@PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(FIBERS) -G Ninja -DPLAIT_FIBERS=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) >/dev/null

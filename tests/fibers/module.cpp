@@ -21,6 +21,7 @@ bool load_array(py::handle src, ConstArray& a, bool writable) {
 PYBIND11_MODULE(_cuda, m) {
   plait::bind_ops(m);
   plait::bind_device(m);
+  plait::bind_device_window(m);
   plait::bind_engines(m);
   m.def("set_fiber_order", &fibers::set_order);
   m.def("set_device", [](int device) { PLAIT_CUDA(cudaSetDevice(device)); });

@@ -45,6 +45,7 @@ extern thread_local dim3 blockDim, gridDim;
 
 // --- device functions ------------------------------------------------------------------------------------
 inline void __syncthreads() { fibers::sync_threads(); }
+inline int __syncthreads_or(int x) { return fibers::sync_threads_or(x != 0); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { fibers::exchange(mask, "__syncwarp", "", 1); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
@@ -156,7 +157,7 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMinor,
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension, cudaLaunchAttributeCooperative };
 enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0, cudaDriverEntryPointSymbolNotFound = 1 };
 constexpr unsigned long long cudaEnableDefault = 0;
 using cudaStream_t = struct FiberStream*;
@@ -165,6 +166,7 @@ struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
     dim3 clusterDim;
+    int cooperative;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -191,14 +193,20 @@ cudaError_t cudaMemset(void* to, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
+#include "cuda_streams.h"
 cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned version, unsigned long long flags,
                                              cudaDriverEntryPointQueryResult* found);
 
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
   const dim3 &g = config->gridDim, &b = config->blockDim;
-  const unsigned cluster = config->numAttrs ? config->attrs[0].val.clusterDim.x : 1;
   if (g.y > 65535 || g.z > 65535) return cudaErrorInvalidConfiguration;
-  fibers::run_grid({g.x, g.y, g.z}, {b.x, b.y, b.z}, cluster, int64_t(config->dynamicSmemBytes), [&] { kernel(P(arguments)...); });
+  const auto body = [&] { kernel(P(arguments)...); };
+  const int64_t shared = int64_t(config->dynamicSmemBytes);
+  const bool cluster = config->numAttrs && config->attrs[0].id == cudaLaunchAttributeClusterDimension;
+  if (config->numAttrs && config->attrs[0].id == cudaLaunchAttributeCooperative)
+    fibers::run_together({g.x, g.y, g.z}, {b.x, b.y, b.z}, shared, body);
+  else
+    fibers::run_grid({g.x, g.y, g.z}, {b.x, b.y, b.z}, cluster ? config->attrs[0].val.clusterDim.x : 1, shared, body);
   return cudaSuccess;
 }
