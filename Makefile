@@ -52,7 +52,7 @@ test-cuda: $(VENV)/.dev  ## the CUDA kernels: on the CPU, and what nvcc makes of
 	@$(MAKE) --no-print-directory -j2 -Otarget test-fibers check-cuda
 
 test-fibers: $(VENV)/.dev $(FIBERS)/.built
-	$(BIN)/python -m pytest tests/unit tests/gpu --cuda
+	$(BIN)/python -m pytest tests/unit tests/gpu $(wildcard tests/mpi) --cuda
 
 check-cuda: $(VENV)/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/check-cuda

@@ -31,13 +31,15 @@ _SHARED_MEMORY = ("mpich_shm_", "vader_segment", "sm_segment", "osc_rdma", "psm2
 @dataclass(frozen=True)
 class Case:
     """function(world) on `ranks` ranks, world a plait Communicator; limit in seconds; long: takes
-    minutes, and runs with --long only."""
+    minutes, and runs with --long only; cuda: needs csrc/cuda, on a GPU or on fibers, and runs with
+    --cuda only."""
 
     name: str
     ranks: int
     function: Callable[[Any], None]
     limit: float
     long: bool = False
+    cuda: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,11 @@ def kept() -> Iterator[None]:
 
 
 def case(
-    ranks: int | tuple[int, ...], *, limit: float = 120.0, long: bool | tuple[int, ...] = False
+    ranks: int | tuple[int, ...],
+    *,
+    limit: float = 120.0,
+    long: bool | tuple[int, ...] = False,
+    cuda: bool = False,
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Registers a function(world) to run on each of these rank counts. long: with --long only, on
     all of them or on some."""
@@ -73,7 +79,7 @@ def case(
         for count in (ranks,) if isinstance(ranks, int) else ranks:
             name = f"{file}.{function.__name__}"
             only_long = long if isinstance(long, bool) else count in long
-            _registered.append(Case(name, count, function, limit, only_long))
+            _registered.append(Case(name, count, function, limit, only_long, cuda))
         return function
 
     return register

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from plait import backend
 from plait.comm import Communicator
 from plait.errors import UserError
+from plait.mesh import Layout
+from plait.plan.memory import Request, Spec, memory
+from plait.train.settings import Settings
 
 Wanted = Literal["auto", "cpu", "cuda"]
 CHOICES = ("auto", "cpu", "cuda")
@@ -68,3 +72,25 @@ def device_shares(world: Communicator) -> Shares:
     ranks = Counter((host, identity) for host, identity, _ in everyone)
     least = min(limit // ranks[host, identity] for host, identity, limit in everyone)
     return Shares(max(ranks.values()), least)
+
+
+def shared_room(specs: Sequence[Spec], layout: Layout, settings: Settings, grains: int) -> int:
+    """Bytes of a rank's arrays that its peers read or write: gradients, with ZeRO weights too, and
+    the few activations under way. What there is no room for is copied instead."""
+    found = memory(
+        specs,
+        Request(
+            data=layout.data,
+            tensor=layout.tensor,
+            pipeline=layout.pipeline,
+            batch=settings.batch,
+            microbatch=settings.microbatch,
+            precision=settings.precision,
+            zero=settings.zero,
+            recompute=settings.recompute,
+            grains=grains,
+            schedule=settings.schedule,
+        ),
+    )
+    kept = found.gradients + (found.weights if settings.zero else 0)
+    return int(kept * 1.05) + found.activations // 8 + (1 << 20)

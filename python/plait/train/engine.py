@@ -118,8 +118,10 @@ class Engine:
         inits = {p.name: p.init for names in everywhere for p in names}
         self._init = {p.name: inits[p.tied_to or p.name] for p in self.parameters}
         self.observer: Observer = SILENT
-        # One rank's passes are the same work each step, if no op asks for the step's number.
-        self._recorder = backend.recorder() if mesh.world.size == 1 else None
+        # Passes are the same work each step, if no op asks for the step's number, and all of it is
+        # the device's if no collective is the host's: messages between stages are.
+        recordable = self.pipeline.size == 1 and self.data.stream_ordered
+        self._recorder = backend.recorder() if recordable and self.tensor.stream_ordered else None
         self._steps_differ = False
         self.initialize()
         backend.trim()  # of what came before, and of what only the start needed

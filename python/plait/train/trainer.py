@@ -14,6 +14,7 @@ import numpy as np
 from plait import checkpoint
 from plait.backend import Array, host, memory_bytes
 from plait.backend import name as name_of_backend
+from plait.comm.transport import PeerFailed
 from plait.comm.work import communication_seconds
 from plait.data import Dataset, Sampler
 from plait.errors import UserError
@@ -25,7 +26,7 @@ from plait.parallel.bucket import Span
 from plait.report import RunFolder, Screen, peak_bytes, reset_peak
 from plait.train import fit
 from plait.train.batches import Batches
-from plait.train.device import Wanted, take_backend
+from plait.train.device import Wanted, shared_room, take_backend
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
 from plait.train.microbatch import auto_microbatch
@@ -89,8 +90,6 @@ class Trainer:
         taken = take_backend(backend, mesh.world)
         if "not cuda" in taken and mesh.world.rank == 0:
             warnings.warn(f"backend {taken}", stacklevel=2)
-        if name_of_backend() == "cuda":
-            self.mesh = mesh = mesh.staged()
         self.optimizer, self.schedule = optimizer, schedule or constant()
         dataset.prepare(mesh.world)
         self.dataset = dataset
@@ -111,6 +110,8 @@ class Trainer:
         if dataset.samples < 1:
             raise ValueError("the data set has no samples")
         self.settings = settings
+        if name_of_backend() == "cuda":
+            self.mesh = mesh = mesh.for_device(shared_room(layers, layout, settings, grains[0]))
         self.sampler = Sampler(dataset.samples, batch, seed)
         reset_peak()
         self.engine = Engine(layers, mesh, optimizer, settings)
@@ -166,6 +167,8 @@ class Trainer:
         self.mesh.world.broadcast(rate)  # libm's cosine is not the same everywhere
         try:
             result = self.engine.step(index, float(np.float32(rate[0])), inputs, targets)
+        except PeerFailed as error:
+            raise PeerFailed(f"in step {index + 1}: {error}") from None
         except StateChanged as error:  # on this rank alone
             newest = None if self.run is None else checkpoint.latest(self.run.checkpoints)
             raise StateChanged(f"in step {index + 1}: {error}; {_rest(newest)}") from None
