@@ -73,8 +73,9 @@ lint: $(VENV)/.dev  ## ruff, mypy, codespell
 	$(BIN)/mypy
 	$(BIN)/codespell
 
-package: $(VENV)/.tools  ## builds sdist and wheel, installs the wheel outside the tree and uses it
-	@$(BIN)/python tools/check-package
+package: $(VENV)/.tools  ## builds sdist and wheel, installs the wheel outside the tree and uses it, keeps it for .venv
+	@$(BIN)/python tools/check-package $(WHEEL)
+	@touch $(WHEEL)/.built
 
 build: $(VENV)/.tools  ## compiles _cpu in place, for development: then PYTHONPATH=python
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python \

@@ -118,6 +118,11 @@ def matmul(found: dict[str, Any], rounds: int, small: bool) -> None:
         product(found, rounds, n, tokens, k, "TN", False, accumulate=True)  # of the weight
     for n in cubes:
         product(found, rounds, n, n, n, "NN", False, leaves=2)
+    for c in [32] if small else [768, 1600]:
+        epilogue(found, rounds, tokens, c, 4 * c, "gelu")
+        epilogue(found, rounds, tokens, c, 4 * c, "gelu_backward")
+        epilogue(found, rounds, tokens, 4 * c, c, "residual")
+        epilogue(found, rounds, tokens, c, c, "residual")
 
 
 GPT_SHAPES = [
@@ -158,6 +163,56 @@ def product(
     text = f"matmul {m} x {k} x {n} {kind}"
     text += " + bias" * biased + " + sum" * accumulate + f", {leaves} leaves" * (leaves > 1)
     report(text, {"plait": ours, "cuBLAS": cublas}, rounds, found, 2e-12 * m * k * n, "TFLOP/s")
+
+
+def epilogue(found: dict[str, Any], rounds: int, m: int, k: int, n: int, kind: str) -> None:
+    """GELU and its input, GELU's gradient, or the residual, beside cuBLAS (with its bias) and
+    PyTorch's kernel, and beside plait's own kernel after its matmul."""
+    stored_nk = (
+        kind != "residual"
+    )  # as column-parallel weights, and the input gradient of row-parallel
+    a, their_a = numbers(m, k)
+    b, their_b = numbers(n, k) if stored_nk else numbers(k, n)
+    bias, their_bias = numbers(n)
+    other, their_other = numbers(m, n)
+    out, between = (backend.empty((m, n), bfloat16) for _ in range(2))
+    right = their_b.T if stored_nk else their_b
+    theirs = torch.zeros((m, n), dtype=torch.bfloat16, device=DEVICE)
+    result: list[torch.Tensor] = []
+    product = a, b, False, stored_nk, [0, k], False, 0, bias if kind != "gelu_backward" else None
+
+    def ours() -> None:
+        kernels.matmul(*product, out, **{kind: other})
+
+    def apart() -> None:
+        kernels.matmul(*product, between)
+        if kind == "gelu":
+            kernels.gelu_forward(between, other)
+        elif kind == "gelu_backward":
+            kernels.gelu_backward(between, other, out)
+        else:
+            kernels.add([other, between], out)
+
+    def cublas() -> None:
+        if kind == "gelu_backward":
+            torch.mm(their_a, right, out=theirs)
+            made = torch.ops.aten.gelu_backward(theirs, their_other, approximate="tanh")
+        else:
+            torch.addmm(their_bias, their_a, right, out=theirs)
+            if kind == "gelu":
+                made = torch.nn.functional.gelu(theirs, approximate="tanh")
+            else:
+                made = torch.add(their_other, theirs)
+        result[:] = [made]
+
+    ours()
+    cublas()
+    near(other if kind == "gelu" else out, result[0], 2e-2)
+    text = f"matmul {m} x {k} x {n} + {kind.replace('_', ' ')}"
+    report(
+        text, {"plait": ours, "cuBLAS": cublas, "apart": apart}, rounds, found, 2e-12 * m * k * n,
+        "TFLOP/s",
+    )  # fmt: skip
 
 
 # --- attention ------------------------------------------------------------------------------------

@@ -196,6 +196,7 @@ cuda = SimpleNamespace(
     get_current_stream=lambda: Stream.current,
     using_allocator=lambda _: contextlib.nullcontext(),
     Device=Device,
+    nccl=SimpleNamespace(available=False),
     runtime=SimpleNamespace(
         getDeviceCount=lambda: len(devices),
         deviceGetPCIBusId=lambda number: devices[number][0],

@@ -21,8 +21,8 @@ def cpu_kernels() -> Any:
         assert not hasattr(x, "__array_interface__"), "a host array given to a device's kernel"
         return x._held if isinstance(x, fake_cupy.ndarray) else x
 
-    def call(function: Any, *arguments: Any) -> Any:
-        return function(*map(held, arguments))
+    def call(function: Any, *arguments: Any, **named: Any) -> Any:
+        return function(*map(held, arguments), **{name: held(x) for name, x in named.items()})
 
     ops = {
         name: functools.partial(call, function)
@@ -43,11 +43,11 @@ WAITS = {"exact_value", "fingerprint", "weighted_bits", "check_faults"}
 def recorded(kernels: Any) -> Any:
     """Its ops, which a captured stream keeps for the graph."""
 
-    def op(name: str, function: Any, *arguments: Any) -> Any:
+    def op(name: str, function: Any, *arguments: Any, **named: Any) -> Any:
         if fake_cupy.recording is None or name in HOST:
-            return function(*arguments)
+            return function(*arguments, **named)
         assert name not in WAITS, f"{name} waits for a captured stream"
-        fake_cupy.do(functools.partial(function, *arguments))
+        fake_cupy.do(functools.partial(function, *arguments, **named))
 
     found = {name: x for name, x in vars(kernels).items() if not name.startswith("_")}
     ops = {name: functools.partial(op, name, x) if callable(x) else x for name, x in found.items()}

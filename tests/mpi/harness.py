@@ -63,15 +63,17 @@ def kept() -> Iterator[None]:
 
 
 def case(
-    ranks: int | tuple[int, ...], *, limit: float = 120.0, long: bool = False
+    ranks: int | tuple[int, ...], *, limit: float = 120.0, long: bool | tuple[int, ...] = False
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Registers a function(world) to run on each of these rank counts."""
+    """Registers a function(world) to run on each of these rank counts. long: with --long only, on
+    all of them or on some."""
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         file = function.__module__.removeprefix("cases_")
         for count in (ranks,) if isinstance(ranks, int) else ranks:
             name = f"{file}.{function.__name__}"
-            _registered.append(Case(name, count, function, limit, long))
+            only_long = long if isinstance(long, bool) else count in long
+            _registered.append(Case(name, count, function, limit, only_long))
         return function
 
     return register

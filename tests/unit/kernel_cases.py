@@ -52,6 +52,21 @@ def matmul(t: np.dtype) -> Case:
     return Case((random((N, 31, 90), t),), (random((90, 67), t), random((67,), t)), call)
 
 
+def epilogue(kind: str) -> Callable[[np.dtype], Case]:
+    def make(t: np.dtype) -> Case:
+        def call(a: Array, other: Array, b: Array) -> Outputs:
+            out, second = like(a, (len(a) * 31, 67)), other.reshape(-1, 67).copy()
+            rows = a.reshape(-1, 90)
+            leaves = [0, 31, 90]
+            _cpu.matmul(rows, b, False, False, leaves, False, 0, None, out, **{kind: second})
+            return out.reshape(other.shape), second.reshape(other.shape)
+
+        a, other = random((N, 31, 90), t), random((N, 31, 67), t, 2)
+        return Case((a, other), (random((90, 67), t),), call)
+
+    return make
+
+
 def add(t: np.dtype) -> Case:
     def call(*x: Array) -> Outputs:
         out = like(x[0])
@@ -276,6 +291,9 @@ def mean_pool(backward: bool) -> Callable[[np.dtype], Case]:
 
 ROWS: dict[str, Callable[[np.dtype], Case]] = {
     "matmul": matmul,
+    "matmul (gelu)": epilogue("gelu"),
+    "matmul (gelu_backward)": epilogue("gelu_backward"),
+    "matmul (residual)": epilogue("residual"),
     "add": add,
     "gelu_forward": elementwise("gelu_forward", 1, 1),
     "gelu_backward": elementwise("gelu_backward", 2, 1),
@@ -307,7 +325,12 @@ ROWS: dict[str, Callable[[np.dtype], Case]] = {
     "mean_pool_forward": mean_pool(False),
     "mean_pool_backward": mean_pool(True),
 }
-# They also round what an op of its own would store, or what they multiply: test_norm,
-# test_numerics_fusion.
-ROUND_TWICE = {name for name in ROWS if name.startswith("attention") or "(residual)" in name}
+# Others round on their way, too: attention what it multiplies (test_numerics_fusion), a matmul what
+# its epilogue gets (test_epilogue), a norm the stream (test_norm).
+ONCE = [
+    name
+    for name in ROWS
+    if not name.startswith(("attention", "matmul ("))
+    if "(residual)" not in name
+]
 MIXED = {"batch_norm_forward": batch_norm, "batch_norm_backward": batch_norm_backward}

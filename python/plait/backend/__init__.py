@@ -92,6 +92,13 @@ def recorder() -> Recorder | None:
     return made
 
 
+def nccl() -> Any:
+    """CuPy's module of that name; None on the CPU, or where CuPy finds no NCCL."""
+    if _cuda is None or not _cuda.cupy.cuda.nccl.available:
+        return None
+    return _cuda.cupy.cuda.nccl
+
+
 def stream() -> int:
     """The address of the CUDA stream that everything runs on; 0 on the CPU."""
     return 0 if _cuda is None else int(_cuda.stream.ptr)
@@ -293,6 +300,7 @@ __all__ = [
     "kernels_of",
     "memory_bytes",
     "name",
+    "nccl",
     "on_device",
     "put",
     "recorder",

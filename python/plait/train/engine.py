@@ -307,17 +307,15 @@ class Engine:
                 continue
             where = slice(low - bucket.own.start, high - bucket.own.start)
             if p.momentum is not None:
-                self._average(self.master[index][where], bucket.gradient[where], p.momentum)
+                kernels.moving_average(
+                    bucket.gradient[where], self.settings.batch, p.momentum,
+                    self.master[index][where],
+                )  # fmt: skip
                 continue
             self.optimizer.update(
                 bucket.gradient[where], scale, learning_rate, p.decays, step,
                 self.master[index][where], {k: x[where] for k, x in state.items()}, weights[where],
             )  # fmt: skip
-
-    def _average(self, running: Array, total: Array, momentum: float) -> None:
-        """Moves a running statistic towards this step's mean over samples."""
-        mean, before = to_host(total) / np.float32(self.settings.batch), to_host(running)
-        put(running, before + np.float32(momentum) * (mean - before))
 
     def _limbs(self, losses: list[Array]) -> Array:
         """This rank's part of two exact sums, which add up as integers: of losses, and of squared

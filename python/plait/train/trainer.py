@@ -24,6 +24,7 @@ from plait.optim import Optimizer, Schedule, constant
 from plait.parallel.bucket import Span
 from plait.report import RunFolder, Screen, peak_bytes, reset_peak
 from plait.train import fit
+from plait.train.batches import Batches
 from plait.train.device import Wanted, take_backend
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
@@ -113,6 +114,7 @@ class Trainer:
         self.sampler = Sampler(dataset.samples, batch, seed)
         reset_peak()
         self.engine = Engine(layers, mesh, optimizer, settings)
+        self.batches = Batches(dataset, self.sampler, self.engine.share)
         self.keep, self.metadata, self.check_every = keep, metadata or {}, check_every
         if check_every and name_of_backend() == "cpu":
             StateCheck(self.engine, check_every)
@@ -159,9 +161,7 @@ class Trainer:
 
     def _step(self, index: int, steps: int) -> Step:
         begin, communicated = time.perf_counter(), communication_seconds()
-        share = self.engine.share
-        indices = self.sampler.indices(index, share.start, share.stop)
-        inputs, targets = self.dataset.batch(indices)
+        inputs, targets = self.batches.take(index, last=index + 1 >= steps)
         rate = np.array([self.optimizer.learning_rate * self.schedule.factor(index, steps)])
         self.mesh.world.broadcast(rate)  # libm's cosine is not the same everywhere
         try:
@@ -277,6 +277,7 @@ class Trainer:
         dataset = dataset if dataset is not None else self.held_out
         if dataset is None:
             raise ValueError("the data set has no held-out samples: give evaluate() others")
+        self.batches.settle()
         dataset.prepare(self.mesh.world)
         samples = dataset.samples
         if batches is not None:
