@@ -22,6 +22,7 @@ from mpi4py import MPI
 
 import plait
 from plait import backend, models, optim, train
+from plait.backend.recorder import Recorder
 from plait.comm import Communicator
 from plait.comm.alone import Alone
 from plait.comm.device_memory import DeviceMemory
@@ -325,6 +326,32 @@ def a_step_is_one_graph(world: Communicator) -> None:
             before = fake_cupy.Graph.launches
             assert losses(world, layout, "cuda") == expected, layout
             assert fake_cupy.Graph.launches - before == 5
+
+
+@case(ranks=2, cuda=True)
+def a_graph_has_nothing_of_the_hosts(world: Communicator) -> None:
+    """What the host would do once, when it is recorded, and never again."""
+    with gpus(world, True):
+        comm = peers(world)
+        x, there_ = np.ones(3), backend.to_device(np.ones(3, np.float32))
+        calls = (
+            lambda: comm.all_reduce(x), comm.barrier, lambda: comm.all_gather_object(1),
+            lambda: comm.recv(np.empty(3), 1 - world.rank),
+        )  # fmt: skip
+        Recorder.recording = True
+        try:
+            for call in calls:
+                try:
+                    call()
+                except RuntimeError as error:
+                    text = str(error)
+                else:
+                    raise AssertionError("a graph that leaves a part out")
+                assert "is the host's, and would not be done again" in text
+        finally:
+            Recorder.recording = False
+        same(comm.all_reduce(there_), np.full(3, 2, np.float32))
+        comm.close()
 
 
 OBSTACLES: list[tuple[dict[str, Any], str]] = [

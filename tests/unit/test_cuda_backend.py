@@ -264,6 +264,34 @@ def test_the_identity_is_that_of_the_device_in_use(monkeypatch: pytest.MonkeyPat
     assert found[1] == f"0000:81:00.0 {'02' * 16}"
 
 
+def test_what_is_watched_goes_on_while_the_host_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel may wait for a peer that waits for this host; what it will never get is told."""
+
+    class Watch:
+        looks, broken = 0, False
+
+        def look(self) -> None:
+            Watch.looks += 1
+            if Watch.broken:
+                raise PeerFailed("rank 1 has ended")
+
+    watch = Watch()
+    with device(cpu_kernels()):
+        backend.use("cuda")
+        x = backend.to_device(np.arange(3, dtype=np.float32))
+        monkeypatch.setattr(fake_cupy.Stream, "done", property(lambda _: Watch.looks > 4))
+        backend.watch(watch)
+        assert backend.to_host(x).tolist() == [0, 1, 2]
+        assert Watch.looks == 6  # once more when all is done
+        Watch.broken = True
+        for wait in (lambda: backend.to_host(x), backend.check_faults, backend.wait):
+            with pytest.raises(PeerFailed, match="rank 1 has ended"):
+                wait()
+        del watch
+        backend.wait()
+        assert Watch.looks == 9
+
+
 def test_a_peer_that_failed_is_told_with_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     TEXT.prepare(Alone())
     with device(cpu_kernels()):

@@ -57,3 +57,32 @@ def test_a_step_tells() -> None:
     assert 0 < step.exposed_communication_seconds < step.step_seconds
     assert step.row()["exposed_communication_seconds"] == step.exposed_communication_seconds
     assert np.isfinite(step.loss)
+
+
+def test_a_step_that_moves_the_others() -> None:
+    """As one that waits for a device does: it is not entered again, and the others come along."""
+    polls = iter([False, True])
+
+    def other():
+        yield lambda: next(polls)
+
+    def steps():
+        yield lambda: True
+        progress()
+        progress()
+        assert second.done()
+        yield lambda: moved[0]
+
+    moved = [False]
+    second = Work("second", other(), 2)
+    first = Work("first", steps(), 1)
+    assert not first.test()
+    moved[0] = True
+    assert first.wait() == 1
+    assert second.wait() == 2
+
+
+def test_what_follows_a_result() -> None:
+    work_ = finished(3)
+    work_.then(lambda result: result + 1)
+    assert [work_.wait(), work_.wait()] == [4, 4]
