@@ -8,6 +8,7 @@ struct Pretended {
   int number = 0;  // of the GPU that this process uses: processes with the same one share it
   std::string name = "fibers of a CPU";
   bool sees = true, reaches = true, opens = true;  // other GPUs; handles of memory
+  bool arrives = true;                             // what is written to memory of others
 };
 Pretended& pretended();
 

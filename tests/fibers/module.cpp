@@ -26,10 +26,10 @@ PYBIND11_MODULE(_cuda, m) {
   plait::bind_device_window(m);
   plait::bind_engines(m);
   m.def("set_fiber_order", &fibers::set_order);
-  m.def("pretend", [](int number, const std::string& name, bool sees, bool reaches, bool opens) {
-    fibers::pretended() = {number, name, sees, reaches, opens};
+  m.def("pretend", [](int number, const std::string& name, bool sees, bool reaches, bool opens, bool arrives) {
+    fibers::pretended() = {number, name, sees, reaches, opens, arrives};
   }, py::arg("number") = 0, py::arg("name") = "fibers of a CPU", py::arg("sees") = true, py::arg("reaches") = true,
-        py::arg("opens") = true);
+        py::arg("opens") = true, py::arg("arrives") = true);
   m.def("device_allocations", &fibers::allocations);
   m.def("set_device", [](int device) { PLAIT_CUDA(cudaSetDevice(device)); });
 }

@@ -357,6 +357,7 @@ def a_graph_has_nothing_of_the_hosts(world: Communicator) -> None:
 OBSTACLES: list[tuple[dict[str, Any], str]] = [
     ({"opens": False, "sees": False}, "(--gpus-per-task hides peers: use --gpus-per-node): "),
     ({"opens": False}, "cudaErrorMapBufferObjectFailed"),
+    ({"arrives": False}, "what a kernel writes into the other's memory does not arrive"),
     ({"reaches": False}, "no peer access between devices 0000:"),
     (
         {"opens": False, "name": "NVIDIA H200 MIG 1g.18gb"},
