@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,8 @@ class Cuda:
 def connect(local_rank: int) -> Cuda:
     """Takes visible device `local_rank` modulo their number. UserError says in one line what is
     missing, and what to install."""
+    # Loaded at its first use, a kernel would wait behind one that waits for a peer.
+    os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
     try:
         kernels: Any = importlib.import_module("plait._cuda")
     except ModuleNotFoundError:
