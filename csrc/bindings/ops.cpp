@@ -99,6 +99,7 @@ void bind_ops(py::module_& m) {
   op(m, "cross_entropy_merge", &cross_entropy_merge);
   op(m, "cross_entropy_loss", &cross_entropy_loss);
   op(m, "cross_entropy_backward", &cross_entropy_backward);
+  op(m, "argmax", &argmax);
 
   // convolution
   op(m, "conv2d_forward", &conv2d_forward);
@@ -107,6 +108,8 @@ void bind_ops(py::module_& m) {
   op(m, "batch_norm_forward", &batch_norm_forward);
   op(m, "batch_norm_backward", &batch_norm_backward);
   op(m, "batch_norm_backward_weight", &batch_norm_backward_weight);
+  op(m, "add_statistic", &add_statistic);
+  op(m, "moving_average", &moving_average);
   op(m, "max_pool_forward", &max_pool_forward);
   op(m, "max_pool_backward", &max_pool_backward);
   op(m, "mean_pool_forward", &mean_pool_forward);

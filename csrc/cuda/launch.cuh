@@ -19,6 +19,7 @@ struct Grid {
   dim3 blocks = 1, threads = 1;
   size_t shared = 0;     // bytes of dynamic_shared()
   unsigned cluster = 1;  // blocks along x that run together
+  bool together = false;  // all blocks run at once, or the launch fails
 };
 
 template <class T>
@@ -34,17 +35,22 @@ void launch(const At& at, void (*kernel)(P...), const Grid& grid, typename Same<
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared));
     if (error != cudaSuccess) cuda_failed(error, at.kernel, at.file, at.line);
   }
-  cudaLaunchAttribute attribute[1] = {};
-  attribute[0].id = cudaLaunchAttributeClusterDimension;
-  attribute[0].val.clusterDim.x = grid.cluster;
-  attribute[0].val.clusterDim.y = attribute[0].val.clusterDim.z = 1;
+  cudaLaunchAttribute attribute[1] = {};  // no kernel needs both
+  if (grid.together) {
+    attribute[0].id = cudaLaunchAttributeCooperative;
+    attribute[0].val.cooperative = 1;
+  } else {
+    attribute[0].id = cudaLaunchAttributeClusterDimension;
+    attribute[0].val.clusterDim.x = grid.cluster;
+    attribute[0].val.clusterDim.y = attribute[0].val.clusterDim.z = 1;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid.blocks;
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared;
   config.stream = stream();
   config.attrs = attribute;
-  config.numAttrs = grid.cluster > 1;
+  config.numAttrs = grid.together || grid.cluster > 1;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error != cudaSuccess) cuda_failed(error, at.kernel, at.file, at.line);
 }

@@ -12,8 +12,6 @@ namespace {
 // so that one side copies while the other adds.
 constexpr int64_t LEAST = 16 << 10;
 
-constexpr int ALL_REDUCE = 6;  // after Call::Kind
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool is_bytes(const ConstArray& x) { return x.dtype == DType::uint8 && x.contiguous(); }
@@ -22,67 +20,16 @@ bool rising(const std::vector<int64_t>& bounds, int64_t last) {
   return bounds.front() == 0 && bounds.back() == last && std::is_sorted(bounds.begin(), bounds.end());
 }
 
-constexpr int OTHER_TYPE = 255;  // that windows do not know
-
-// The kind of collective, its op or root, its type and that of its result in one number.
-int64_t number_of(int kind, int64_t detail = 0, int64_t dtype = 0, int64_t out_dtype = 0) {
-  return kind | dtype << 8 | out_dtype << 16 | detail << 24;
-}
-
-std::string type_text(int64_t number) { return number == OTHER_TYPE ? "another type" : name_of(DType(number)); }
-
-int64_t type_number(const std::string& name) {
-  for (int type = 0; type <= int(DType::uint64); type++)
-    if (name == name_of(DType(type))) return type;
-  return OTHER_TYPE;
-}
-
-// One number for many (FNV-1a): ranks that cut the same array differently notice it.
-template <class T>
-void mix(uint64_t& hash, const std::vector<T>& numbers) {
-  for (T number : numbers) hash = (hash ^ uint64_t(number)) * 0x100000001b3ull;
-}
-
-// Of a pair of ranks: products of these with counts of bytes do not cancel by chance.
-uint64_t factor(uint64_t from, uint64_t to) {
-  uint64_t x = (from << 32 | to) + 0x9e3779b97f4a7c15ull;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebull;
-  return x ^ x >> 31;
-}
-
 Call make(Call::Kind kind, const void* source, void* out) {
   Call c;
   c.kind = kind;
   c.source = static_cast<const char*>(source);
   c.out = static_cast<char*>(out);
-  c.said.call = number_of(int(kind));
+  c.said.call = number_of(kind);
   return c;
 }
 
 }  // namespace
-
-bool Said::agrees(const Said& other) const {
-  if (call != other.call) return false;
-  return kind() == int(Call::Kind::all_to_all) || (size == other.size && layout == other.layout);
-}
-
-std::string Said::text() const {
-  static const char* kinds[] = {"a reduce_scatter", "an all_gather",     "an all_to_all", "a broadcast",
-                                "a barrier",        "a call it refuses", "an all_reduce"};
-  static const char* ops[] = {"sum", "max", "min"};
-  const int kind = this->kind(), detail = int(call >> 24);
-  const int64_t type = call >> 8 & 0xff, out_type = call >> 16 & 0xff;
-  std::string text = kinds[kind];
-  if (kind == 0 || kind == ALL_REDUCE) {
-    text += std::string(" (") + ops[detail] + " of " + type_text(type);
-    text += (type == out_type ? "" : " to " + type_text(out_type)) + ")";
-  }
-  if (kind >= 1 && kind <= 3) text += " (" + type_text(type) + ")";
-  if (kind == 3) text += " from rank " + std::to_string(detail);
-  if (kind != 2 && kind != 4 && kind != 5) text += " of " + std::to_string(size) + " bytes";
-  return text;
-}
 
 Call reduce_call(const Room& room, const ConstArray& nodes, const ReduceSpec& spec,
                  const std::optional<ConstArray>& bias, const Array& out) {
@@ -115,7 +62,7 @@ Call reduce_call(const Room& room, const ConstArray& nodes, const ReduceSpec& sp
   const int64_t deep = most * item + (behind ? out_item : 0);
   PLAIT_CHECK(deep + ALIGN <= room.cell, "window", most, " nodes do not fit into ", room.cell, " bytes");
   c.spec = spec, c.bias = bias, c.dtype = nodes.dtype, c.out_dtype = out.dtype;
-  c.said.call = number_of(spec.gather ? ALL_REDUCE : int(c.kind), int(spec.op), int(nodes.dtype), int(out.dtype));
+  c.said.call = number_of_reduction(spec.gather, spec.op, int64_t(nodes.dtype), int64_t(out.dtype));
   c.said.size = spec.outer * n * item;
   mix(c.said.layout, spec.nodes);
   mix(c.said.layout, spec.merges);
@@ -142,7 +89,7 @@ Call all_gather_call(const Room& room, const ConstArray& x, const std::vector<in
   c.inlined = c.longest <= room.inside;
   c.to = std::move(to);
   mix(c.said.layout, c.to);
-  c.said.call = number_of(int(c.kind), 0, type_number(dtype));
+  c.said.call = number_of(c.kind, 0, type_number(dtype));
   c.window = room.size * room.cell;
   c.said.size = out.size(), c.said.rounds = ceil_div(c.longest, c.window);
   return c;
@@ -158,12 +105,11 @@ Call all_to_all_call(const Room& room, const ConstArray& x, const std::vector<in
               sends[own + 1] - sends[own], " bytes to itself and receives ", receives[own + 1] - receives[own]);
   Call c = make(Call::Kind::all_to_all, x.data, const_cast<void*>(out.data));
   c.from = sends, c.to = receives, c.window = room.cell;
-  c.said.call = number_of(int(c.kind), 0, type_number(dtype));
-  c.said.layout = 0;
+  c.said.call = number_of(c.kind, 0, type_number(dtype));
+  c.said.layout = balance(room.rank, sends, receives);
   for (size_t rank = 0; rank < size_t(room.size); rank++) {
     const int64_t sent = sends[rank + 1] - sends[rank], received = receives[rank + 1] - receives[rank];
     c.said.rounds = std::max(c.said.rounds, ceil_div(std::max(sent, received), c.window));
-    c.said.layout += factor(own, rank) * uint64_t(sent) - factor(rank, own) * uint64_t(received);
   }
   return c;
 }
@@ -174,7 +120,7 @@ Call broadcast_call(const Room& room, const Array& x, int root, const std::strin
   c.to = {0, x.size()};
   c.inlined = x.size() <= room.inside;
   c.root = root, c.window = room.size * room.cell;
-  c.said.call = number_of(int(c.kind), root, type_number(dtype)), c.said.size = x.size();
+  c.said.call = number_of(c.kind, root, type_number(dtype)), c.said.size = x.size();
   c.said.rounds = std::max<int64_t>(1, ceil_div(x.size(), c.window));
   return c;
 }
@@ -187,8 +133,7 @@ Call barrier_call() {
 
 Call outside_call(Reduce op, const std::string& dtype, const std::string& out_dtype, bool gather, int64_t bytes) {
   Call c = barrier_call();
-  const int kind = gather ? ALL_REDUCE : int(Call::Kind::reduce);
-  c.said.call = number_of(kind, int(op), type_number(dtype), type_number(out_dtype));
+  c.said.call = number_of_reduction(gather, op, type_number(dtype), type_number(out_dtype));
   c.said.size = bytes;
   return c;
 }

@@ -1,45 +1,16 @@
 // What one collective of a window is to do, checked and laid out once; it may be started as often as wanted.
 #pragma once
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "core/array.hpp"
-#include "peer/combine.hpp"
+#include "peer/said.hpp"
 
 namespace plait {
 
-// One reduction: every rank has nodes (k, outer, n); n is cut at bounds, one slice for each rank.
-struct ReduceSpec {
-  std::vector<int> nodes;       // k of every rank
-  std::vector<int> merges;      // of the nodes of all ranks, in rank order
-  std::vector<int64_t> bounds;  // size + 1 columns
-  int64_t outer = 1;
-  Reduce op = Reduce::sum;
-  bool gather = false;  // every rank gets all slices; outer is 1
-};
-
-// What a rank tells its peers about a collective.
-struct Said {
-  int64_t source = -1, out = -1;  // offsets in its arena, or -1
-  int64_t rounds = 1;
-  int64_t call = 0, size = 0;     // what all ranks must agree on, and with it
-  uint64_t layout = 0xcbf29ce484222325;  // how it is cut over ranks
-  // Of an all_to_all size is what goes to the rank that this is said to, in bytes; layout is what a rank sends less what
-  // it receives, every pair of ranks by a factor of its own: over all ranks that adds up to 0.
-  int kind() const { return int(call & 0xff); }
-  bool agrees(const Said& other) const;
-  std::string text() const;
-};
-
-// Ranks that call the same collective with different arrays.
-class Disagreement : public std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
 struct Call {
-  enum class Kind { reduce, all_gather, all_to_all, broadcast, barrier, refused };
+  using Kind = CallKind;
   Kind kind = Kind::barrier;
   const char* source = nullptr;
   char* out = nullptr;

@@ -119,15 +119,6 @@ void to_one_place(const std::vector<const char*>& parts, const std::vector<int>&
 
 }  // namespace
 
-bool can_combine(DType in, DType out, Reduce op) {
-  switch (in) {
-    case DType::float32: case DType::bfloat16:
-      return op == Reduce::sum && (out == DType::float32 || out == DType::bfloat16);
-    case DType::float16: return false;
-    default: return in == out;
-  }
-}
-
 void combine(const std::vector<const char*>& parts, const std::vector<int>& merges, DType in, Reduce op,
              const std::optional<ConstArray>& bias, int64_t column, DType out_type, const std::vector<char*>& outs,
              int64_t n) {

@@ -4,12 +4,9 @@
 #include <vector>
 
 #include "core/array.hpp"
+#include "peer/said.hpp"
 
 namespace plait {
-
-enum class Reduce : int { sum, max, min };
-
-bool can_combine(DType in, DType out, Reduce op);
 
 // y = parts[0][i] op parts[1][i] ... goes to every outs[j][i]. Floats are added in the tree that `merges` describes, in
 // float32, plus bias[(column + i) % length], and rounded once; integers have no order. An out may be one of the parts.

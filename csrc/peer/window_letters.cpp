@@ -87,14 +87,9 @@ void Window::check_said(int rank) {
   if (theirs.agrees(mine)) return;
   skip();
   now_.reset();
-  const std::string what = "rank " + std::to_string(room_.rank) + " is in " + mine.text() + ", rank " +
-                           std::to_string(rank) + " in " + theirs.text();
-  if (theirs.kind() == mine.kind() || theirs.kind() == int(Call::Kind::refused))
-    throw Disagreement((theirs.call == mine.call && theirs.size == mine.size
-                            ? "all ranks must give the same leaves, axis, bounds and size of the bias: "
-                            : "all ranks must give the same op, type and size: ") +
-                       what);
-  throw std::runtime_error("all ranks must call the same collectives in the same order: " + what);
+  const std::string text = disagreement(room_.rank, mine, rank, theirs);
+  if (same_collective(mine, theirs)) throw Disagreement(text);
+  throw std::runtime_error(text);
 }
 
 // Every rank finds out whether all pairs of ranks mean the same.

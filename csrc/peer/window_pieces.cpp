@@ -2,6 +2,7 @@
 // of somebody's staging or a letter. window.cpp says when.
 #include <algorithm>
 
+#include "peer/combine.hpp"
 #include "peer/window.hpp"
 
 namespace plait {

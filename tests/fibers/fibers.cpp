@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "baton.hpp"
 #include "cuda_runtime.h"
 
 thread_local uint3 threadIdx, blockIdx;
@@ -63,6 +64,7 @@ struct Block {
   int alive = 0;
   std::vector<unsigned char> shared;
   Barrier all;
+  bool any[2];  // of sync_threads_or, by parity of all.passed
   std::map<int, Barrier> named;
   std::map<std::pair<int, unsigned>, Meeting> meetings;  // by warp and mask
 };
@@ -77,7 +79,12 @@ struct Fiber {
 };
 
 uint64_t order_ = 0;
-thread_local std::vector<void*> stacks;
+struct Stacks : std::vector<void*> {
+  ~Stacks() {
+    for (void* stack : *this) munmap(stack, STACK);
+  }
+};
+thread_local Stacks stacks;
 thread_local std::vector<Fiber> all;
 thread_local Fiber* current;
 thread_local void* scheduler;
@@ -89,6 +96,7 @@ thread_local dim3 threads_;
 thread_local std::vector<std::function<void()>> late, ends;  // asynchronous operations; checks at the cluster's end
 thread_local std::mt19937_64 chance;
 thread_local uint64_t clusters = 0;
+thread_local bool together_ = false, spinning = false;  // blocks of a grid; the last turn ended in spin()
 
 void enter(Fiber& fiber) {
   current = &fiber;
@@ -136,9 +144,10 @@ void* new_stack(size_t number) {
 
 bool take_turn(Fiber& f) {
   if (f.done || (f.waiting && !f.ready())) return false;
-  f.waiting = false;
+  f.waiting = spinning = false;
   enter(f);
   if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
+  if (together_ && order_ > 1 && chance() % 32 == 0) Baton::pass();
   return true;
 }
 
@@ -158,8 +167,12 @@ void run_cluster() {
   const size_t together = order_ == 0 ? all.size() : 32;
   std::vector<size_t> groups((all.size() + together - 1) / together), turns;
   for (size_t g = 0; g < groups.size(); g++) groups[g] = order_ == 1 ? groups.size() - 1 - g : g;
-  for (bool moved = true, left = true; left;) {
-    if (!moved) finish_late(random);
+  for (bool moved = true, left = true, spun = false; left;) {
+    if (!moved && spun && late.empty())
+      Baton::pass();
+    else if (!moved)
+      finish_late(random);
+    spun = false;
     if (order_ > 1) std::shuffle(groups.begin(), groups.end(), random);
     moved = left = false;
     for (size_t g : groups) {
@@ -169,7 +182,11 @@ void run_cluster() {
       if (order_ > 1) std::shuffle(turns.begin(), turns.end(), random);
       for (bool again = true; again;) {
         again = false;
-        for (size_t i : turns) again = take_turn(all[i]) || again;
+        for (size_t i : turns) {
+          const bool turn = take_turn(all[i]);
+          again = again || (turn && !spinning);
+          spun = spun || (turn && spinning);
+        }
         moved = moved || again;
         if (order_ == 0) break;
       }
@@ -205,6 +222,14 @@ void wait_until(const char* what, const std::function<bool()>& condition) {
   }
 }
 
+void spin() {
+  if (!together_) throw std::logic_error("a kernel that spins, not launched to run together");
+  spinning = true;
+  current->waiting = false;
+  current->at = "spin";
+  leave();
+}
+
 void later(std::function<void()> operation) {
   if (order_ == 1 || (order_ > 1 && chance() % 2))
     operation();
@@ -216,6 +241,13 @@ void at_end(std::function<void()> check) { ends.push_back(std::move(check)); }
 void sync_threads() {
   Block* const block = current->block;  // threads that are gone count as arrived
   sync(block->all, "__syncthreads", [=] { return block->alive; });
+}
+bool sync_threads_or(bool x) {
+  Block* const block = current->block;
+  bool& any = block->any[block->all.passed % 2];
+  any = (any && block->all.arrived) || x;
+  sync_threads();
+  return any;
 }
 void sync_named(int barrier, int threads) {
   sync(current->block->named[barrier], "a named barrier", [=] { return threads; });
@@ -255,34 +287,66 @@ uint64_t cluster_number() { return clusters; }
 int thread_index() { return current->index; }
 LateCopies& late_copies() { return current->late; }
 
-void run_grid(const Size& blocks, const Size& threads, unsigned cluster, int64_t shared_bytes, const std::function<void()>& body) {
+namespace {
+
+void start(const Size& blocks, const Size& threads, int64_t shared_bytes, const std::function<void()>& body) {
   const size_t per_block = size_t(threads.x) * threads.y * threads.z;
   if (!per_block || per_block > 1024) throw std::logic_error("a block of " + std::to_string(per_block) + " threads");
-  if (blocks.x % cluster) throw std::logic_error("blocks along x are no multiple of the cluster");
   if (shared_bytes > 227 * 1024) throw std::logic_error("more shared memory than a block can have");
   gridDim = {blocks.x, blocks.y, blocks.z};
   blockDim = threads_ = {threads.x, threads.y, threads.z};
   body_ = &body;
+}
+
+void clear() {
+  cluster_.clear();
+  all.clear();
+  late.clear();
+  ends.clear();
+  clusters++;
+  cluster_barrier = {};
+}
+
+void add_block(const uint3& index, int64_t shared_bytes) {
+  const size_t per_block = size_t(threads_.x) * threads_.y * threads_.z;
+  cluster_.push_back(std::make_unique<Block>());
+  Block& block = *cluster_.back();
+  block.index = index;
+  block.alive = int(per_block);
+  block.shared.assign(size_t(shared_bytes) + 1024, 0xff);  // NaN: nothing may count on zeros
+  for (size_t t = 0; t < per_block; t++)
+    all.push_back({new_stack((cluster_.size() - 1) * per_block + t), &block, int(t), false, false, "", {}, {}});
+}
+
+}  // namespace
+
+void run_grid(const Size& blocks, const Size& threads, unsigned cluster, int64_t shared_bytes, const std::function<void()>& body) {
+  if (blocks.x % cluster) throw std::logic_error("blocks along x are no multiple of the cluster");
+  start(blocks, threads, shared_bytes, body);
   for (unsigned z = 0; z < blocks.z; z++)
     for (unsigned y = 0; y < blocks.y; y++)
       for (unsigned x = 0; x < blocks.x; x += cluster) {
-        cluster_.clear();
-        all.clear();
-        late.clear();
-        ends.clear();
-        clusters++;
-        cluster_barrier = {};
-        for (unsigned c = 0; c < cluster; c++) {
-          cluster_.push_back(std::make_unique<Block>());
-          Block& block = *cluster_.back();
-          block.index = {x + c, y, z};
-          block.alive = int(per_block);
-          block.shared.assign(size_t(shared_bytes) + 1024, 0xff);  // NaN: nothing may count on zeros
-          for (size_t t = 0; t < per_block; t++)
-            all.push_back({new_stack(c * per_block + t), &block, int(t), false, false, "", {}, {}});
-        }
+        clear();
+        for (unsigned c = 0; c < cluster; c++) add_block({x + c, y, z}, shared_bytes);
         run_cluster();
       }
+}
+
+void run_together(const Size& blocks, const Size& threads, int64_t shared_bytes, const std::function<void()>& body) {
+  const Baton baton;
+  start(blocks, threads, shared_bytes, body);
+  clear();
+  for (unsigned z = 0; z < blocks.z; z++)
+    for (unsigned y = 0; y < blocks.y; y++)
+      for (unsigned x = 0; x < blocks.x; x++) add_block({x, y, z}, shared_bytes);
+  together_ = true;
+  try {
+    run_cluster();
+  } catch (...) {
+    together_ = false;
+    throw;
+  }
+  together_ = false;
 }
 
 }  // namespace fibers

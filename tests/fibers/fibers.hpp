@@ -16,6 +16,9 @@ struct Size {
 // Runs body once for every thread of the grid; blocks of a cluster (along x) run together. Throws what body throws, and
 // std::logic_error if no thread can go on.
 void run_grid(const Size& blocks, const Size& threads, unsigned cluster, int64_t shared_bytes, const std::function<void()>& body);
+// All blocks run together, and may spin: ranks are OS threads (or processes), each with a kernel of its own, and one of them
+// runs at a time. In orders above 1 they take turns at random.
+void run_together(const Size& blocks, const Size& threads, int64_t shared_bytes, const std::function<void()>& body);
 
 // In which order runnable threads take turns: 0 ascending, all in step; 1 descending, others a shuffle of their own, and
 // there each warp goes on alone as long as it can. Copies that run beside a thread are made when it waits; in order 1 at once.
@@ -30,12 +33,15 @@ struct Lanes {
 };
 
 void sync_threads();
+bool sync_threads_or(bool x);  // whether x holds for any of them
 void sync_named(int barrier, int threads);
 void sync_cluster();
 // Waits for all lanes of mask, which must give the same operation, and returns what each of them gave.
 const Lanes& exchange(unsigned mask, const char* operation, const void* value, int bytes);
 // Lets others run until condition() holds; throws if it never does.
 void wait_until(const char* what, const std::function<bool()>& condition);
+// Between two looks at memory that another kernel writes: other threads run, and other ranks if none can go on.
+void spin();
 // Something asynchronous, which the hardware does at some time from now on. The cluster must wait for it before it ends.
 void later(std::function<void()> operation);
 // Called once, when all threads of this cluster have ended.

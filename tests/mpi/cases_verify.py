@@ -304,7 +304,7 @@ def a_sample_used_twice(world: Communicator) -> None:
 def a_wrong_message_between_stages(world: Communicator) -> None:
     plant = Plant("2x1x2", 1)
     plant.wrap(Stage, "_receive", lambda result, *_: np.roll(result, 1, axis=0))
-    plant.named("in step 1: output of ", "(blocks.1", "sample 0")
+    plant.named("in step 1: output 0 of ResidualLayerNorm (blocks.1.norm1", "sample 0")
 
 
 @case(4, limit=60.0)

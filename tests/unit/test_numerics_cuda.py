@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from kernel_backends import in_every_order
 from kernel_bits import assert_cpu_bits
-from kernel_cases import MIXED, ROWS
+from kernel_cases import MIXED, ONCE, ROWS
 from kernel_chains import CHAINS, Chain
 from kernel_checks import BFLOAT16, FLOAT32, STORAGE, wide
-from test_numerics_kernels import ONCE, case_of, outputs, rounded, same, unaligned
+from test_numerics_kernels import case_of, outputs, rounded, same, unaligned
 
 pytestmark = pytest.mark.cuda
 

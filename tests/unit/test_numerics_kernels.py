@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from kernel_cases import MIXED, ROWS, Array, Case, Outputs
+from kernel_cases import MIXED, ONCE, ROWS, Array, Case, Outputs
 from kernel_chains import CHAINS, Chain
 from kernel_checks import BFLOAT16, FLOAT32, STORAGE, assert_same_bits, bits
 
@@ -20,15 +20,12 @@ ELSEWHERE = {
     "weighted_bits": "test_fingerprint", "random_normal": "test_random",
     "dropout": "test_random", "cross_entropy_merge": "test_cross_entropy",
     "adamw": "test_optimizer", "sgd": "test_optimizer",
+    "add_statistic": "test_batch_norm", "moving_average": "test_batch_norm",
 }  # fmt: skip
 CONTROLS = {
     "set_threads", "threads", "set_isa", "isa", "empty", "memory_use", "trim_memory", "address",
     "run_seconds",
 }  # fmt: skip
-
-# Others round on their way, too: attention what it multiplies (test_numerics_fusion), a matmul what
-# its epilogue gets (test_epilogue).
-ONCE = [name for name in ROWS if not name.startswith(("attention", "matmul ("))]
 
 every_type = pytest.mark.parametrize("dtype", STORAGE, ids=str)
 every_row = pytest.mark.parametrize("name", ROWS)

@@ -43,8 +43,9 @@ class Block(nn.Layer):
         self.dropout2 = nn.Dropout(build, dropout, 2 * build.index + 2)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = self.dropout1.residual(x, self.attention, self.norm1(x))
-        return self.dropout2.residual(x, self.mlp, self.norm2(x))
+        x, n = self.norm1.residual(x)
+        x, n = self.norm2.residual(*self.dropout1.branch(x, self.attention, n))
+        return self.dropout2.residual(x, self.mlp, n)
 
 
 class Output(nn.Layer):

@@ -33,8 +33,9 @@ class Block(nn.Layer):
         self.mlp = MLP(build.at("mlp"), size, hidden, std_out)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = self.attention(self.norm1(x), residual=x)
-        return self.mlp(self.norm2(x), residual=x)
+        x, n = self.norm1.residual(x)
+        x, n = self.norm2.residual(self.attention(n, residual=x))
+        return self.mlp(n, residual=x)
 
 
 class Output(nn.Layer):

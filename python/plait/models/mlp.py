@@ -49,7 +49,8 @@ class Residual(nn.Layer):
         self.pair = Pair(build, size, hidden, size)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.pair(self.norm(x), residual=x)
+        x, n = self.norm.residual(x)
+        return self.pair(n, residual=x)
 
 
 def mlp(

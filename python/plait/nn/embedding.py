@@ -48,12 +48,21 @@ class Dropout(Layer):
     def __call__(self, x: Tensor) -> Tensor:
         return ops.dropout(x, self.probability, self.number, self.comm, self._training())
 
-    def residual(self, x: Tensor, layer: Callable[..., Tensor], y: Tensor) -> Tensor:
-        """x + dropout(layer(y)): where nothing is dropped layer(y, residual=x), whose last product
-        adds x as it is stored."""
+    def branch(
+        self, x: Tensor, layer: Callable[..., Tensor], y: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """What adds up to x + dropout(layer(y)): layer(y, residual=x), whose last product adds x as
+        it is stored, and None, where nothing is dropped."""
         if self.probability == 0.0 or not self._training():
-            return layer(y, residual=x)
-        result: Tensor = ops.Add.apply(x, self(layer(y)))
+            return layer(y, residual=x), None
+        return x, self(layer(y))
+
+    def residual(self, x: Tensor, layer: Callable[..., Tensor], y: Tensor) -> Tensor:
+        """x + dropout(layer(y))."""
+        stream, rest = self.branch(x, layer, y)
+        if rest is None:
+            return stream
+        result: Tensor = ops.Add.apply(stream, rest)
         return result
 
     @staticmethod

@@ -7,7 +7,7 @@ from plait.ops.conv import ColumnConv, GatherChannels, RowConv
 from plait.ops.cross_entropy import CrossEntropy
 from plait.ops.embedding import PositionEmbedding, VocabEmbedding
 from plait.ops.linear import ColumnGELU, ColumnLinear, RowLinear
-from plait.ops.norm import LayerNorm, RMSNorm
+from plait.ops.norm import LayerNorm, ResidualLayerNorm, ResidualRMSNorm, RMSNorm
 from plait.ops.parameter import Init, Parameter
 from plait.ops.patches import MeanPositions, Patches
 from plait.ops.pool import MaxPool, MeanPool
@@ -18,5 +18,6 @@ __all__ = [
     "GELU", "Add", "Attention", "BatchNorm", "ColumnConv", "ColumnGELU", "ColumnLinear",
     "CrossEntropy", "Dropout", "GatherChannels", "Init", "LayerNorm", "MaxPool", "MeanPool",
     "MeanPositions", "Parameter", "Patches", "Position", "PositionEmbedding", "RMSNorm", "ReLU",
-    "RowConv", "RowLinear", "Segment", "Share", "SwiGLU", "VocabEmbedding", "dropout", "fan_in",
+    "ResidualLayerNorm", "ResidualRMSNorm", "RowConv", "RowLinear", "Segment", "Share", "SwiGLU",
+    "VocabEmbedding", "dropout", "fan_in",
 ]  # fmt: skip

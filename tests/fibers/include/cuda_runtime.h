@@ -45,6 +45,7 @@ extern thread_local dim3 blockDim, gridDim;
 
 // --- device functions ------------------------------------------------------------------------------------
 inline void __syncthreads() { fibers::sync_threads(); }
+inline int __syncthreads_or(int x) { return fibers::sync_threads_or(x != 0); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { fibers::exchange(mask, "__syncwarp", "", 1); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
@@ -144,6 +145,11 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorDeviceUninitialized = 201,
+  cudaErrorMapBufferObjectFailed = 205,
+  cudaErrorPeerAccessUnsupported = 217,
+  cudaErrorInvalidResourceHandle = 400,
   cudaErrorIllegalAddress = 700,
   cudaErrorMisalignedAddress = 716,
   cudaErrorLaunchFailure = 719,
@@ -156,15 +162,27 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMinor,
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension, cudaLaunchAttributeCooperative };
 enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0, cudaDriverEntryPointSymbolNotFound = 1 };
 constexpr unsigned long long cudaEnableDefault = 0;
+constexpr unsigned cudaIpcMemLazyEnablePeerAccess = 1;
 using cudaStream_t = struct FiberStream*;
+
+struct cudaIpcMemHandle_t {
+  char reserved[64];
+};
+struct cudaDeviceProp {
+  char name[256];
+  struct {
+    char bytes[16];
+  } uuid;
+};
 
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
     dim3 clusterDim;
+    int cooperative;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -186,19 +204,32 @@ cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaMalloc(void** data, size_t bytes);
 cudaError_t cudaFree(void* data);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t cudaDeviceGetPCIBusId(char* bus, int length, int device);
+cudaError_t cudaDeviceGetByPCIBusId(int* device, const char* bus);
+cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer);
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* data);
+cudaError_t cudaIpcOpenMemHandle(void** data, cudaIpcMemHandle_t handle, unsigned flags);
+cudaError_t cudaIpcCloseMemHandle(void* data);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemset(void* to, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
+#include "cuda_streams.h"
 cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned version, unsigned long long flags,
                                              cudaDriverEntryPointQueryResult* found);
 
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
   const dim3 &g = config->gridDim, &b = config->blockDim;
-  const unsigned cluster = config->numAttrs ? config->attrs[0].val.clusterDim.x : 1;
   if (g.y > 65535 || g.z > 65535) return cudaErrorInvalidConfiguration;
-  fibers::run_grid({g.x, g.y, g.z}, {b.x, b.y, b.z}, cluster, int64_t(config->dynamicSmemBytes), [&] { kernel(P(arguments)...); });
+  const auto body = [&] { kernel(P(arguments)...); };
+  const int64_t shared = int64_t(config->dynamicSmemBytes);
+  const bool cluster = config->numAttrs && config->attrs[0].id == cudaLaunchAttributeClusterDimension;
+  if (config->numAttrs && config->attrs[0].id == cudaLaunchAttributeCooperative)
+    fibers::run_together({g.x, g.y, g.z}, {b.x, b.y, b.z}, shared, body);
+  else
+    fibers::run_grid({g.x, g.y, g.z}, {b.x, b.y, b.z}, cluster ? config->attrs[0].val.clusterDim.x : 1, shared, body);
   return cudaSuccess;
 }

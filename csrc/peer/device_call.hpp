@@ -1,0 +1,68 @@
+// One collective of a device's window, checked and cut into blocks and rounds; it may be launched as often as wanted.
+#pragma once
+#include <optional>
+#include <vector>
+
+#include "core/array.hpp"
+#include "peer/device_kernels.hpp"
+
+namespace plait {
+
+// What calls are cut for: the same on all ranks but for rank and arena.
+struct DeviceRoom {
+  int rank, size, grid;
+  int64_t cell;  // bytes of staging that a block of the grid has
+  bool split;    // ranks of one GPU take turns: stages apart, everything staged
+  Tuning tuning;
+  const char* base;  // of this rank's arena, and its bytes
+  int64_t bytes;
+};
+
+struct DeviceCall {
+  ReduceKernel reduce = nullptr;  // of these two the one that is there
+  MoveKernel move = nullptr;
+  ReduceTask reduce_task;
+  MoveTask move_task;
+  unsigned blocks = 1, threads = 32;
+  int64_t shared = 0;
+  int stages = 1;      // launches in split mode; of an all_to_all the most over all ranks counts
+  int64_t copied = 0;  // bytes that go through staging since an array lies in no arena; of small ones nobody counts them
+};
+
+// What follows a sum that every rank gets: out = sum (+ bias, rounded) + residual, normed = norm(out).
+struct Norm {
+  ConstArray weight;
+  std::optional<ConstArray> bias;  // layer norm; none: RMS norm
+  float epsilon;
+  Array normed;
+  std::optional<Array> mean;
+  Array rstd;
+};
+
+// What a sum of gradients is for (docs/gpu-collectives.md): float32 shards of this rank's slice, brought up to date.
+struct Update {
+  AdamW settings;
+  Array master, first, second;
+};
+
+// Arrays are contiguous, on this device, and must live until the stream has done the call. ValueError if anything does not
+// fit. An out that shares memory with its input must be one of its nodes (all_reduce), this rank's slice of one
+// (reduce_scatter), x's place in out (all_gather). Moves take bytes; dtype says of which type they are.
+DeviceCall device_reduce_call(const DeviceRoom& room, const ConstArray& nodes, const ReduceSpec& spec,
+                              const std::optional<ConstArray>& bias, const Array& out,
+                              const std::optional<ConstArray>& residual = {}, const std::optional<Norm>& norm = {},
+                              const std::optional<Update>& update = {});
+// The update alone, of a gradient that is summed already (length of this rank's slice): weights go to all ranks.
+DeviceCall device_update_gather_call(const DeviceRoom& room, const ConstArray& grad, const std::vector<int64_t>& bounds,
+                                     const Update& update, const Array& weight);
+DeviceCall device_all_gather_call(const DeviceRoom& room, const ConstArray& x, const std::vector<int64_t>& lengths,
+                                  const Array& out, const std::string& dtype);
+DeviceCall device_all_to_all_call(const DeviceRoom& room, const ConstArray& x, const std::vector<int64_t>& sends,
+                                  const Array& out, const std::vector<int64_t>& receives, const std::string& dtype);
+DeviceCall device_broadcast_call(const DeviceRoom& room, const Array& x, int root, const std::string& dtype);
+DeviceCall device_barrier_call();
+// As outside_call and refused_call of the CPU's windows: ranks hear that they mean the same, or that one refuses.
+DeviceCall device_outside_call(Reduce op, const std::string& dtype, const std::string& out_dtype, bool gather, int64_t bytes);
+DeviceCall device_refused_call();
+
+}  // namespace plait
