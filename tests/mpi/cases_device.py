@@ -17,11 +17,13 @@ from harness import case
 
 import plait
 from plait import backend, models, optim, train
-from plait.comm import Communicator
+from plait.comm import Communicator, aware_mpi
 from plait.comm.alone import Alone
 from plait.comm.combine import BFLOAT16
+from plait.comm.for_device import for_device
 from plait.comm.nccl import Nccl
 from plait.comm.staged import Staged
+from plait.comm.transport import PeerFailed
 from plait.data import synthetic
 from plait.train.digest import state_digest
 
@@ -157,20 +159,46 @@ def nccl_collectives(world: Communicator) -> None:
         backend.use("cuda")
         inner = world.split(0, world.rank)
         assert inner is not None
-        comm = Nccl(inner)
+        comm = for_device(inner, None)
+        assert isinstance(comm, Nccl)
         for n in SIZES:
             compare(world, comm, n)
         assert {"send", "recv", "bcast", "allReduce"} == set(fake_nccl.calls)
-        comm.check()
+        comm.look()
         fake_nccl.lost = True
         try:
-            comm.check()
-        except RuntimeError as error:
+            backend.wait()
+        except PeerFailed as error:
             assert "NCCL lost a peer" in str(error)  # noqa: PT017
         else:
             raise AssertionError("a peer was lost and nobody said so")
         finally:
             fake_nccl.lost = False
+        assert fake_nccl.calls[-1] == "abort"
+        comm.close()
+
+
+@case(ranks=(2, 3, 4))
+def collectives_of_a_cuda_aware_mpi(world: Communicator) -> None:
+    """MPI is given the addresses of what here is no device; that it is CUDA-aware is made up."""
+    with device(cpu_kernels()):
+        backend.use("cuda")
+        inner = world.split(0, world.rank)
+        assert inner is not None
+        assert aware_mpi.direct(inner) is None, "this MPI is not CUDA-aware"
+        refusal, aware_mpi.refusal = aware_mpi.refusal, lambda: None
+        try:
+            comm = aware_mpi.direct(inner)
+            assert comm is not None
+        finally:
+            aware_mpi.refusal = refusal
+        for n in SIZES:
+            compare(world, comm, n)
+        half = comm.split(comm.rank % 2, comm.rank)
+        assert half is not None
+        ones = backend.to_device(np.ones(5, np.float32))
+        assert backend.to_host(half.all_reduce(ones)).tolist() == [half.size] * 5
+        half.close()
         comm.close()
 
 

@@ -1,5 +1,6 @@
-"""Communicators for arrays of the device in use: over peer memory where ranks share it, else
-through host memory. Who does not share it, and why, is said once, on rank 0."""
+"""Communicators for arrays of the device in use: over peer memory where ranks share it, else by
+NCCL, by a CUDA-aware MPI, or through host memory. Who of a node does not share memory, and why, is
+said once, on rank 0."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from plait import backend
 from plait.comm import channel
 from plait.comm.communicator import Communicator
 from plait.comm.device_memory import DeviceMemory
+from plait.comm.nccl import Nccl
 from plait.comm.peer import Peer
 from plait.comm.staged import Staged
 from plait.comm.work import progress
@@ -80,17 +82,29 @@ def for_device(inner: Communicator, memory: DeviceMemory | None) -> Communicator
     takes such arrays already. Collective."""
     if isinstance(inner, Staged):
         return inner
-    if memory is not None and 1 < inner.size <= channel.MOST_RANKS:
-        keys = inner.all_gather_object(memory.key)
-        if memory.joins(keys):
-            block = int(backend.kernels.DeviceWindow.block_bytes(inner.size, channel.STAGING))
-            place = memory.arena.allocate(block)
-            least = inner.all_reduce(np.array([int(place is not None)]), "min")
-            if int(least[0]):
-                return Peer(inner, memory, keys, place)
-    return without_peers(inner)
+    if inner.size == 1:
+        return Staged(inner)
+    return _over_peer_memory(inner, memory) or _between_nodes(inner)
 
 
-def without_peers(inner: Communicator) -> Communicator:
-    """inner for arrays of the device, where no rank maps another's memory."""
-    return Staged(inner)
+def _over_peer_memory(inner: Communicator, memory: DeviceMemory | None) -> Peer | None:
+    if memory is None or inner.size > channel.MOST_RANKS:
+        return None
+    keys = inner.all_gather_object(memory.key)
+    if not memory.joins(keys):
+        return None
+    block = int(backend.kernels.DeviceWindow.block_bytes(inner.size, channel.STAGING))
+    place = memory.arena.allocate(block)
+    least = inner.all_reduce(np.array([int(place is not None)]), "min")
+    return Peer(inner, memory, keys, place) if int(least[0]) else None
+
+
+def _between_nodes(inner: Communicator) -> Communicator:
+    """NCCL wants a GPU for each rank."""
+    mine = backend.nccl() is not None, inner.nodes[inner.rank], backend.device_identity()
+    told = inner.all_gather_object(mine)
+    if all(there for there, _, _ in told) and len(set(told)) == inner.size:
+        return Nccl(inner)
+    from plait.comm.aware_mpi import direct  # it loads MPI
+
+    return direct(inner) or Staged(inner)

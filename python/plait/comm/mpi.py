@@ -50,7 +50,7 @@ class Mpi(Exchange):
         if found == MPI.COMM_NULL:
             return None
         try:
-            return Alone(end_job=self.abort) if found.size == 1 else Mpi(found)
+            return Alone(end_job=self.abort) if found.size == 1 else type(self)(found)
         finally:
             found.Free()
 

@@ -16,6 +16,7 @@ from plait.comm.combine import BFLOAT16, FLOAT32, Bounds, Reduction
 from plait.comm.communicator import Communicator
 from plait.comm.exchange import Exchange, offsets_of
 from plait.comm.staged import Staged
+from plait.comm.transport import PeerFailed
 from plait.comm.work import Array, Poll, Steps
 
 _INTEGERS = {
@@ -43,6 +44,8 @@ class Nccl(Staged, Exchange):
         nccl = self._nccl = backend.nccl()
         name = inner.broadcast_object(nccl.get_unique_id() if inner.rank == 0 else None)
         self._comm = nccl.NcclCommunicator(inner.size, name, inner.rank)
+        self.stream_ordered = True
+        backend.watch(self)
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         found = self.inner.split(color, key)
@@ -50,16 +53,22 @@ class Nccl(Staged, Exchange):
             return None
         return Staged(found) if found.size == 1 else Nccl(found)
 
-    def check(self) -> None:
-        """RuntimeError if a peer is gone, or the network between."""
-        if self._comm.check_async_error():
-            self._comm.abort()  # or the stream would wait for ever
-            raise RuntimeError(
+    def look(self) -> None:
+        """PeerFailed if a peer is gone, or the network between. While the host waits for the
+        device."""
+        if self._comm is not None and self._comm.check_async_error():
+            self._give_up()  # or the stream would wait for ever
+            raise PeerFailed(
                 f"rank {self.rank}: NCCL lost a peer or the network (NCCL_DEBUG=INFO says which)"
             )
 
-    def abort(self, code: int) -> None:
+    def _give_up(self) -> None:
         self._comm.abort()
+        self._comm = None
+
+    def abort(self, code: int) -> None:
+        if self._comm is not None:
+            self._give_up()
         super().abort(code)
 
     def close(self) -> None:
