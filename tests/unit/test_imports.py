@@ -115,7 +115,7 @@ SOURCES = {".cpp", ".hpp", ".cu", ".cuh"}
 INCLUDES = {  # what each folder of csrc may include besides the C++ and C libraries
     "core": {"core"},
     "cpu": {"core", "cpu"},
-    "peer": {"core", "cpu", "peer"},
+    "peer": {"core", "cpu", "cuda", "peer"},
     "cuda": {"core", "cuda"},
     "bindings": {"core", "cpu", "cuda", "peer", "bindings", "pybind11"},
 }
