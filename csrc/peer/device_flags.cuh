@@ -127,6 +127,7 @@ class Meeting {
     if (reached(flag, wanted)) return true;
     const uint64_t start = nanoseconds(), limit = p_.sticky(p_.rank)->limit;
     for (;;) {
+#pragma unroll 1
       for (int look = 0; look < LOOKS; look++) {
         if (reached(flag, wanted)) return true;
         spin();
