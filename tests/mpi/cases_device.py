@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from harness import case
+from mpi4py import MPI
 
 import plait
 from plait import backend, models, optim, train
@@ -204,12 +205,16 @@ def collectives_of_a_cuda_aware_mpi(world: Communicator) -> None:
 
 @contextmanager
 def over_nccl() -> Iterator[None]:
+    """And a GPU for each rank."""
     before, fake_cupy.cuda.nccl = fake_cupy.cuda.nccl, fake_nccl
+    rank, device_before = MPI.COMM_WORLD.rank, fake_cupy.devices[0]
+    fake_cupy.devices[0] = f"0000:{rank:02x}:00.0", bytes([rank + 1]) * 16
     fake_nccl.calls.clear()
     try:
         yield
     finally:
         fake_cupy.cuda.nccl = before
+        fake_cupy.devices[0] = device_before
 
 
 @case(ranks=2)
