@@ -109,6 +109,7 @@ void bind_device_window(py::module_& m) {
       .def_static("block_bytes", &DeviceWindow::block_bytes, py::arg("size"), py::arg("staging_bytes"))
       .def_static("resident_blocks", &DeviceWindow::resident_blocks)
       .def_property_readonly("late_peer", &DeviceWindow::late_peer)
+      .def_property_readonly("idle", &DeviceWindow::idle)
       .def_property_readonly("copied", &DeviceWindow::copied)
       .def("reduction", &reduction, py::arg("nodes"), py::arg("spec"), py::arg("bias"), py::arg("out"),
            py::arg("residual") = py::none(), py::arg("norm") = py::none())

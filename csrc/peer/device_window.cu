@@ -133,6 +133,8 @@ int DeviceWindow::late_peer() const {
   return why == Failure::aborted ? int(r.peer >> 8) - 1 : -1;
 }
 
+bool DeviceWindow::idle() const { return !launched_ || cudaEventQuery(done_) != cudaErrorNotReady; }
+
 void DeviceWindow::put(void* to, const void* from, int64_t bytes) {
   PLAIT_CUDA(cudaMemcpyAsync(to, from, size_t(bytes), cudaMemcpyDefault, side_));
   PLAIT_CUDA(cudaStreamSynchronize(side_));

@@ -33,6 +33,7 @@ class DeviceWindow {
   // Throws what went wrong in a collective that has run; every later one ends at once, and says the same here. Does not wait.
   void check() const;
   int late_peer() const;  // the rank that a collective gave up waiting for, or -1
+  bool idle() const;       // whether all that was launched is done; of graphs it knows nothing
   int64_t copied() const { return copied_; }  // bytes of large arrays that lay in no arena, so far
 
   void set_deadline(double seconds);  // that a rank waits for its peers inside a collective; 60 until set

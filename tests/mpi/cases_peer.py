@@ -466,8 +466,10 @@ def a_peer_that_has_ended(world: Communicator) -> None:
             channel._look_after(10.0)  # its device may have done all it had to
             channel._look_after(20.0)
             with stream_that_waits():
+                channel._look_after(30.0)  # for something of its own
+                channel.in_graph = True
                 try:
-                    channel._look_after(30.0)
+                    channel._look_after(40.0)
                 except PeerFailed as error:
                     text = str(error)
             process = memory.process(channel.keys[2])

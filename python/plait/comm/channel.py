@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from plait import backend
+from plait.backend.recorder import Recorder
 from plait.comm.communicator import Communicator
 from plait.comm.device_memory import DeviceMemory
 from plait.comm.transport import PeerFailed
@@ -25,9 +26,10 @@ class Channel:
     """keys: of the ranks' processes; place: room for a window in this rank's arena.
 
     checked: every collective is waited for, so that its own call tells what is wrong with it.
+    in_graph: some are in a recorded graph.
     """
 
-    checked = False
+    checked = in_graph = False
 
     def __init__(
         self, inner: Communicator, memory: DeviceMemory, keys: tuple[str, ...], place: Any
@@ -62,7 +64,7 @@ class Channel:
         if not self.open:
             raise ValueError(f"{name}: this communicator is closed")
         self._check()
-        self._doing = name
+        self._doing, self.in_graph = name, self.in_graph or Recorder.recording
         self.window.launch(call, stage)
 
     def done(self) -> bool:
@@ -100,12 +102,13 @@ class Channel:
             raise PeerFailed(f"{self._who}: {error}") from None
 
     def _look_after(self, now: float) -> None:
-        """A peer that has ended may have had nothing left to do: only if the device goes on
-        waiting it is missed."""
+        """A peer that has ended may have had nothing left to do: it is missed only if a collective
+        goes on, or what may be one."""
         for rank, key in enumerate(self.keys):
             if rank == self._inner.rank or not self._memory.gone(key):
                 continue
-            if now - self._suspected.setdefault(rank, now) >= _SUSPICIOUS and not backend.done():
+            suspected = now - self._suspected.setdefault(rank, now) >= _SUSPICIOUS
+            if suspected and (self.in_graph or not self.window.idle) and not backend.done():
                 self.window.abort()
                 raise PeerFailed(
                     f"{self._who}: rank {rank} has ended ({self._memory.process(key).text})"

@@ -36,6 +36,7 @@ def communicator(comm: MPI.Intracomm) -> Communicator:
             f'communicator: rank {ranks[0]} has taken the backend "cuda", rank {ranks[1]} has not: '
             'call plait.backend.use("cuda", local_rank) on all of them or on none'
         )
+    found.reset_tally()  # of what the caller does
     if backends[0] == "cpu":
         return found
     from plait.comm.for_device import device_communicator
