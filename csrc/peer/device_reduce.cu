@@ -84,18 +84,23 @@ struct Reduction {
     const int64_t count = run(own(), round, window, first);
     if (count <= 0) return;
     const int outs = place(round, first);
-    constexpr int N = PACK<X>;
-    uint64_t mixed = uint64_t(task.outer > 1 ? (length(own()) | task.width) * X_BYTES : 0) | uint64_t(first * X_BYTES);
-    for (int k = 0; k < task.parts; k++) mixed |= uint64_t(reinterpret_cast<uintptr_t>(places.parts[k].at + first * X_BYTES));
-    for (int k = 0; k < outs; k++) mixed |= uint64_t(reinterpret_cast<uintptr_t>(places.outs[k]));
-    if (task.residual) mixed |= uint64_t(reinterpret_cast<uintptr_t>(task.residual + task.bounds[own()] * Y_BYTES));
-    mixed |= uint64_t(reinterpret_cast<uintptr_t>(task.update.master) | reinterpret_cast<uintptr_t>(task.update.first) |
-                      reinterpret_cast<uintptr_t>(task.update.second));
-    const int64_t packs = mixed % 16 == 0 ? count / N : 0, column = task.bounds[own()];
+    // packs begin where the first part comes to a boundary, if all others do there, too
+    constexpr int N = PACK<X>, Y_ALIGN = N * Y_BYTES < 16 ? N * Y_BYTES : 16;
+    const int64_t column = task.bounds[own()];
+    const int64_t before = int64_t(-reinterpret_cast<uintptr_t>(places.parts[0].at + first * X_BYTES) % 16) / X_BYTES;
+    const int64_t from = first + before;
+    uint64_t in = task.outer > 1 ? uint64_t((length(own()) | task.width) * X_BYTES) : 0, out = 0;
+    for (int k = 0; k < task.parts; k++) in |= reinterpret_cast<uintptr_t>(places.parts[k].at + from * X_BYTES);
+    for (int k = 0; k < outs; k++) out |= reinterpret_cast<uintptr_t>(places.outs[k] + from * Y_BYTES);
+    if (task.residual) out |= reinterpret_cast<uintptr_t>(task.residual + (column + from) * Y_BYTES);
+    if (task.update.master)
+      in |= reinterpret_cast<uintptr_t>(task.update.master + from) | reinterpret_cast<uintptr_t>(task.update.first + from) |
+            reinterpret_cast<uintptr_t>(task.update.second + from);
+    const int64_t packs = in % 16 == 0 && out % Y_ALIGN == 0 && before < count ? (count - before) / N : 0;
     for (int64_t i = threadIdx.x; i < packs; i += blockDim.x)
-      sum_pack<X, Y, N>(task, places, outs, column, length(own()), aside, first + i * N);
-    for (int64_t i = packs * N + threadIdx.x; i < count; i += blockDim.x)
-      sum_pack<X, Y, 1>(task, places, outs, column, length(own()), aside, first + i);
+      sum_pack<X, Y, N>(task, places, outs, column, length(own()), aside, from + i * N);
+    for (int64_t i = threadIdx.x; i < count - packs * N; i += blockDim.x)
+      sum_pack<X, Y, 1>(task, places, outs, column, length(own()), aside, first + (i < before ? i : i + packs * N));
   }
 
   __device__ void collect(int64_t round, int64_t window) const {

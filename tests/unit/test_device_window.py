@@ -240,6 +240,20 @@ def test_inputs_are_the_callers_again_when_its_own_call_is_done(
     ranks.close()
 
 
+@pytest.mark.parametrize("order", [0, 2])
+def test_epochs_wrap_around(order: int) -> None:
+    """After 2^32 meetings; rounds, calls and numbers wrap, too."""
+    ranks = Ranks(3, once=500)
+    for arena in ranks.arenas:  # csrc/peer/device_layout.hpp: states of 128 blocks, then flags
+        words = arena[2 * 128 : 130 * 128 + 128 * 16 * 4].view(np.uint32)
+        words[...] = 2**32 - 5
+    chance = random.Random(order)
+    with fiber_order(order):
+        for _ in range(20):
+            check(ranks, mixed(ranks, chance))
+    ranks.close()
+
+
 def test_two_communicators_over_the_same_arenas() -> None:
     ranks = Ranks(3, windows=2, once=0)
     chance = random.Random(1)
