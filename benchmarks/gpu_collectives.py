@@ -4,7 +4,8 @@ python benchmarks/gpu_collectives.py [--ranks 2] [--rounds 20] [--json F] [--sma
 
 Links are no part of it: peers' memory is this GPU's. So a kernel is held against a copy's
 bandwidth, by the bytes that all ranks together read and write, and against the separate kernels,
-which take turns with it: an all_reduce, then residual and norm.
+which take turns with it: an all_reduce, then residual and norm; a reduce_scatter, AdamW, and an
+all_gather.
 --small: sizes that only show that everything runs, on any device or on none.
 """
 
@@ -16,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,7 @@ class Ranks:
     def __init__(self, size: int, room: int, xp: Any, staging: int, blocks: int):
         self.size, self.xp, self.fast = size, xp, hasattr(xp, "cuda")
         self.threads = [ThreadPoolExecutor(1) for _ in range(size)]
-        self.streams = [xp.cuda.Stream(non_blocking=True) if self.fast else None] * 0
-        if self.fast:
-            self.streams = [xp.cuda.Stream(non_blocking=True) for _ in range(size)]
+        self.streams = [xp.cuda.Stream(non_blocking=True) for _ in range(size if self.fast else 0)]
         block = -(-kernels.DeviceWindow.block_bytes(size, staging) // LINE) * LINE
         total = room + block
         self.arenas = [self._raw(total) for _ in range(size)]
@@ -162,15 +162,15 @@ def all_reduce_norm(
         plain.append(window.reduction(nodes, spec(), None, apart))
 
     def one(rank: int) -> None:
-        ranks.windows[rank].launch(fused[rank])
+        ranks.windows[rank].launch(fused[rank], 0)
 
     def two(rank: int) -> None:
-        ranks.windows[rank].launch(plain[rank])
+        ranks.windows[rank].launch(plain[rank], 0)
         _, residual, stream, normed, apart, weight, bias, mean, rstd = arrays[rank]
         kernels.layer_norm_forward(apart, residual, weight, bias, 1e-5, stream, normed, mean, rstd)
 
     def reduced(rank: int) -> None:
-        ranks.windows[rank].launch(plain[rank])
+        ranks.windows[rank].launch(plain[rank], 0)
 
     ranks.each(one)
     expected = [as_host(ranks.xp, x[3]).tobytes() for x in arrays]
@@ -205,6 +205,77 @@ def all_reduce_norm(
     return row
 
 
+def update(ranks: Ranks, n: int, rounds: int, junk: Any, bandwidth: float) -> dict[str, Any]:
+    """AdamW with float32 gradients and bfloat16 weights: in one kernel, or reduce_scatter, adamw of
+    the own slice, all_gather."""
+    size, xp = ranks.size, ranks.xp
+    marks = list(ranks.used)
+    bounds = [n // 64 * r // size * 64 for r in range(size)] + [n]
+    merges = Leaves.even(size, size).merges()
+    host = np.random.default_rng(0).random(n).astype(np.float32)
+    settings = (0.5, 1e-4, 0.9, 0.95, 1e-8, 0.1, 3)
+    fused, scatter, gather, apart = [], [], [], []
+    states, weights = [], []
+    lengths = [2 * (b - a) for a, b in pairwise(bounds)]
+    for rank, window in enumerate(ranks.windows):
+        own = slice(bounds[rank], bounds[rank + 1])
+        grad = ranks.empty(rank, (1, n), float32)
+        grad[0] = xp.asarray(host * np.float32(1 + rank))
+        state = [ranks.empty(rank, (own.stop - own.start,), float32) for _ in range(3)]
+        weight = ranks.empty(rank, (n,), bfloat16)
+        total = ranks.empty(rank, (own.stop - own.start,), float32)
+        states.append(state)
+        weights.append(weight)
+        spec = kernels.ReduceSpec([1] * size, merges, bounds, 1, "sum", True)
+        fused.append(window.reduce_update_gather(grad, spec, (*settings, *state), weight))
+        spec = kernels.ReduceSpec([1] * size, merges, bounds, 1, "sum", False)
+        scatter.append(window.reduction(grad, spec, None, total))
+        raw = weight.view(np.uint8)
+        gather.append(window.all_gather(raw[2 * own.start : 2 * own.stop], lengths, raw))
+        apart.append((total, *settings, *state, weight[own]))
+
+    def reset() -> None:
+        for rank, state in enumerate(states):
+            for x in state:
+                x[...] = xp.asarray(host[bounds[rank] : bounds[rank + 1]])
+        if ranks.fast:
+            xp.cuda.get_current_stream().synchronize()
+
+    def one(rank: int) -> None:
+        ranks.windows[rank].launch(fused[rank], 0)
+
+    def three(rank: int) -> None:
+        ranks.windows[rank].launch(scatter[rank], 0)
+        kernels.adamw(*apart[rank])
+        ranks.windows[rank].launch(gather[rank], 0)
+
+    found = []
+    for work in (one, three):
+        reset()
+        ranks.each(work)
+        found.append([as_host(xp, weight).tobytes() for weight in weights])
+    assert found[0] == found[1], "one kernel's bits differ"
+    assert len(set(found[0])) == 1, "ranks differ"
+    times = turns(
+        {"fused": lambda: ranks.seconds(one, junk), "separate": lambda: ranks.seconds(three, junk)},
+        rounds,
+    )
+    moved = n * (4 * size + 24 + 2 * size)
+    middle = statistics.median(times["fused"])
+    row = {
+        "parameters": n, "moved": moved, "seconds": times,
+        "of a copy": moved / middle / 1e9 / bandwidth,
+        "fused / separate": ratio_text(times["fused"], times["separate"]),
+    }  # fmt: skip
+    print(
+        f"reduce_update_gather, {n:>11} parameters {1e6 * middle:9.1f} us, "
+        f"{row['of a copy']:.0%} of a copy; separate: {row['fused / separate']}",
+        flush=True,
+    )
+    ranks.used[:] = marks
+    return row
+
+
 def fill(xp: Any, x: Any, value: float) -> None:
     bits = np.full(1, value, np.float32).astype(bfloat16).view(np.uint16)[0]
     x.view(np.uint16)[...] = xp.uint16(bits)
@@ -233,7 +304,8 @@ def main() -> None:
     ranks = Ranks(a.ranks, room // a.ranks * 2, xp, STAGING if fast else 4096, blocks)
     bandwidth = copy_bandwidth(xp, a.rounds, fast)
     found: dict[str, Any] = {
-        "device": device, "ranks": a.ranks, "blocks": blocks, "copy GB/s": bandwidth, "rows": [],
+        "device": device, "ranks": a.ranks, "blocks": blocks, "copy GB/s": bandwidth,
+        "rows": [], "updates": [],
     }  # fmt: skip
     sizes = [(1, 96), (3, 96)] if a.small else [
         (1, 512), (1, 2048), (2, WIDTH), (16, WIDTH), (64, WIDTH), (256, WIDTH), (1024, WIDTH),
@@ -243,6 +315,8 @@ def main() -> None:
         for rows, width in sizes:
             row = all_reduce_norm(ranks, rows, width, a.rounds, junk, bandwidth)
             found["rows"].append(row)
+        for n in [1000] if a.small else [1 << 20, 1 << 24, 1 << 26]:
+            found["updates"].append(update(ranks, n, a.rounds, junk, bandwidth))
         ranks.close()
     finally:
         if a.json:
