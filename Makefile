@@ -52,7 +52,7 @@ test-cuda: $(VENV)/.dev  ## the CUDA kernels: on the CPU, and what nvcc makes of
 	@$(MAKE) --no-print-directory -j2 -Otarget test-fibers check-cuda
 
 test-fibers: $(VENV)/.dev $(FIBERS)/.built
-	$(BIN)/python -m pytest tests/unit tests/gpu --cuda
+	$(BIN)/python -m pytest tests/unit tests/gpu $(wildcard tests/mpi) --cuda
 
 check-cuda: $(VENV)/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/check-cuda
@@ -73,8 +73,9 @@ lint: $(VENV)/.dev  ## ruff, mypy, codespell
 	$(BIN)/mypy
 	$(BIN)/codespell
 
-package: $(VENV)/.tools  ## builds sdist and wheel, installs the wheel outside the tree and uses it
-	@$(BIN)/python tools/check-package
+package: $(VENV)/.tools  ## builds sdist and wheel, installs the wheel outside the tree and uses it, keeps it for .venv
+	@$(BIN)/python tools/check-package $(WHEEL)
+	@touch $(WHEEL)/.built
 
 build: $(VENV)/.tools  ## compiles _cpu in place, for development: then PYTHONPATH=python
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python \

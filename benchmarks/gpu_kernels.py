@@ -118,6 +118,11 @@ def matmul(found: dict[str, Any], rounds: int, small: bool) -> None:
         product(found, rounds, n, tokens, k, "TN", False, accumulate=True)  # of the weight
     for n in cubes:
         product(found, rounds, n, n, n, "NN", False, leaves=2)
+    for c in [32] if small else [768, 1600]:
+        epilogue(found, rounds, tokens, c, 4 * c, "gelu")
+        epilogue(found, rounds, tokens, c, 4 * c, "gelu_backward")
+        epilogue(found, rounds, tokens, 4 * c, c, "residual")
+        epilogue(found, rounds, tokens, c, c, "residual")
 
 
 GPT_SHAPES = [
@@ -158,6 +163,56 @@ def product(
     text = f"matmul {m} x {k} x {n} {kind}"
     text += " + bias" * biased + " + sum" * accumulate + f", {leaves} leaves" * (leaves > 1)
     report(text, {"plait": ours, "cuBLAS": cublas}, rounds, found, 2e-12 * m * k * n, "TFLOP/s")
+
+
+def epilogue(found: dict[str, Any], rounds: int, m: int, k: int, n: int, kind: str) -> None:
+    """GELU and its input, GELU's gradient, or the residual, beside cuBLAS (with its bias) and
+    PyTorch's kernel, and beside plait's own kernel after its matmul."""
+    stored_nk = (
+        kind != "residual"
+    )  # as column-parallel weights, and the input gradient of row-parallel
+    a, their_a = numbers(m, k)
+    b, their_b = numbers(n, k) if stored_nk else numbers(k, n)
+    bias, their_bias = numbers(n)
+    other, their_other = numbers(m, n)
+    out, between = (backend.empty((m, n), bfloat16) for _ in range(2))
+    right = their_b.T if stored_nk else their_b
+    theirs = torch.zeros((m, n), dtype=torch.bfloat16, device=DEVICE)
+    result: list[torch.Tensor] = []
+    product = a, b, False, stored_nk, [0, k], False, 0, bias if kind != "gelu_backward" else None
+
+    def ours() -> None:
+        kernels.matmul(*product, out, **{kind: other})
+
+    def apart() -> None:
+        kernels.matmul(*product, between)
+        if kind == "gelu":
+            kernels.gelu_forward(between, other)
+        elif kind == "gelu_backward":
+            kernels.gelu_backward(between, other, out)
+        else:
+            kernels.add([other, between], out)
+
+    def cublas() -> None:
+        if kind == "gelu_backward":
+            torch.mm(their_a, right, out=theirs)
+            made = torch.ops.aten.gelu_backward(theirs, their_other, approximate="tanh")
+        else:
+            torch.addmm(their_bias, their_a, right, out=theirs)
+            if kind == "gelu":
+                made = torch.nn.functional.gelu(theirs, approximate="tanh")
+            else:
+                made = torch.add(their_other, theirs)
+        result[:] = [made]
+
+    ours()
+    cublas()
+    near(other if kind == "gelu" else out, result[0], 2e-2)
+    text = f"matmul {m} x {k} x {n} + {kind.replace('_', ' ')}"
+    report(
+        text, {"plait": ours, "cuBLAS": cublas, "apart": apart}, rounds, found, 2e-12 * m * k * n,
+        "TFLOP/s",
+    )  # fmt: skip
 
 
 # --- attention ------------------------------------------------------------------------------------
@@ -224,9 +279,11 @@ def attend(found: dict[str, Any], rounds: int, b: int, h: int, s: int, d: int) -
 def memory(found: dict[str, Any], rounds: int, small: bool) -> None:
     rows, width, vocabulary = (40, 64, 100) if small else (65536, 768, 50304)
     x, their_x = numbers(rows, width)
+    y, their_y = numbers(rows, width)
     grad, _ = numbers(rows, width)
     weight, bias = numbers(width)[0], numbers(width)[0]
-    out, mean, rstd = backend.empty((rows, width), bfloat16), *map(backend.empty, (rows, rows))
+    out, stream = (backend.empty((rows, width), bfloat16) for _ in range(2))
+    mean, rstd = map(backend.empty, (rows, rows))
     large = torch.empty((1 << 16) if small else (1 << 31), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(large)
     copy = turns({"copy": lambda: target.copy_(large)}, rounds)["copy"]
@@ -242,16 +299,46 @@ def memory(found: dict[str, Any], rounds: int, small: bool) -> None:
         print(f"{'':44}  {rate / bandwidth:.0%} of a copy's bandwidth", flush=True)
 
     one = 2e-9 * rows * width
-    args = (x, weight, bias, 1e-5, out, mean, rstd)
+    args = (x, None, weight, bias, 1e-5, None, out, mean, rstd)
+    both = (x, y, weight, bias, 1e-5, stream, out, mean, rstd)
     with torch.no_grad():
         against_copy(
             f"layer norm {rows} x {width}",
             {"plait": lambda: kernels.layer_norm_forward(*args), "PyTorch": lambda: norm(their_x)},
             2 * one,
         )
-    back = (grad, x, weight, mean, rstd, out)
+
+        def apart() -> None:
+            kernels.add([x, y], stream)
+            kernels.layer_norm_forward(stream, None, *both[2:5], None, *both[6:])
+
+        against_copy(
+            "layer norm + residual",
+            {
+                "plait": lambda: kernels.layer_norm_forward(*both),
+                "two ops": apart,
+                "PyTorch": lambda: norm(their_x + their_y),
+            },
+            4 * one,
+        )
+    back = (x, weight, mean, rstd)
     against_copy(
-        "layer norm backward", {"plait": lambda: kernels.layer_norm_backward(*back)}, 3 * one
+        "layer norm backward",
+        {"plait": lambda: kernels.layer_norm_backward(grad, None, *back, out)},
+        3 * one,
+    )
+
+    def apart_backward() -> None:
+        kernels.layer_norm_backward(grad, None, *back, out)
+        kernels.add([y, out], stream)
+
+    against_copy(
+        "layer norm + residual backward",
+        {
+            "plait": lambda: kernels.layer_norm_backward(grad, y, *back, out),
+            "two ops": apart_backward,
+        },
+        4 * one,
     )
     sums = backend.empty(width), backend.empty(width)
     length = 8 if small else 1024
@@ -288,6 +375,12 @@ def cross_entropy(against_copy: Any, rows: int, vocabulary: int) -> None:
 
     sides = {"plait": both, "PyTorch": their_both}
     against_copy(f"cross-entropy {rows} x {vocabulary}", sides, 6e-9 * rows * vocabulary)
+    index = backend.empty(rows, np.int32)
+    sides = {
+        "plait": lambda: kernels.argmax(logits, vocabulary, target, index),
+        "PyTorch": lambda: their_logits.detach().argmax(-1),
+    }
+    against_copy(f"argmax {rows} x {vocabulary}", sides, 2e-9 * rows * vocabulary)
 
 
 def adamw(against_copy: Any, n: int) -> None:

@@ -19,6 +19,7 @@ using namespace plait;
 PYBIND11_MODULE(_cuda, m) {
   bind_ops(m);
   bind_device(m);
+  bind_device_memory(m);
   bind_device_window(m);
   bind_engines(m);
 }

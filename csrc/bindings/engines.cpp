@@ -14,7 +14,8 @@ void bind_engines(py::module_& m) {
   m.def("matmul_wgmma", [](const ConstArray& a, const ConstArray& b, bool transpose_a, bool transpose_b,
                            const std::vector<int64_t>& leaves, const std::vector<int>& merges, int64_t slot, bool accumulate,
                            int64_t period, const std::optional<ConstArray>& bias, const Array& out,
-                           const std::optional<std::tuple<int, int, bool>>& plan) {
+                           const std::optional<std::tuple<int, int, bool>>& plan, const std::optional<Array>& gelu,
+                           const std::optional<ConstArray>& gelu_backward, const std::optional<ConstArray>& residual) {
     MatmulProblem p = {};
     p.a = a.as<bfloat16>(), p.b = b.as<bfloat16>();
     p.row_stride_a = a.strides[0], p.row_stride_b = b.strides[0];
@@ -24,13 +25,16 @@ void bind_engines(py::module_& m) {
     p.accumulate = accumulate, p.period = period;
     if (bias) p.bias = bias->data, p.bias_dtype = bias->dtype;
     p.out = const_cast<void*>(out.data), p.out_dtype = out.dtype, p.row_stride_out = out.strides[out.ndim - 2];
+    p.after = after_of({gelu, gelu_backward, residual}, accumulate, out);
     const py::gil_scoped_release free;
     prepare_thread();
     if (plan)
       matmul_wgmma(p, WgmmaPlan{std::get<0>(*plan), std::get<1>(*plan), std::get<2>(*plan)});
     else
       matmul_wgmma(p);
-  });
+  }, py::arg("a"), py::arg("b"), py::arg("transpose_a"), py::arg("transpose_b"), py::arg("leaves"), py::arg("merges"),
+        py::arg("slot"), py::arg("accumulate"), py::arg("period"), py::arg("bias"), py::arg("out"), py::arg("plan"),
+        py::kw_only(), py::arg("gelu") = py::none(), py::arg("gelu_backward") = py::none(), py::arg("residual") = py::none());
   m.def("wgmma_available", &wgmma_available);
   m.def("wgmma_plan", [](int64_t rows, int64_t columns, const std::vector<int64_t>& leaves, bool float32_out, bool accumulate,
                          int multiprocessors) {

@@ -19,8 +19,8 @@ void describe(std::ostringstream& text, const std::optional<ConstArray>& x) {
 template <class T>
 void describe(std::ostringstream&, const T&) {}
 
-template <class R, class... A>
-void op(py::module_& m, const char* name, R (*function)(A...)) {
+template <class R, class... A, class... Names>
+void op(py::module_& m, const char* name, R (*function)(A...), const Names&... names) {
   const auto call = [=](A... arguments) -> R {
     const py::gil_scoped_release free;
     prepare_thread();
@@ -33,7 +33,7 @@ void op(py::module_& m, const char* name, R (*function)(A...)) {
       throw DeviceError(text.str());
     }
   };
-  m.def(name, call);
+  m.def(name, call, names...);
 }
 
 }  // namespace
@@ -41,7 +41,17 @@ void op(py::module_& m, const char* name, R (*function)(A...)) {
 void bind_ops(py::module_& m) {
   bfloat16_number() = py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")).num();
   // matmul
-  op(m, "matmul", &matmul);
+  op(
+      m, "matmul",
+      +[](const ConstArray& a, const ConstArray& b, bool transpose_a, bool transpose_b, const std::vector<int64_t>& leaves,
+          bool accumulate, int64_t period, const std::optional<ConstArray>& bias, const Array& out,
+          const std::optional<Array>& gelu, const std::optional<ConstArray>& gelu_backward,
+          const std::optional<ConstArray>& residual) {
+        matmul(a, b, transpose_a, transpose_b, leaves, accumulate, period, bias, out, {gelu, gelu_backward, residual});
+      },
+      py::arg("a"), py::arg("b"), py::arg("transpose_a"), py::arg("transpose_b"), py::arg("leaves"), py::arg("accumulate"),
+      py::arg("period"), py::arg("bias"), py::arg("out"), py::kw_only(), py::arg("gelu") = py::none(),
+      py::arg("gelu_backward") = py::none(), py::arg("residual") = py::none());
   op(m, "matmul_backward_weight", &matmul_backward_weight);
 
   // sums and copies
@@ -89,6 +99,7 @@ void bind_ops(py::module_& m) {
   op(m, "cross_entropy_merge", &cross_entropy_merge);
   op(m, "cross_entropy_loss", &cross_entropy_loss);
   op(m, "cross_entropy_backward", &cross_entropy_backward);
+  op(m, "argmax", &argmax);
 
   // convolution
   op(m, "conv2d_forward", &conv2d_forward);
@@ -97,6 +108,8 @@ void bind_ops(py::module_& m) {
   op(m, "batch_norm_forward", &batch_norm_forward);
   op(m, "batch_norm_backward", &batch_norm_backward);
   op(m, "batch_norm_backward_weight", &batch_norm_backward_weight);
+  op(m, "add_statistic", &add_statistic);
+  op(m, "moving_average", &moving_average);
   op(m, "max_pool_forward", &max_pool_forward);
   op(m, "max_pool_backward", &max_pool_backward);
   op(m, "mean_pool_forward", &mean_pool_forward);

@@ -10,6 +10,7 @@ void prepare_thread();
 
 // What _cuda has besides ops.
 void bind_device(pybind11::module_& m);
+void bind_device_memory(pybind11::module_& m);
 void bind_device_window(pybind11::module_& m);
 
 }  // namespace plait

@@ -26,9 +26,17 @@ namespace plait {
 // a sum over samples is a sample's length, so that pairs do not depend on how many samples there are. An odd period below
 // 8 has no pairs: its chain is that of float32. On a GPU tensor cores take steps of 16 k in place of pairs, which start afresh at
 // every leaf and, unless 16 divides it, at multiples of period, filled up with +0 * +0; denormals count.
+//
+// Epilogue: what becomes of the rounded sum, one of these at most, with the bits of that op after the matmul. The arrays have
+// out's shape and type and none of its memory; rows strided. Not with accumulate.
+struct Epilogue {
+  std::optional<Array> gelu;                // gelu = gelu_forward(out), beside out
+  std::optional<ConstArray> gelu_backward;  // out = gelu_backward(sum, gelu_backward)
+  std::optional<ConstArray> residual;       // out = residual + sum
+};
 void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool transpose_b,
             const std::vector<int64_t>& leaves, bool accumulate, int64_t period,
-            const std::optional<ConstArray>& bias, const Array& out);
+            const std::optional<ConstArray>& bias, const Array& out, const Epilogue& epilogue = {});
 // rows (K, M)^T columns (K, N), as matmul, into a stack out (slots, M, N) float32: leaf 0 goes to `slot`, where accumulate
 // continues the chain that is there; after leaf i the top two merge merges[i] times, lower + upper, and the next leaf goes
 // to the next slot. Slots that merge within the call are not written.
@@ -74,18 +82,23 @@ void dropout(const ConstArray& x, float probability, int64_t seed, int64_t step,
 
 // --- norms --------------------------------------------------------------------------------------
 // x, out (R, C); weight, bias (C); mean, rstd (R) float32. Weight and bias have x's type or float32.
-void layer_norm_forward(const ConstArray& x, const ConstArray& weight, const ConstArray& bias, float epsilon,
-                        const Array& out, const Array& mean, const Array& rstd);
-void layer_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstArray& weight,
-                         const ConstArray& mean, const ConstArray& rstd, const Array& grad_x);
+// With residual (R, C), x's type, what is normed is stream (R, C) = x + residual, rounded as add does; both or neither.
+// Backward takes that stream for x. With grad_stream (R, C), its gradient by its other use, grad_x = grad_stream + the norm's
+// own gradient, which is rounded to storage first: the bits of the norm's backward, then add. grad_x may be grad_stream itself.
+void layer_norm_forward(const ConstArray& x, const std::optional<ConstArray>& residual, const ConstArray& weight,
+                        const ConstArray& bias, float epsilon, const std::optional<Array>& stream, const Array& out,
+                        const Array& mean, const Array& rstd);
+void layer_norm_backward(const ConstArray& grad, const std::optional<ConstArray>& grad_stream, const ConstArray& x,
+                         const ConstArray& weight, const ConstArray& mean, const ConstArray& rstd,
+                         const Array& grad_x);
 // grad, x (B, S, C) strided; mean, rstd (B, S) strided; grad_weight, grad_bias (C): chains over samples, positions.
 void layer_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& mean,
                                 const ConstArray& rstd, bool accumulate, const Array& grad_weight,
                                 const Array& grad_bias);
-void rms_norm_forward(const ConstArray& x, const ConstArray& weight, float epsilon, const Array& out,
-                      const Array& rstd);
-void rms_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstArray& weight,
-                       const ConstArray& rstd, const Array& grad_x);
+void rms_norm_forward(const ConstArray& x, const std::optional<ConstArray>& residual, const ConstArray& weight,
+                      float epsilon, const std::optional<Array>& stream, const Array& out, const Array& rstd);
+void rms_norm_backward(const ConstArray& grad, const std::optional<ConstArray>& grad_stream, const ConstArray& x,
+                       const ConstArray& weight, const ConstArray& rstd, const Array& grad_x);
 void rms_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& rstd,
                               bool accumulate, const Array& grad_weight);
 
@@ -141,6 +154,10 @@ void cross_entropy_backward(const ConstArray& logits, const ConstArray& targets,
                             const ConstArray& sum, int64_t first_column, int64_t vocabulary, float scale,
                             const Array& grad_logits);
 
+// Of each row of x (R, C), rows strided: the first of the largest of its first `columns` elements, or the first NaN if there is
+// one. value (R) float32, index (R) int32; -infinity and 0 where columns is 0.
+void argmax(const ConstArray& x, int64_t columns, const Array& value, const Array& index);
+
 // --- convolution, NHWC ----------------------------------------------------------------------------
 // x (B, H, W, I), out (B, OH, OW, O); OH = (H + 2 padding - KH) / stride + 1. weight (O, KH, KW, I), or (I, KH, KW, O) if
 // input_first. Channels of x (input_first) are cut at `leaves`, merged by the tree, as in matmul; a leaf is one chain over
@@ -169,6 +186,10 @@ void batch_norm_backward(const ConstArray& grad, const ConstArray& x, const Cons
 void batch_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& mean,
                                 const ConstArray& variance, float epsilon, bool accumulate,
                                 const Array& grad_weight, const Array& grad_bias);
+// All (C) float32. total [+]= samples * (x * factor): a statistic of some samples, for its mean over a whole batch.
+void add_statistic(const ConstArray& x, float factor, float samples, bool accumulate, const Array& total);
+// running = running + momentum * (total / count - running).
+void moving_average(const ConstArray& total, float count, float momentum, const Array& running);
 // x (B, H, W, C), out (B, OH, OW, C), index (B, OH, OW, C) int32: place in the window; the first maximum, or NaN, wins.
 // padding < size; grad_x is one chain over the windows of a pixel.
 void max_pool_forward(const ConstArray& x, int64_t size, int64_t stride, int64_t padding, const Array& out,

@@ -1,5 +1,6 @@
 // Checks of matmul; gemm.cpp does the work.
 #include "core/ops.hpp"
+#include "cpu/epilogue.hpp"
 #include "cpu/gemm.hpp"
 #include "core/leaves.hpp"
 
@@ -23,8 +24,8 @@ Operand operand(const ConstArray& x, bool transpose) {
 }  // namespace
 
 void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool transpose_b,
-            const std::vector<int64_t>& leaves, bool accumulate,
-            int64_t period, const std::optional<ConstArray>& bias, const Array& out) {
+            const std::vector<int64_t>& leaves, bool accumulate, int64_t period,
+            const std::optional<ConstArray>& bias, const Array& out, const Epilogue& epilogue) {
   check_matrix(a, "a");
   check_matrix(b, "b");
   check_matrix(out, "out");
@@ -66,7 +67,9 @@ void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool tra
     g.bias = bias->data;
     g.bias_dtype = bias->dtype;
   }
+  after_of(epilogue, accumulate, out);  // its checks
   gemm_parallel(g);
+  finish(epilogue, out);
 }
 
 void matmul_backward_weight(const ConstArray& rows, const ConstArray& columns,

@@ -25,6 +25,15 @@ struct Value {
 };
 
 template <class T>
+struct Sum {
+  const T *x, *y;
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    return load<V>(x + i, count) + load<V>(y + i, count);
+  }
+};
+
+template <class T>
 struct SquaredDistance {
   const T* x;
   float mean;
@@ -88,18 +97,36 @@ struct GradX {
   }
 };
 
+// The norm's gradient, rounded to storage, beside that of the stream.
+template <class T, class W>
+struct StreamGradX {
+  const T* grad_stream;
+  GradX<T, W> own;
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    return load<V>(grad_stream + i, count) + as_stored<T>(own.template at<V>(i, count));
+  }
+};
+
 // --- row kernels
 // -----------------------------------------------------------------------------------
 
-// mean is null for RMS norm.
+// mean is null for RMS norm, residual and stream where there is no sum.
 template <class V, class T, class W>
-PLAIT_INLINE void forward_body(const T* x, const W* weight, const W* bias, float epsilon,
-                               int64_t rows, int64_t channels, T* out, float* mean, float* rstd) {
+PLAIT_INLINE void forward_body(const T* x, const T* residual, const W* weight, const W* bias,
+                               float epsilon, int64_t rows, int64_t channels, T* stream, T* out,
+                               float* mean, float* rstd) {
   for (int64_t r = 0; r < rows; r++, x += channels, out += channels) {
-    const float m = mean ? sum_row<V>(channels, Value<T>{x}) / float(channels) : 0.0f;
-    const float variance = sum_row<V>(channels, SquaredDistance<T>{x, m}) / float(channels);
+    const T* row = x;
+    if (residual) {
+      fill_row<V>(channels, stream, Sum<T>{x, residual});
+      row = stream;
+      residual += channels, stream += channels;
+    }
+    const float m = mean ? sum_row<V>(channels, Value<T>{row}) / float(channels) : 0.0f;
+    const float variance = sum_row<V>(channels, SquaredDistance<T>{row, m}) / float(channels);
     const float scale = 1.0f / __builtin_sqrtf(variance + epsilon);
-    fill_row<V>(channels, out, Scaled<T, W>{{x, m, scale}, weight, bias});
+    fill_row<V>(channels, out, Scaled<T, W>{{row, m, scale}, weight, bias});
     if (mean) mean[r] = m;
     rstd[r] = scale;
   }
@@ -107,14 +134,21 @@ PLAIT_INLINE void forward_body(const T* x, const W* weight, const W* bias, float
 PLAIT_VECTOR_KERNEL(forward_rows, forward_body)
 
 template <class V, class T, class W>
-PLAIT_INLINE void backward_body(const T* grad, const T* x, const W* weight, const float* mean,
-                                const float* rstd, int64_t rows, int64_t channels, T* grad_x) {
+PLAIT_INLINE void backward_body(const T* grad, const T* grad_stream, const T* x, const W* weight,
+                                const float* mean, const float* rstd, int64_t rows,
+                                int64_t channels, T* grad_x) {
   for (int64_t r = 0; r < rows; r++, grad += channels, x += channels, grad_x += channels) {
     const WeightedGrad<T, W> g{grad, weight};
     const Normalised<T> y{x, mean ? mean[r] : 0.0f, rstd[r]};
     const float mean_grad = mean ? sum_row<V>(channels, g) / float(channels) : 0.0f;
     const float mean_product = sum_row<V>(channels, WeightedProduct<T, W>{g, y}) / float(channels);
-    fill_row<V>(channels, grad_x, GradX<T, W>{g, y, mean_grad, mean_product});
+    const GradX<T, W> own{g, y, mean_grad, mean_product};
+    if (grad_stream) {
+      fill_row<V>(channels, grad_x, StreamGradX<T, W>{grad_stream, own});
+      grad_stream += channels;
+    } else {
+      fill_row<V>(channels, grad_x, own);
+    }
   }
 }
 PLAIT_VECTOR_KERNEL(backward_rows, backward_body)
@@ -142,43 +176,48 @@ int64_t grain_of(int64_t channels) {
 }
 
 // bias and mean are null for RMS norm.
-void forward(const char* call, const ConstArray& x, const ConstArray& weight,
-             const ConstArray* bias, float epsilon, const Array& out, const Array* mean,
+void forward(const char* call, const ConstArray& x, const std::optional<ConstArray>& residual,
+             const ConstArray& weight, const ConstArray* bias, float epsilon,
+             const std::optional<Array>& stream, const Array& out, const Array* mean,
              const Array& rstd) {
-  check_norm_forward(call, x, weight, bias, out, mean, rstd);
+  check_norm_forward(call, x, residual, weight, bias, stream, out, mean, rstd);
   const int64_t rows = x.shape[0], channels = x.shape[1];
   norm_types(call, x, weight, [&](auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
-    const T* x_data = x.as<T>();
+    const T *x_data = x.as<T>(), *residual_data = data_of<T>(residual);
     const W *weight_data = weight.as<W>(), *bias_data = bias ? bias->as<W>() : nullptr;
-    T* out_data = out.as<T>();
+    T *stream_data = data_of<T>(stream), *out_data = out.as<T>();
     float *mean_data = mean ? mean->as<float>() : nullptr, *rstd_data = rstd.as<float>();
     parallel_for(rows, grain_of(channels), [=](int64_t begin, int64_t end) {
       const int64_t at = begin * channels;
-      forward_rows(x_data + at, weight_data, bias_data, epsilon, end - begin, channels,
-                   out_data + at, mean_data ? mean_data + begin : mean_data, rstd_data + begin);
+      forward_rows(x_data + at, residual_data ? residual_data + at : residual_data, weight_data,
+                   bias_data, epsilon, end - begin, channels,
+                   stream_data ? stream_data + at : stream_data, out_data + at,
+                   mean_data ? mean_data + begin : mean_data, rstd_data + begin);
     });
   });
 }
 
-void backward(const char* call, const ConstArray& grad, const ConstArray& x,
+void backward(const char* call, const ConstArray& grad,
+              const std::optional<ConstArray>& grad_stream, const ConstArray& x,
               const ConstArray& weight, const ConstArray* mean, const ConstArray& rstd,
               const Array& grad_x) {
-  check_norm_backward(call, grad, x, weight, mean, rstd, grad_x);
+  check_norm_backward(call, grad, grad_stream, x, weight, mean, rstd, grad_x);
   const int64_t rows = x.shape[0], channels = x.shape[1];
   norm_types(call, x, weight, [&](auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
-    const T *grad_data = grad.as<T>(), *x_data = x.as<T>();
+    const T *grad_data = grad.as<T>(), *stream_data = data_of<T>(grad_stream),
+            *x_data = x.as<T>();
     const W* weight_data = weight.as<W>();
     const float *mean_data = mean ? mean->as<float>() : nullptr, *rstd_data = rstd.as<float>();
     T* out_data = grad_x.as<T>();
     parallel_for(rows, grain_of(channels), [=](int64_t begin, int64_t end) {
       const int64_t at = begin * channels;
-      backward_rows(grad_data + at, x_data + at, weight_data,
-                    mean_data ? mean_data + begin : mean_data, rstd_data + begin, end - begin,
-                    channels, out_data + at);
+      backward_rows(grad_data + at, stream_data ? stream_data + at : stream_data, x_data + at,
+                    weight_data, mean_data ? mean_data + begin : mean_data, rstd_data + begin,
+                    end - begin, channels, out_data + at);
     });
   });
 }
@@ -216,14 +255,17 @@ void backward_weight(const char* call, const ConstArray& grad, const ConstArray&
 
 }  // namespace
 
-void layer_norm_forward(const ConstArray& x, const ConstArray& weight, const ConstArray& bias,
-                        float epsilon, const Array& out, const Array& mean, const Array& rstd) {
-  forward("layer_norm_forward", x, weight, &bias, epsilon, out, &mean, rstd);
+void layer_norm_forward(const ConstArray& x, const std::optional<ConstArray>& residual,
+                        const ConstArray& weight, const ConstArray& bias, float epsilon,
+                        const std::optional<Array>& stream, const Array& out, const Array& mean,
+                        const Array& rstd) {
+  forward("layer_norm_forward", x, residual, weight, &bias, epsilon, stream, out, &mean, rstd);
 }
 
-void layer_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstArray& weight,
-                         const ConstArray& mean, const ConstArray& rstd, const Array& grad_x) {
-  backward("layer_norm_backward", grad, x, weight, &mean, rstd, grad_x);
+void layer_norm_backward(const ConstArray& grad, const std::optional<ConstArray>& grad_stream,
+                         const ConstArray& x, const ConstArray& weight, const ConstArray& mean,
+                         const ConstArray& rstd, const Array& grad_x) {
+  backward("layer_norm_backward", grad, grad_stream, x, weight, &mean, rstd, grad_x);
 }
 
 void layer_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& mean,
@@ -233,14 +275,16 @@ void layer_norm_backward_weight(const ConstArray& grad, const ConstArray& x, con
                   &grad_bias);
 }
 
-void rms_norm_forward(const ConstArray& x, const ConstArray& weight, float epsilon,
+void rms_norm_forward(const ConstArray& x, const std::optional<ConstArray>& residual,
+                      const ConstArray& weight, float epsilon, const std::optional<Array>& stream,
                       const Array& out, const Array& rstd) {
-  forward("rms_norm_forward", x, weight, nullptr, epsilon, out, nullptr, rstd);
+  forward("rms_norm_forward", x, residual, weight, nullptr, epsilon, stream, out, nullptr, rstd);
 }
 
-void rms_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstArray& weight,
-                       const ConstArray& rstd, const Array& grad_x) {
-  backward("rms_norm_backward", grad, x, weight, nullptr, rstd, grad_x);
+void rms_norm_backward(const ConstArray& grad, const std::optional<ConstArray>& grad_stream,
+                       const ConstArray& x, const ConstArray& weight, const ConstArray& rstd,
+                       const Array& grad_x) {
+  backward("rms_norm_backward", grad, grad_stream, x, weight, nullptr, rstd, grad_x);
 }
 
 void rms_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& rstd,

@@ -127,13 +127,25 @@ template <class V>
 PLAIT_INLINE void store(float* p, V x) {
   *reinterpret_cast<typename VectorOf<WIDTH<V>>::Memory*>(p) = x;
 }
-// Rounds like from_float<bfloat16>.
+// Rounds like from_float<bfloat16>, whose bits are the upper half.
 template <class V>
-PLAIT_INLINE void store(bfloat16* p, V x) {
+PLAIT_INLINE Uints<V> rounded_bits(V x) {
   const Uints<V> u = Uints<V>(x);
   const Uints<V> rounded = u + 0x7fffu + ((u >> 16) & 1u), nan = u | 0x400000u;
-  const Uints<V> r = (x == x ? rounded : nan) >> 16;
+  return x == x ? rounded : nan;
+}
+template <class V>
+PLAIT_INLINE void store(bfloat16* p, V x) {
+  const Uints<V> r = rounded_bits(x) >> 16;
   for (int64_t l = 0; l < WIDTH<V>; l++) p[l].bits = uint16_t(r[l]);
+}
+// x as store and load would leave it.
+template <class T, class V>
+PLAIT_INLINE V as_stored(V x) {
+  if constexpr (sizeof(T) == sizeof(float))
+    return x;
+  else
+    return V(rounded_bits(x) & 0xffff0000u);
 }
 
 // The first `count` lanes; memory beyond them is not touched, the other lanes load as +0.

@@ -44,7 +44,8 @@ void multiply(MatmulProblem& p, const ConstArray& a, const ConstArray& b, Leaved
 }  // namespace
 
 void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool transpose_b, const std::vector<int64_t>& leaves,
-            bool accumulate, int64_t period, const std::optional<ConstArray>& bias, const Array& out) {
+            bool accumulate, int64_t period, const std::optional<ConstArray>& bias, const Array& out,
+            const Epilogue& epilogue) {
   check_matrix(a, "a");
   check_matrix(b, "b");
   check_matrix(out, "out");
@@ -75,6 +76,7 @@ void matmul(const ConstArray& a, const ConstArray& b, bool transpose_a, bool tra
                 shape_text(out));
     p.bias = bias->data, p.bias_dtype = bias->dtype;
   }
+  p.after = after_of(epilogue, accumulate, out);
   multiply(p, a, b, {leaves, {}});
 }
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/dtype.hpp"
+#include "core/epilogue.hpp"
 
 namespace plait {
 
@@ -17,7 +18,7 @@ namespace plait {
 // holds at `slot` if accumulate. After leaf i the top two of the stack merge merges[i] times, lower + upper. What is open at
 // the end goes to out: slot, slot + 1, ..., slots_stride elements apart; what was merged within the call is not written. Only
 // slots below `slot` can take part in a merge, and are then read. One output (slots_stride 0): slot is 0, everything merges,
-// then bias (n) is added in float32, then the sum is rounded to out_dtype once.
+// then bias (n) is added in float32, then the sum is rounded to out_dtype once, then comes what `after` says.
 struct MatmulProblem {
   const bfloat16* a;
   const bfloat16* b;
@@ -34,6 +35,7 @@ struct MatmulProblem {
   void* out;
   DType out_dtype;
   int64_t row_stride_out;
+  After after;  // of one output, not if accumulate
 };
 
 void matmul_mma(const MatmulProblem& problem);    // mma.sync: compute capability 8.0 and later

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 
+#include "cuda/epilogue.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/matmul_out.cuh"
 #include "cuda/matmul_walk.cuh"
@@ -15,6 +16,7 @@ struct FinishCall {
   float* partial;
   MatmulOut out;
   int64_t stride;
+  AfterCall after;
 };
 static __global__ void __launch_bounds__(256) finish_kernel(const __grid_constant__ FinishCall call) {
   struct Place {
@@ -43,6 +45,7 @@ static __global__ void __launch_bounds__(256) finish_kernel(const __grid_constan
       else
         store_sums<1, 1>(sum, call.out, leaf.slot, place);
     }
+    if (call.after.kind != After::nothing) finish_part<2>(call.after, {place.first_row, place.first_column, 1, 2, 0, 1});
   }
 }
 
@@ -81,11 +84,20 @@ inline MatmulOut out_of_groups(const MatmulShare& share, const MatmulOut& final,
   return {partial, share.partial_stride, final.m * share.partial_stride, final.m, final.n, nullptr, false, false, true, true};
 }
 
-inline void finish(const At& at, const MatmulShare& share, const MatmulOut& final, float* partial) {
+// The epilogue of the kernel itself: where leaves are merged later it comes after that.
+inline AfterCall after_of_groups(const MatmulShare& share, const MatmulProblem& p) {
+  AfterCall after = after_call(p);
+  if (share.plan.leaves.groups > 1) after.kind = After::nothing;
+  return after;
+}
+
+inline void finish(const At& at, const MatmulShare& share, const MatmulOut& final, float* partial,
+                   const AfterCall& after = {}) {
   if (share.plan.leaves.groups == 1) return;
   FinishCall call = {};
   std::copy(share.plan.finish.begin(), share.plan.finish.end(), call.leaf);
   call.groups = share.plan.leaves.groups, call.partial = partial, call.out = final, call.stride = share.partial_stride;
+  call.after = after;
   launch(at, finish_kernel, {blocks_for(final.m * ((final.n + 1) / 2), 256), 256}, call);
 }
 

@@ -66,12 +66,13 @@ void run(const MatmulProblem& p) {
   call.out = out_of_groups(share, call.final, partial);
   call.accumulate = p.accumulate, call.slot = p.slot;
   call.kept = reinterpret_cast<float2*>(memory), call.depth = share.plan.depth;
+  call.after = after_of_groups(share, p);
   call.leaves = share.plan.leaves;
   const auto kernel = a.deep   ? b.deep ? mma_kernel<Tile, true, true> : mma_kernel<Tile, true, false>
                       : b.deep ? mma_kernel<Tile, false, true>
                                : mma_kernel<Tile, false, false>;
   launch(PLAIT_AT("matmul, mma.sync"), kernel, {share.blocks, Tile::THREADS, size_t(Tile::SHARED)}, call);
-  finish(PLAIT_AT("matmul, merge of leaves"), share, call.final, partial);
+  finish(PLAIT_AT("matmul, merge of leaves"), share, call.final, partial, after_call(p));
 }
 
 }  // namespace

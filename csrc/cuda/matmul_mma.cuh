@@ -1,5 +1,6 @@
 // A tile of out by four warps on tensor cores, fed by copies that run STAGES - 1 steps ahead.
 #pragma once
+#include "cuda/epilogue.cuh"
 #include "cuda/fragment.cuh"
 #include "cuda/matmul_out.cuh"
 #include "cuda/matmul_panel.cuh"
@@ -17,6 +18,7 @@ struct MmaCall {
   int64_t slot;
   float2* kept;
   int depth;
+  AfterCall after;
   Leaves leaves;
 };
 
@@ -119,6 +121,15 @@ __device__ __forceinline__ void mma_turn(const Leaves& leaves, const Turn& turn,
   }
 }
 
+// The epilogue of what a warp stored.
+template <class Tile>
+__device__ __forceinline__ void finish_warp(const AfterCall& after, const Turn& turn) {
+  constexpr int ROWS = Tile::ROWS / 2, COLUMNS = Tile::COLUMNS / 2;
+  const int warp = int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP;
+  __syncwarp();
+  finish_part<AFTER_PACK>(after, {turn.row + warp / 2 * ROWS, turn.column + warp % 2 * COLUMNS, ROWS, COLUMNS, lane, WARP});
+}
+
 // DEEP_A: a is stored (m, k); DEEP_B: b is stored (n, k).
 template <class Tile, bool DEEP_A, bool DEEP_B>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS) mma_kernel(const __grid_constant__ MmaCall call) {
@@ -133,6 +144,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS) mma_kernel(const 
                                                            shared + Tile::PANEL);
     mma_turn<Tile, DEEP_A, DEEP_B>(call.leaves, turn, call.period, shared, copy_a, copy_b, call.final, call.out,
                                    call.accumulate, call.slot, kept);
+    if (call.after.kind != After::nothing) finish_warp<Tile>(call.after, turn);
   }
 }
 

@@ -24,6 +24,7 @@ struct SimtCall {
   int64_t slot;
   float2* kept;
   int depth;
+  AfterCall after;
   Leaves leaves;
 };
 
@@ -127,6 +128,8 @@ __global__ void __launch_bounds__(THREADS, 1) simt_kernel(const __grid_constant_
       end_leaf<THREADS, 8, 4>(sum, leaf, call.final, call.out, kept, top, place);
     }
     __syncthreads();
+    if (call.after.kind != After::nothing)
+      finish_part<AFTER_PACK>(call.after, {turn.row, turn.column, SIDE, SIDE, int(threadIdx.x), THREADS});
   }
 }
 
@@ -145,9 +148,10 @@ void matmul_simt(const MatmulProblem& p, const void* a, DType type_a, const void
   call.out = out_of_groups(share, call.final, partial);
   call.accumulate = p.accumulate, call.slot = p.slot;
   call.kept = reinterpret_cast<float2*>(memory), call.depth = share.plan.depth;
+  call.after = after_of_groups(share, p);
   call.leaves = share.plan.leaves;
   launch(PLAIT_AT("matmul"), simt_kernel, {share.blocks, THREADS, size_t(4 * DEPTH * ROW) * sizeof(float)}, call);
-  finish(PLAIT_AT("matmul, merge of leaves"), share, call.final, partial);
+  finish(PLAIT_AT("matmul, merge of leaves"), share, call.final, partial, after_call(p));
 }
 
 }  // namespace plait

@@ -147,7 +147,10 @@ void matmul_wgmma(const MatmulProblem& p, const WgmmaPlan& plan) {
   g.data = p.out, g.row_stride = p.row_stride_out, g.slot_stride = p.slots_stride;
   const uintptr_t out = reinterpret_cast<uintptr_t>(p.out);
   const int64_t out_stride = p.m == 1 ? round_up(p.n, 8) : p.row_stride_out;
-  g.by_tma = p.out_dtype == DType::bfloat16 && out % 16 == 0 && out_stride % 8 == 0 && !plan.apart;
+  g.after = after_call(p);
+  const bool gelu = p.after.kind == After::gelu;
+  g.by_tma = p.out_dtype == DType::bfloat16 && out % 16 == 0 && out_stride % 8 == 0 && !plan.apart &&
+             (!gelu || g.after.other.packs);
   g.paired = p.out_dtype == DType::float32 && out % 8 == 0 && p.row_stride_out % 2 == 0 && p.slots_stride % 2 == 0;
   g.stack_stride = round_up(p.n, 2);
 
@@ -174,7 +177,11 @@ void matmul_wgmma(const MatmulProblem& p, const WgmmaPlan& plan) {
     g.a = operand_map(a, depth, TILE_M, TILE_K);
     g.b = operand_map(b, depth, plan.columns / plan.cluster, TILE_K / plan.cluster);
   }
-  if (g.by_tma) g.out = tensor_map({p.out, {p.n, p.m, 1}, {out_stride, out_stride}, {BOX, BOX, 1}});
+  const auto boxes_of = [&](const void* data, int64_t stride) {
+    return tensor_map({data, {p.n, p.m, 1}, {stride, stride}, {BOX, BOX, 1}});
+  };
+  if (g.by_tma) g.out = boxes_of(p.out, out_stride);
+  if (g.by_tma && gelu) g.gelu = boxes_of(p.after.data, p.m == 1 ? out_stride : p.after.stride);
 
   switch (plan.columns) {
     case 256: start<256>(g, a.k_major, b.k_major, blocks); break;

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/dtype.hpp"
+#include "cuda/epilogue.cuh"
 
 namespace plait {
 
@@ -20,7 +21,7 @@ template <int N>
 struct WgmmaShared {
   static constexpr int A_BYTES = TILE_M * TILE_K * 2, B_BYTES = N * TILE_K * 2, STAGE_BYTES = A_BYTES + B_BYTES;
   static constexpr int STAGES = N >= 192 ? 4 : N == 128 ? 6 : 8;
-  static constexpr int BOXES = N == 256 ? 2 : N / 64;  // of each consumer
+  static constexpr int BOXES = N == 192 ? 3 : 2;  // of each consumer
   static constexpr int OUT = STAGES * STAGE_BYTES, BARRIERS = OUT + CONSUMERS * BOXES * BOX_BYTES;
   static constexpr int BYTES = BARRIERS + 2 * STAGES * 8;
   static_assert(BYTES <= 227 * 1024, "more than a block can have");
@@ -37,7 +38,8 @@ struct LeafStep {
 constexpr int STEPS_INSIDE = 64;  // as many leaves travel in the arguments; more lie in device memory
 
 struct WgmmaArguments {
-  CUtensorMap a, b, out;  // (k, rows, 1) where k is innermost, else (rows, k in a sample, sample); out (columns, rows, 1)
+  CUtensorMap a, b;       // (k, rows, 1) where k is innermost, else (rows, k in a sample, sample)
+  CUtensorMap out, gelu;  // (columns, rows, 1)
   int m, n;
   int cluster;                  // blocks, with tiles one below the other: they share what they load of B
   int tile_rows, tile_columns;  // tiles of clusters
@@ -46,12 +48,13 @@ struct WgmmaArguments {
   int slot, leaves;
   bool accumulate;
   bool apart;     // each leaf's sum goes to `stack`, to be merged by another kernel
-  bool by_tma;    // out is bfloat16, and aligned as TMA needs
+  bool by_tma;    // out, and gelu, are bfloat16 and aligned as TMA needs
   bool paired;    // out is float32, and its pairs are aligned
   const void* bias;
   DType bias_dtype, out_dtype;
   void* data;  // out
   int64_t row_stride, slot_stride;
+  AfterCall after;
   float* stack;  // pending sums: of each block and level, in the order of registers; if apart, of each leaf (m, stack_stride)
   int levels;
   int64_t stack_stride;

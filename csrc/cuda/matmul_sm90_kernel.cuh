@@ -156,6 +156,7 @@ __device__ __forceinline__ void consume(const WgmmaArguments& g, const WgmmaBloc
     const WgmmaItem w = wgmma_item<N>(g, item, block.rank);
     const Corner at = corner(w, consumer);
     float* const out = static_cast<float*>(g.data);
+    prefetch_other<N>(g, w, consumer);
     int k = w.first_leaf ? leaf_step(g, w.first_leaf - 1).end : 0;
     int top = g.slot, floor = g.slot;  // of the stack; below floor it lies in out
     float sum[N / 2], held[held_sums(N)];
@@ -191,6 +192,7 @@ __device__ __forceinline__ void consume(const WgmmaArguments& g, const WgmmaBloc
           write_boxes<N>(g, w, consumer, boxes, box, sum);
         else
           write_rounded<N>(g, at, static_cast<bfloat16*>(g.data), g.row_stride, sum);
+        if (g.after.kind != After::nothing && !g.by_tma) finish_rows<N>(g, w, consumer);
       }
       top++;
     }

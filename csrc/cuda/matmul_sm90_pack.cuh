@@ -61,6 +61,7 @@ __global__ void __launch_bounds__(256) merge_leaves_kernel(const __grid_constant
           out[top * g.slot_stride] = sum;
         else
           static_cast<bfloat16*>(g.data)[row * g.row_stride + column] = rounded(sum);
+        if (g.after.kind != After::nothing) finish_part<1>(g.after, {row, column, 1, 1, 0, 1});
       }
       top++;
     }

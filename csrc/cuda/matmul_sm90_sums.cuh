@@ -3,6 +3,7 @@
 #include "cuda/matmul_sm90.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/ptx_sm90.cuh"
+#include "cuda/shared.cuh"
 
 namespace plait {
 
@@ -73,18 +74,83 @@ __device__ __forceinline__ void write_rounded(const WgmmaArguments& g, Corner at
   });
 }
 
-// Through shared memory in boxes of 64 x 64, swizzled, which TMA takes from there; box is the next of the ring of BOXES.
+// The epilogue on what write_sums or write_rounded stored: 16 rows of each warp.
+template <int N>
+__device__ __forceinline__ void finish_rows(const WgmmaArguments& g, const WgmmaItem& w, int consumer) {
+  const int t = int(threadIdx.x) % GROUP;
+  __syncwarp();
+  finish_part<AFTER_PACK>(g.after, {w.row + consumer * 64 + t / 32 * 16, w.column, 16, N, t % 32, 32});
+}
+
+// Has what the epilogue will read of this consumer's rows in L2 by then.
+template <int N>
+__device__ __forceinline__ void prefetch_other(const WgmmaArguments& g, const WgmmaItem& w, int consumer) {
+  if (g.after.kind != After::gelu_backward && g.after.kind != After::residual) return;
+  constexpr int LINES = N / BOX;
+  const int first = w.row + consumer * 64, item = g.after.other.half ? 2 : 4;
+#pragma unroll 1
+  for (int i = int(threadIdx.x) % GROUP; i < 64 * LINES; i += GROUP) {
+    const int row = first + i / LINES, column = w.column + i % LINES * BOX;
+    if (row < g.m && column < g.n)
+      prefetch_l2(static_cast<const char*>(g.after.other.data) + (row * g.after.other.stride + column) * item);
+  }
+}
+
+// A consumer's boxes of 64 x 64 on their way out through shared memory, swizzled, in a ring.
+template <int N>
+struct Boxes {
+  uint32_t first;
+  int consumer;
+  int& next;
+
+  __device__ __forceinline__ void sync() const { sync_some(1 + consumer, GROUP); }
+  // The next box, once TMA has read what was in it.
+  __device__ __forceinline__ uint32_t take() {
+    const uint32_t box = first + uint32_t(next) * BOX_BYTES;
+    if (++next == WgmmaShared<N>::BOXES) next = 0;
+    if (threadIdx.x % GROUP == 0) tma_store_wait_read<WgmmaShared<N>::BOXES - 1>();
+    sync();
+    return box;
+  }
+  // All threads have written to the box, of columns from `column` on: it may go.
+  __device__ __forceinline__ void send(const CUtensorMap& map, const WgmmaItem& w, int column, uint32_t box) {
+    fence_async_shared();
+    sync();
+    if (threadIdx.x % GROUP != 0) return;
+    tma_store(map, column, w.row + consumer * 64, 0, box);
+    tma_store_commit();
+  }
+};
+
+// The epilogue on a box that begins at (row, column); the result is written to `to`, which may be the box itself.
+__device__ __forceinline__ void finish_box(const WgmmaArguments& g, int row, int column, uint32_t box, uint32_t to) {
+  unsigned char* const shared = dynamic_shared<unsigned char>();
+  const uint32_t origin = shared_address(shared);
+#pragma unroll 1
+  for (int i = int(threadIdx.x) % GROUP; i < BOX * BOX / AFTER_PACK; i += GROUP) {
+    const int piece = i % (BOX / AFTER_PACK), r = i / (BOX / AFTER_PACK), left = g.n - column - piece * AFTER_PACK;
+    const uint32_t place = uint32_t(r) * 128 + (uint32_t(piece) ^ uint32_t(r & 7)) * 16;
+    float x[AFTER_PACK], y[AFTER_PACK] = {};
+    load_pack(reinterpret_cast<const bfloat16*>(shared + (box - origin + place)), x);
+    if (g.after.kind != After::gelu && row + r < g.m && left > 0)
+      g.after.other.load<bfloat16>((row + r) * g.after.other.stride + column + piece * AFTER_PACK,
+                                   left < AFTER_PACK ? left : AFTER_PACK, y);
+    apply_after(g.after.kind, x, y);
+    store_pack(reinterpret_cast<bfloat16*>(shared + (to - origin + place)), x);
+  }
+}
+
+// box is the next of the ring of BOXES.
 template <int N>
 __device__ __forceinline__ void write_boxes(const WgmmaArguments& g, const WgmmaItem& w, int consumer, uint32_t boxes, int& box,
                                             const float (&sum)[N / 2]) {
-  constexpr int BOXES = WgmmaShared<N>::BOXES;
+  Boxes<N> ring = {boxes, consumer, box};
   const int t = int(threadIdx.x) % GROUP, lane = t % 32;
   const int row = t / 32 * 16 + lane % 16;  // of the 8 x 8 matrices whose row this lane points to
 #pragma unroll
   for (int c = 0; c < N / BOX; c++) {
-    const uint32_t to = boxes + uint32_t(box) * BOX_BYTES;
-    if (t == 0) tma_store_wait_read<BOXES - 1>();
-    sync_some(1 + consumer, GROUP);
+    const int column = w.column + c * BOX;
+    const uint32_t to = ring.take();
 #pragma unroll
     for (int j = 0; j < BOX / 16; j++) {
       const float* const s = sum + (c * BOX + j * 16) / 8 * 4;
@@ -92,13 +158,18 @@ __device__ __forceinline__ void write_boxes(const WgmmaArguments& g, const Wgmma
       store_matrices(to + uint32_t(row) * 128 + piece * 16, rounded_pair(s[0], s[1]), rounded_pair(s[2], s[3]),
                      rounded_pair(s[4], s[5]), rounded_pair(s[6], s[7]));
     }
-    fence_async_shared();
-    sync_some(1 + consumer, GROUP);
-    if (t == 0) {
-      tma_store(g.out, w.column + c * BOX, w.row + consumer * 64, 0, to);
-      tma_store_commit();
+    if (g.after.kind == After::nothing) {
+      ring.send(g.out, w, column, to);
+      continue;
     }
-    if (++box == BOXES) box = 0;
+    const bool both = g.after.kind == After::gelu;
+    uint32_t result = to;
+    if (both)
+      ring.send(g.out, w, column, to), result = ring.take();
+    else
+      ring.sync();
+    finish_box(g, w.row + consumer * 64, column, to, result);
+    ring.send(both ? g.gelu : g.out, w, column, result);
   }
 }
 

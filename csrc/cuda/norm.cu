@@ -8,14 +8,16 @@
 namespace plait {
 namespace {
 
-// mean is null for RMS norm.
+// mean is null for RMS norm; residual and stream where x itself is normed.
 template <class T, class W, bool CENTRED, int PIECES, int WIDTH>
 __global__ void __launch_bounds__(128, 3)
-    forward_kernel(const T* x, const W* __restrict__ weight, const W* __restrict__ bias, float epsilon, int64_t rows,
-                   int64_t channels, T* out, float* mean, float* rstd) {
+    forward_kernel(const T* x, const T* residual, const W* __restrict__ weight, const W* __restrict__ bias, float epsilon,
+                   int64_t rows, int64_t channels, T* stream, T* out, float* mean, float* rstd) {
   const int64_t r = int64_t(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
   if (r >= rows) return;
-  const Row<T, PIECES, WIDTH> row(x + r * channels, channels, 0);
+  const int64_t first = r * channels;
+  const Row<T, PIECES, WIDTH> row(x + first, channels, 0, residual ? residual + first : nullptr,
+                                  residual ? stream + first : nullptr);
   float m = 0.0f, sum[1];
   if constexpr (CENTRED) {
     sum_row<PIECES, WIDTH>(channels, [&](int j, int64_t i, float (&t)[1][2]) { row.at(j, i, channels, t[0]); }, sum);
@@ -55,10 +57,11 @@ __global__ void __launch_bounds__(128, 3)
   }
 }
 
+// grad_stream is null where x has no other use; grad_x may be it.
 template <class T, class W, bool CENTRED, int PIECES, int WIDTH>
 __global__ void __launch_bounds__(128, 3)
-    backward_kernel(const T* grad, const T* x, const W* __restrict__ weight, const float* mean, const float* rstd, int64_t rows,
-                    int64_t channels, T* grad_x) {
+    backward_kernel(const T* grad, const T* grad_stream, const T* x, const W* __restrict__ weight, const float* mean,
+                    const float* rstd, int64_t rows, int64_t channels, T* grad_x) {
   const int64_t r = int64_t(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
   if (r >= rows) return;
   const Row<T, PIECES, WIDTH> grads(grad + r * channels, channels, 0), row(x + r * channels, channels, 1);
@@ -90,11 +93,15 @@ __global__ void __launch_bounds__(128, 3)
   const float mean_product = sum[0] / float(channels);
   float mean_grad = 0.0f;
   if constexpr (CENTRED) mean_grad = sum[1] / float(channels);
-  each_pair<PIECES>(channels, [&](int j, int64_t i) {
+  const T* beside = grad_stream ? grad_stream + r * channels : nullptr;
+  each_pair_beside<PIECES, WIDTH>(beside, channels, [&](int j, int64_t i, const float (&other)[2]) {
     float g[2], y[2];
     load(j, i, g, y);
 #pragma unroll
-    for (int k = 0; k < 2; k++) g[k] = norm_grad_x(g[k], y[k], mean_grad, mean_product, scale);
+    for (int k = 0; k < 2; k++) {
+      g[k] = norm_grad_x(g[k], y[k], mean_grad, mean_product, scale);
+      if (beside) g[k] = other[k] + as_stored<T>(g[k]);
+    }
     store_two<WIDTH>(grad_x + r * channels, i, channels, g);
   });
 }
@@ -127,36 +134,43 @@ struct RmsTerm {
 // --- launchers ------------------------------------------------------------------------------------
 
 template <bool CENTRED>
-void forward(const At& at, const ConstArray& x, const ConstArray& weight, const ConstArray* bias, float epsilon,
-             const Array& out, const Array* mean, const Array& rstd) {
-  check_norm_forward(at.kernel, x, weight, bias, out, mean, rstd);
+void forward(const At& at, const ConstArray& x, const std::optional<ConstArray>& residual, const ConstArray& weight,
+             const ConstArray* bias, float epsilon, const std::optional<Array>& stream, const Array& out, const Array* mean,
+             const Array& rstd) {
+  check_norm_forward(at.kernel, x, residual, weight, bias, stream, out, mean, rstd);
   const int64_t rows = x.shape[0], channels = x.shape[1];
   norm_types(at.kernel, x, weight, [&](auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
     const W* bias_data = CENTRED ? bias->as<W>() : nullptr;
+    const T* residual_data = data_of<T>(residual);
+    T* stream_data = data_of<T>(stream);
     const bool pairs = pack_aligned<T>(x.data, channels, 2) && pack_aligned<T>(out.data, 0, 2) &&
+                       pack_aligned<T>(residual_data, 0, 2) && pack_aligned<T>(stream_data, 0, 2) &&
                        pack_aligned<W>(weight.data, 0, 2) && pack_aligned<W>(bias_data, 0, 2);
     choose_row<T>(rows, channels, 1, pairs, [&](auto pieces, auto width, const Grid& grid) {
-      launch(at, forward_kernel<T, W, CENTRED, pieces.value, width.value>, grid, x.as<T>(), weight.as<W>(), bias_data, epsilon,
-             rows, channels, out.as<T>(), CENTRED ? mean->as<float>() : nullptr, rstd.as<float>());
+      launch(at, forward_kernel<T, W, CENTRED, pieces.value, width.value>, grid, x.as<T>(), residual_data, weight.as<W>(),
+             bias_data, epsilon, rows, channels, stream_data, out.as<T>(), CENTRED ? mean->as<float>() : nullptr,
+             rstd.as<float>());
     });
   });
 }
 
 template <bool CENTRED>
-void backward(const At& at, const ConstArray& grad, const ConstArray& x, const ConstArray& weight, const ConstArray* mean,
-              const ConstArray& rstd, const Array& grad_x) {
-  check_norm_backward(at.kernel, grad, x, weight, mean, rstd, grad_x);
+void backward(const At& at, const ConstArray& grad, const std::optional<ConstArray>& grad_stream, const ConstArray& x,
+              const ConstArray& weight, const ConstArray* mean, const ConstArray& rstd, const Array& grad_x) {
+  check_norm_backward(at.kernel, grad, grad_stream, x, weight, mean, rstd, grad_x);
   const int64_t rows = x.shape[0], channels = x.shape[1];
   norm_types(at.kernel, x, weight, [&](auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
+    const T* stream_data = data_of<T>(grad_stream);
     const bool pairs = pack_aligned<T>(x.data, channels, 2) && pack_aligned<T>(grad.data, 0, 2) &&
-                       pack_aligned<T>(grad_x.data, 0, 2) && pack_aligned<W>(weight.data, 0, 2);
+                       pack_aligned<T>(stream_data, 0, 2) && pack_aligned<T>(grad_x.data, 0, 2) &&
+                       pack_aligned<W>(weight.data, 0, 2);
     choose_row<T>(rows, channels, 2, pairs, [&](auto pieces, auto width, const Grid& grid) {
-      launch(at, backward_kernel<T, W, CENTRED, pieces.value, width.value>, grid, grad.as<T>(), x.as<T>(), weight.as<W>(),
-             CENTRED ? mean->as<float>() : nullptr, rstd.as<float>(), rows, channels, grad_x.as<T>());
+      launch(at, backward_kernel<T, W, CENTRED, pieces.value, width.value>, grid, grad.as<T>(), stream_data, x.as<T>(),
+             weight.as<W>(), CENTRED ? mean->as<float>() : nullptr, rstd.as<float>(), rows, channels, grad_x.as<T>());
     });
   });
 }
@@ -167,14 +181,15 @@ Statistics statistics(const ConstArray& x) {
 
 }  // namespace
 
-void layer_norm_forward(const ConstArray& x, const ConstArray& weight, const ConstArray& bias, float epsilon, const Array& out,
+void layer_norm_forward(const ConstArray& x, const std::optional<ConstArray>& residual, const ConstArray& weight,
+                        const ConstArray& bias, float epsilon, const std::optional<Array>& stream, const Array& out,
                         const Array& mean, const Array& rstd) {
-  forward<true>(PLAIT_AT("layer_norm_forward"), x, weight, &bias, epsilon, out, &mean, rstd);
+  forward<true>(PLAIT_AT("layer_norm_forward"), x, residual, weight, &bias, epsilon, stream, out, &mean, rstd);
 }
 
-void layer_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstArray& weight, const ConstArray& mean,
-                         const ConstArray& rstd, const Array& grad_x) {
-  backward<true>(PLAIT_AT("layer_norm_backward"), grad, x, weight, &mean, rstd, grad_x);
+void layer_norm_backward(const ConstArray& grad, const std::optional<ConstArray>& grad_stream, const ConstArray& x,
+                         const ConstArray& weight, const ConstArray& mean, const ConstArray& rstd, const Array& grad_x) {
+  backward<true>(PLAIT_AT("layer_norm_backward"), grad, grad_stream, x, weight, &mean, rstd, grad_x);
 }
 
 void layer_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& mean, const ConstArray& rstd,
@@ -187,13 +202,14 @@ void layer_norm_backward_weight(const ConstArray& grad, const ConstArray& x, con
   });
 }
 
-void rms_norm_forward(const ConstArray& x, const ConstArray& weight, float epsilon, const Array& out, const Array& rstd) {
-  forward<false>(PLAIT_AT("rms_norm_forward"), x, weight, nullptr, epsilon, out, nullptr, rstd);
+void rms_norm_forward(const ConstArray& x, const std::optional<ConstArray>& residual, const ConstArray& weight, float epsilon,
+                      const std::optional<Array>& stream, const Array& out, const Array& rstd) {
+  forward<false>(PLAIT_AT("rms_norm_forward"), x, residual, weight, nullptr, epsilon, stream, out, nullptr, rstd);
 }
 
-void rms_norm_backward(const ConstArray& grad, const ConstArray& x, const ConstArray& weight, const ConstArray& rstd,
-                       const Array& grad_x) {
-  backward<false>(PLAIT_AT("rms_norm_backward"), grad, x, weight, nullptr, rstd, grad_x);
+void rms_norm_backward(const ConstArray& grad, const std::optional<ConstArray>& grad_stream, const ConstArray& x,
+                       const ConstArray& weight, const ConstArray& rstd, const Array& grad_x) {
+  backward<false>(PLAIT_AT("rms_norm_backward"), grad, grad_stream, x, weight, nullptr, rstd, grad_x);
 }
 
 void rms_norm_backward_weight(const ConstArray& grad, const ConstArray& x, const ConstArray& rstd, bool accumulate,

@@ -115,6 +115,15 @@ __device__ __forceinline__ void store_pack(bfloat16* to, const float (&x)[N]) {
   }
 }
 
+// x as store_pack and load_pack would leave it.
+template <class T>
+__device__ __forceinline__ float as_stored(float x) {
+  if constexpr (sizeof(T) == sizeof(float))
+    return x;
+  else
+    return to_float(rounded(x));
+}
+
 // Whether every pack of N elements that starts at a multiple of N lies on a boundary of its own size.
 template <class T>
 bool pack_aligned(const void* data, int64_t stride, int n = PACK<T>) {

@@ -27,6 +27,11 @@ __device__ __forceinline__ float max_or_nan(float x, float y) {
   return larger;
 }
 
+// Has the line of device memory in L2 soon.
+__device__ __forceinline__ void prefetch_l2(const void* line) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+}
+
 // x, of which the compiler knows nothing more: what is computed from it stays where it is written, in no register before.
 __device__ __forceinline__ int64_t opaque(int64_t x) {
   asm volatile("" : "+l"(x));

@@ -18,7 +18,6 @@
 namespace plait {
 namespace {
 
-constexpr int64_t ALIGN = 64;
 constexpr int64_t GROWTH = int64_t(4) << 20;
 constexpr int64_t PAGE = 4096;
 
@@ -58,7 +57,7 @@ Arena::~Arena() {
 
 int64_t Arena::used() const {
   std::lock_guard<std::mutex> lock(mutex_);
-  return size_;
+  return list_.size();
 }
 
 int64_t Arena::present() const {
@@ -95,14 +94,8 @@ void Arena::fill(int64_t start, int64_t stop) {
 
 void Arena::grow(int64_t size) {
   size = std::min((size + GROWTH - 1) / GROWTH * GROWTH, reserve());
-  populate(size_, size);
-  const int64_t start = size_;
-  size_ = size;
-  auto last = free_.empty() ? free_.end() : std::prev(free_.end());
-  if (last != free_.end() && last->first + last->second == start)
-    last->second += size - start;
-  else
-    free_[start] = size - start;
+  populate(list_.size(), size);
+  list_.extend(size);
 }
 
 int64_t Arena::allocate(int64_t bytes) {
@@ -110,39 +103,20 @@ int64_t Arena::allocate(int64_t bytes) {
   PLAIT_CHECK(bytes >= 0 && bytes <= reserve() - ALIGN, "arena", "cannot hold an array of ", bytes,
               " bytes, it has room for ", reserve());
   trimming_ = false;
-  const int64_t need = std::max<int64_t>(bytes + ALIGN - 1, ALIGN) / ALIGN * ALIGN;
-  auto fits = [need](const auto& block) { return block.second >= need; };
-  auto found = std::find_if(free_.begin(), free_.end(), fits);
-  if (found == free_.end()) {
-    auto last = free_.empty() ? free_.end() : std::prev(free_.end());
-    const bool at_end = last != free_.end() && last->first + last->second == size_;
-    const int64_t end = (at_end ? last->first : size_) + need;
-    PLAIT_CHECK(end <= reserve(), "arena", "cannot hold ", bytes, " more bytes: ", size_, " of ", reserve(), " used");
+  int64_t offset = list_.allocate(bytes);
+  if (offset < 0) {
+    const int64_t end = list_.tail() + list_.taken_by(bytes);
+    PLAIT_CHECK(end <= reserve(), "arena", "cannot hold ", bytes, " more bytes: ", list_.size(), " of ", reserve(), " used");
     grow(end);
-    found = std::find_if(free_.begin(), free_.end(), fits);
+    offset = list_.allocate(bytes);
   }
-  const auto [offset, size] = *found;
-  fill(offset, offset + need);
-  free_.erase(found);
-  if (size > need) free_[offset + need] = size - need;
-  taken_[offset] = need;
+  fill(offset, offset + list_.taken_by(bytes));
   return offset;
 }
 
 void Arena::release(int64_t offset) {
   std::lock_guard<std::mutex> lock(mutex_);
-  auto block = taken_.find(offset);
-  PLAIT_CHECK(block != taken_.end(), "arena", "nothing is allocated at ", offset);
-  int64_t start = block->first, stop = start + block->second;
-  taken_.erase(block);
-  auto after = free_.lower_bound(start);
-  if (after != free_.end() && stop == after->first) {
-    stop += after->second;
-    after = free_.erase(after);
-  }
-  if (after != free_.begin() && std::prev(after)->first + std::prev(after)->second == start)
-    start = std::prev(after)->first;
-  free_[start] = stop - start;
+  const auto [start, stop] = list_.release(offset);
   if (trimming_) punch(start, stop);
 }
 
@@ -158,7 +132,7 @@ void Arena::punch(int64_t start, int64_t stop) {
 void Arena::trim() {
   std::lock_guard<std::mutex> lock(mutex_);
   trimming_ = true;
-  for (const auto& [offset, bytes] : free_) punch(offset, offset + bytes);
+  for (const auto& [offset, bytes] : list_.free()) punch(offset, offset + bytes);
 }
 
 int64_t Arena::find(const void* p, int64_t bytes) const {

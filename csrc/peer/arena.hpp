@@ -8,6 +8,8 @@
 #include <map>
 #include <mutex>
 
+#include "peer/free_list.hpp"
+
 namespace plait {
 
 // A mapping of `reserve` bytes of a memfd; the pages beyond the file's end must not be touched yet.
@@ -59,11 +61,11 @@ class Arena {
 
   File file_;
   Mapping mapping_;
-  int64_t size_ = 0;  // of the file
+  static constexpr int64_t ALIGN = 64;
+
+  FreeList list_{ALIGN};  // as long as the file
   bool trimming_ = false;
-  std::map<int64_t, int64_t> free_;    // offset -> bytes, neighbours merged
   std::map<int64_t, int64_t> hollow_;  // start -> stop of pages without memory, all of them free
-  std::map<int64_t, int64_t> taken_;  // offset -> bytes
   mutable std::mutex mutex_;
 };
 

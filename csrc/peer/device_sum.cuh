@@ -89,7 +89,7 @@ __device__ __forceinline__ void sum_pack(const ReduceTask& task, const Places& p
       if (first + k < task.parts) {
         A x[N];
         some[k].get(x);
-        int merges = task.merges[first + k];
+        int merges = IS_FLOAT<X> ? task.merges[first + k] : first + k > 0;  // integers have no order
         if (merges == 0) {
           if constexpr (IS_FLOAT<X>) {
             if (first + k > 0) {

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 
 from plait.comm import Communicator, Leaves
 from plait.comm.alone import Alone
-from plait.comm.choose import communicator
+from plait.comm.choose import on_hosts
 from plait.comm.launcher import launcher
-from plait.comm.staged import Staged
 from plait.errors import UserError
 from plait.job.hook import guard
 from plait.job.world import mpi_world, silent_worlds
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from plait.comm.for_device import DeviceAxes
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Mesh:
         world = comm if isinstance(comm, Communicator) else world_communicator(comm)
         self.world = _by_node(world)
         self._made = [c for c in (world, self.world) if c is not comm]
+        self._on_devices: list[DeviceAxes] = []  # shared by this mesh's copies
         if self.layout.ranks != self.world.size:
             raise UserError(_mismatch(self.layout, self.world.size))
         at = self.layout.coordinates(self.world.rank)
@@ -115,16 +117,24 @@ class Mesh:
         other.tensor = self.tensor.with_leaves(Leaves.even(tensor, self.tensor.size))
         return other
 
-    def staged(self) -> Mesh:
-        """This mesh for arrays of a device: its axes take them through host memory."""
+    def for_device(self, room: int = 0) -> Mesh:
+        """This mesh for arrays of the device in use, with `room` bytes on each rank for arrays of
+        its axes' `empty`. Collective."""
+        from plait.comm.for_device import DeviceAxes
+
         other = copy.copy(self)
-        for name in ("data", "tensor", "pipeline"):
-            setattr(other, name, Staged(getattr(self, name)))
+        if not self._on_devices or not self._on_devices[-1].fits(room):
+            axes = {"data": self.data, "tensor": self.tensor, "pipeline": self.pipeline}
+            self._on_devices.append(DeviceAxes(self.world, axes, room))
+        for name, found in self._on_devices[-1].axes.items():
+            setattr(other, name, found.with_leaves(getattr(self, name).leaves))
         return other
 
     def close(self) -> None:
         """Gives back what the mesh's communicators hold (some MB, and some of the few communicators
         that an MPI has). Neither it nor its with_grains may be used any more. Collective."""
+        while self._on_devices:
+            self._on_devices.pop().close()
         for found in (self.pipeline, self.tensor, self.data, *reversed(self._made)):
             found.close()
 
@@ -174,7 +184,7 @@ def world_communicator(comm: MPI.Intracomm | None = None) -> Communicator:
         if silent := silent_worlds(started, comm.size):
             raise UserError(silent)
         guard(comm)
-    return communicator(comm)
+    return on_hosts(comm)
 
 
 def _mismatch(layout: Layout, size: int) -> str:

@@ -1,11 +1,19 @@
-// The host's side of CUDA on memory of the process; devices are as wide as a small GPU, so that grids loop. Device 0 has
+// The host's side of CUDA (cuda_memory.cpp has its memory); devices are as wide as a small GPU, so that grids loop. Device 0 has
 // compute capability 8.0, device 1 has 9.0.
 #include "cuda_runtime.h"
 
-#include <cstdlib>
-
 const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "an error of the test's CUDA"; }
-const char* cudaGetErrorName(cudaError_t error) { return error == cudaErrorInvalidConfiguration ? "cudaErrorInvalidConfiguration" : "cudaError"; }
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
+    case cudaErrorDeviceUninitialized: return "cudaErrorDeviceUninitialized";
+    case cudaErrorMapBufferObjectFailed: return "cudaErrorMapBufferObjectFailed";
+    case cudaErrorPeerAccessUnsupported: return "cudaErrorPeerAccessUnsupported";
+    case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
+    default: return "cudaError";
+  }
+}
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
@@ -26,13 +34,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   return cudaErrorInvalidValue;
 }
 
-cudaError_t cudaMalloc(void** data, size_t bytes) {
-  *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  if (!*data) return cudaErrorMemoryAllocation;
-  std::memset(*data, 0xff, bytes);  // nothing may count on zeros
-  return cudaSuccess;
-}
-cudaError_t cudaFree(void* data) { return std::free(data), cudaSuccess; }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
   return std::memmove(to, from, bytes), cudaSuccess;
 }

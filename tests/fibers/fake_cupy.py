@@ -23,6 +23,44 @@ def do(work: Callable[[], Any]) -> None:
     work() if recording is None else recording.append(work)
 
 
+class UnownedMemory:
+    """Memory of the device that somebody else owns; freed memory is a segmentation fault here."""
+
+    def __init__(self, ptr: int, size: int, owner: object, device_id: int):
+        self.ptr, self.size, self.owner = ptr, size, owner
+
+
+class MemoryPointer:
+    def __init__(self, mem: UnownedMemory, offset: int):
+        self.mem, self.ptr = mem, mem.ptr + offset
+
+
+class _Bytes:
+    """The bytes of a MemoryPointer for numpy, which keeps this alive."""
+
+    def __init__(self, pointer: MemoryPointer):
+        self.pointer = pointer
+        data = (pointer.ptr, False)
+        shape = (pointer.mem.size,)
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": shape, "data": data}
+
+
+def loose(x: Any) -> Any:
+    """x as a graph knows it: where somebody else owns the memory it is an address, which keeps
+    nothing. (A pool keeps what a graph was recorded with.)"""
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(loose, x))
+    root = x._held if isinstance(x, ndarray) else None
+    while isinstance(root, np.ndarray):
+        root = root.base
+    if not isinstance(root, _Bytes):
+        return x
+    low, high = np.lib.array_utils.byte_bounds(x._held)
+    memory = UnownedMemory(x.data.ptr, high - low, None, 0)
+    assert x.data.ptr == low, "an array that goes backwards"
+    return ndarray(x.shape, x.dtype, MemoryPointer(memory, 0), x.strides)
+
+
 class Pointer:
     def __init__(self, array: np.ndarray):
         self._array, self.ptr = array, array.__array_interface__["data"][0]
@@ -30,13 +68,23 @@ class Pointer:
     def memset_async(self, value: int, size: int) -> None:
         assert self._array.flags.c_contiguous
         assert size == self._array.nbytes
-        do(lambda: self._array.view(np.uint8).fill(value))
+        raw = loose(ndarray(self._array))._held.view(np.uint8)
+        do(lambda: raw.fill(value))
 
 
 class ndarray:
     __array_ufunc__ = None
 
-    def __init__(self, held: np.ndarray):
+    def __init__(
+        self,
+        held: Any,
+        dtype: Any = None,
+        memptr: MemoryPointer | None = None,
+        strides: tuple[int, ...] | None = None,
+    ):
+        """CuPy's (shape, dtype, memptr), or an array of numpy's that stands for the memory."""
+        if memptr is not None:
+            held = np.ndarray(held, dtype, np.asarray(_Bytes(memptr)), strides=strides)
         self._held = held
 
     def __array__(self, *_: Any, **__: Any) -> Any:
@@ -77,7 +125,8 @@ class ndarray:
     def __setitem__(self, where: Any, value: Any) -> None:
         assert isinstance(value, ndarray), "a number or a host array is assigned to a device array"
         assert value.dtype == self.dtype
-        do(lambda: self._held.__setitem__(where, value._held))
+        out, x = loose(self)._held, loose(value)._held
+        do(lambda: out.__setitem__(where, x))
 
     def __iter__(self) -> Any:
         return (ndarray(x) for x in self._held)
@@ -99,7 +148,8 @@ class ndarray:
     def fill(self, value: float) -> None:
         assert value == 0, "CuPy compiles a kernel to fill with anything but 0"
         assert self._held.flags.c_contiguous, "CuPy compiles a kernel to fill what has gaps"
-        do(lambda: self._held.fill(value))
+        out = loose(self)._held
+        do(lambda: out.fill(value))
 
     def get(self) -> np.ndarray:
         assert recording is None, "a captured stream is waited for"
@@ -147,6 +197,8 @@ class Stream:
     def use(self) -> None:
         Stream.current = self
 
+    done = True  # all is done at once
+
     def synchronize(self) -> None:
         pass
 
@@ -165,6 +217,16 @@ class Stream:
 Stream.null = Stream.current = Stream()
 
 
+class Event:
+    def __init__(self, disable_timing: bool = False):
+        self.done = False
+
+    def record(self, stream: Stream) -> None:
+        assert stream is Stream.current
+        assert recording is None, "an event of a captured stream is asked whether it is done"
+        self.done = True
+
+
 class MemoryPool:
     def malloc(self, size: int) -> None:
         pass
@@ -173,9 +235,13 @@ class MemoryPool:
         return 1 << 10
 
 
+# Visible devices: their place on the host's bus, and UUID. Tests set others.
+devices = [("0000:01:00.0", b"\x01" * 16)]
+
+
 class Device:
     def __init__(self, number: int):
-        assert number == 0
+        assert 0 <= number < len(devices)
 
     def use(self) -> None:
         pass
@@ -186,16 +252,26 @@ def get_default_memory_pool() -> Any:
 
 
 cuda = SimpleNamespace(
+    Event=Event,
+    MemoryPointer=MemoryPointer,
     MemoryPool=MemoryPool,
     Stream=Stream,
+    UnownedMemory=UnownedMemory,
     alloc_pinned_memory=bytearray,
     get_current_stream=lambda: Stream.current,
     using_allocator=lambda _: contextlib.nullcontext(),
     Device=Device,
+    nccl=SimpleNamespace(available=False),
     runtime=SimpleNamespace(
-        getDeviceCount=lambda: 1,
+        getDeviceCount=lambda: len(devices),
+        deviceGetPCIBusId=lambda number: devices[number][0],
         streamCaptureModeRelaxed=2,
         memGetInfo=lambda: (1 << 30, 1 << 30),
-        getDeviceProperties=lambda _: {"name": b"fibers of a CPU", "major": 8, "minor": 0},
+        getDeviceProperties=lambda number: {
+            "name": b"fibers of a CPU",
+            "major": 8,
+            "minor": 0,
+            "uuid": devices[number][1],
+        },
     ),
 )

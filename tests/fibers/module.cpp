@@ -4,6 +4,7 @@
 #include "bindings/numpy_array.hpp"
 #include "bindings/ops.hpp"
 #include "cuda/check.hpp"
+#include "cuda_memory.hpp"
 #include "fibers.hpp"
 
 namespace py = pybind11;
@@ -21,8 +22,14 @@ bool load_array(py::handle src, ConstArray& a, bool writable) {
 PYBIND11_MODULE(_cuda, m) {
   plait::bind_ops(m);
   plait::bind_device(m);
+  plait::bind_device_memory(m);
   plait::bind_device_window(m);
   plait::bind_engines(m);
   m.def("set_fiber_order", &fibers::set_order);
+  m.def("pretend", [](int number, const std::string& name, bool sees, bool reaches, bool opens) {
+    fibers::pretended() = {number, name, sees, reaches, opens};
+  }, py::arg("number") = 0, py::arg("name") = "fibers of a CPU", py::arg("sees") = true, py::arg("reaches") = true,
+        py::arg("opens") = true);
+  m.def("device_allocations", &fibers::allocations);
   m.def("set_device", [](int device) { PLAIT_CUDA(cudaSetDevice(device)); });
 }

@@ -15,7 +15,7 @@ from trainings import GRAINS, Training
 from plait.backend import kernels
 from plait.comm import Communicator
 
-# With many ranks there are many layouts: fewer models and transports, for the others up to 4 do.
+# With many ranks there are many layouts: fewer settings, for the others up to 4 do.
 MODELS = {6: ("gpt", "resnet"), 8: ("gpt", "mlp")}
 
 
@@ -31,7 +31,7 @@ def factors(ranks: int) -> Factors:
         "recompute": ("none", "layer"),
         "zero": (0, 1),
         "sequence_parallel": (False, True),
-        "threads": (1, 2),
+        "threads": (1, 2) if ranks <= 4 else (1,),
         "transport": sorted(transports, reverse=True),
         "stop": STOPS,
     }
@@ -77,17 +77,8 @@ def sleeps() -> dict[str, int]:
     return counts
 
 
-@case((1, 2, 3, 4, 8), limit=300.0)
+@case((1, 2, 3, 4, 6, 8), limit=300.0, long=(6,))
 def every_pair_of_settings(world: Communicator) -> None:
-    check_pairs(world)
-
-
-@case(6, limit=300.0, long=True)
-def every_pair_on_six_ranks(world: Communicator) -> None:
-    check_pairs(world)
-
-
-def check_pairs(world: Communicator) -> None:
     bench = Bench(world)
     for row in pairwise(factors(world.size), excluded):
         bench.check(*split(row))

@@ -7,6 +7,8 @@ where arrays go.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,19 @@ from harness import case
 
 import plait
 from plait import backend, models, optim, train
-from plait.comm import Communicator
+from plait.comm import Communicator, aware_mpi
 from plait.comm.alone import Alone
+from plait.comm.combine import BFLOAT16
+from plait.comm.for_device import for_device
+from plait.comm.nccl import Nccl
 from plait.comm.staged import Staged
+from plait.comm.transport import PeerFailed
 from plait.data import synthetic
 from plait.train.digest import state_digest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fibers"))
+import fake_cupy
+import fake_nccl
 from fake_device import cpu_kernels, device
 
 LAYOUTS: dict[int, list[tuple[tuple[int, int, int], dict[str, Any]]]] = {
@@ -106,6 +114,104 @@ def staged_collectives(world: Communicator) -> None:
         comm.barrier()
 
 
+SIZES = (0, 1, 5, 40_000)
+
+
+def compare(world: Communicator, comm: Communicator, n: int) -> None:
+    """comm gives of device arrays of n rows what host arrays get, evenly cut or not."""
+    uneven = [0, *(n * r // world.size - (n > 9) for r in range(1, world.size)), n]
+    even = [n * r // world.size for r in range(world.size + 1)]
+    given = even[world.rank + 1] - even[world.rank]
+    rng = np.random.default_rng([world.rank, n])
+    numbers = rng.integers(-99, 99, (n, 3))
+
+    def same(name: str, x: Any, *more: Any, **options: Any) -> None:
+        there = {
+            key: backend.to_device(y) if isinstance(y, np.ndarray) else y
+            for key, y in options.items()
+        }
+        got = getattr(comm, name)(backend.to_device(x.copy()), *more, **there)
+        expected = getattr(world, name)(x.copy(), *more, **options)
+        assert backend.on_device(got)
+        assert backend.to_host(got).tobytes() == expected.tobytes(), (name, x.dtype, n)
+
+    for dtype in (np.dtype("f4"), BFLOAT16, *map(np.dtype, ("i8", "u4", "i2"))):
+        x = numbers.astype(dtype)
+        same("all_reduce", x)
+        same("reduce_scatter", x, bounds=uneven)
+        if dtype.kind in "iu":
+            same("all_reduce", x, "max")
+        same("all_gather", x)
+        same("all_gather", x[uneven[world.rank] : uneven[world.rank + 1]], bounds=uneven)
+        same("broadcast", x, world.size - 1)
+        same("all_to_all", x, even, [given * r for r in range(world.size + 1)])
+    nodes = rng.standard_normal((1, n, 6)).astype(np.float32)
+    bias = np.arange(6, dtype=np.float32)
+    for dtype in (np.float32, BFLOAT16):
+        same("all_reduce_nodes", nodes, bias=bias, dtype=dtype)
+        same("reduce_scatter_nodes", nodes, bias=bias, dtype=dtype, axis=0, bounds=uneven)
+        same("reduce_scatter_nodes", nodes, bias=bias, dtype=dtype, axis=1)
+
+
+@case(ranks=(2, 3, 4))
+def nccl_collectives(world: Communicator) -> None:
+    with device(cpu_kernels()), over_nccl():
+        backend.use("cuda")
+        inner = world.split(0, world.rank)
+        assert inner is not None
+        comm = for_device(inner, None)
+        assert isinstance(comm, Nccl)
+        for n in SIZES:
+            compare(world, comm, n)
+        assert {"send", "recv", "bcast", "allReduce"} == set(fake_nccl.calls)
+        comm.look()
+        fake_nccl.lost = True
+        try:
+            backend.wait()
+        except PeerFailed as error:
+            assert "NCCL lost a peer" in str(error)  # noqa: PT017
+        else:
+            raise AssertionError("a peer was lost and nobody said so")
+        finally:
+            fake_nccl.lost = False
+        assert fake_nccl.calls[-1] == "abort"
+        comm.close()
+
+
+@case(ranks=(2, 3, 4))
+def collectives_of_a_cuda_aware_mpi(world: Communicator) -> None:
+    """MPI is given the addresses of what here is no device; that it is CUDA-aware is made up."""
+    with device(cpu_kernels()):
+        backend.use("cuda")
+        inner = world.split(0, world.rank)
+        assert inner is not None
+        assert aware_mpi.direct(inner) is None, "this MPI is not CUDA-aware"
+        refusal, aware_mpi.refusal = aware_mpi.refusal, lambda: None
+        try:
+            comm = aware_mpi.direct(inner)
+            assert comm is not None
+        finally:
+            aware_mpi.refusal = refusal
+        for n in SIZES:
+            compare(world, comm, n)
+        half = comm.split(comm.rank % 2, comm.rank)
+        assert half is not None
+        ones = backend.to_device(np.ones(5, np.float32))
+        assert backend.to_host(half.all_reduce(ones)).tolist() == [half.size] * 5
+        half.close()
+        comm.close()
+
+
+@contextmanager
+def over_nccl() -> Iterator[None]:
+    before, fake_cupy.cuda.nccl = fake_cupy.cuda.nccl, fake_nccl
+    fake_nccl.calls.clear()
+    try:
+        yield
+    finally:
+        fake_cupy.cuda.nccl = before
+
+
 @case(ranks=2)
 def one_rank_without_a_device(world: Communicator) -> None:
     """ "cuda" is refused on every rank, "auto" takes the CPU on all: both say who has none."""
@@ -127,3 +233,23 @@ def one_rank_without_a_device(world: Communicator) -> None:
     assert "built for the CPU only" in said[0]
     assert said[1].startswith("cpu, not cuda: rank 1 on host ")
     assert backend.name() == "cpu"
+
+
+@case(ranks=3)
+def devices_are_known_by_their_identity(world: Communicator) -> None:
+    """Every rank sees one device: ranks 0 and 2 the same, or each its own."""
+    from plait.train.device import Shares, device_shares, take_backend
+
+    before = fake_cupy.devices
+    try:
+        for own, expected in (
+            (world.rank % 2, Shares(2, 1 << 29)),
+            (world.rank, Shares(1, 1 << 30)),
+            (0, Shares(3, (1 << 30) // 3)),
+        ):
+            fake_cupy.devices = [(f"0000:{own}1:00.0", bytes([own] * 16))]
+            with device(cpu_kernels()):
+                assert take_backend("cuda", world).endswith("device 0)")
+                assert device_shares(world) == expected
+    finally:
+        fake_cupy.devices = before

@@ -196,10 +196,13 @@ def a_scaled_gradient_of_an_activation(world: Communicator) -> None:
     plant = Plant("2x2x1", 2)
 
     def scaled(result: Any, ctx: Context, *_: Any) -> Any:
-        return result * result.dtype.type(1.01) if "blocks.1" in str(ctx.label) else result
+        if "blocks.1.mlp.down" not in str(ctx.label):
+            return result
+        nothing, grad = result
+        return nothing, grad * grad.dtype.type(1.01)
 
-    plant.wrap(ops.GELU, "backward", scaled)
-    plant.named("in step 1: gradient of input 0 of GELU (blocks.1", "sample 4")
+    plant.wrap(ops.RowLinear, "backward", scaled)
+    plant.named("in step 1: gradient of input 1 of RowLinear (blocks.1.mlp.down", "sample 4")
 
 
 @case(4, limit=60.0)
@@ -301,7 +304,7 @@ def a_sample_used_twice(world: Communicator) -> None:
 def a_wrong_message_between_stages(world: Communicator) -> None:
     plant = Plant("2x1x2", 1)
     plant.wrap(Stage, "_receive", lambda result, *_: np.roll(result, 1, axis=0))
-    plant.named("in step 1: output of ", "(blocks.1", "sample 0")
+    plant.named("in step 1: output 0 of ResidualLayerNorm (blocks.1.norm1", "sample 0")
 
 
 @case(4, limit=60.0)
@@ -351,13 +354,14 @@ def a_nan_of_one_rank(world: Communicator) -> None:
     plant = Plant("2x2x1", 2)
 
     def broken(result: Any, *_: Any) -> Any:
-        result[0, 0, 0] = np.nan
+        result[0][0, 0, 0] = np.nan
         return result
 
-    plant.wrap(ops.GELU, "forward", broken)
+    plant.wrap(ops.ColumnGELU, "forward", broken)
     plant.named(
-        "in step 1: output of GELU (blocks.0), sample 4", "nan instead of -", "not all are finite"
-    )
+        "in step 1: output of ColumnGELU (blocks.0.mlp.up", "sample 4", "nan instead of -",
+        "not all are finite",
+    )  # fmt: skip
 
 
 @case(4, limit=60.0)

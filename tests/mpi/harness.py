@@ -31,13 +31,15 @@ _SHARED_MEMORY = ("mpich_shm_", "vader_segment", "sm_segment", "osc_rdma", "psm2
 @dataclass(frozen=True)
 class Case:
     """function(world) on `ranks` ranks, world a plait Communicator; limit in seconds; long: takes
-    minutes, and runs with --long only."""
+    minutes, and runs with --long only; cuda: needs csrc/cuda, on a GPU or on fibers, and runs with
+    --cuda only."""
 
     name: str
     ranks: int
     function: Callable[[Any], None]
     limit: float
     long: bool = False
+    cuda: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,21 @@ def kept() -> Iterator[None]:
 
 
 def case(
-    ranks: int | tuple[int, ...], *, limit: float = 120.0, long: bool = False
+    ranks: int | tuple[int, ...],
+    *,
+    limit: float = 120.0,
+    long: bool | tuple[int, ...] = False,
+    cuda: bool = False,
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Registers a function(world) to run on each of these rank counts."""
+    """Registers a function(world) to run on each of these rank counts. long: with --long only, on
+    all of them or on some."""
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         file = function.__module__.removeprefix("cases_")
         for count in (ranks,) if isinstance(ranks, int) else ranks:
             name = f"{file}.{function.__name__}"
-            _registered.append(Case(name, count, function, limit, long))
+            only_long = long if isinstance(long, bool) else count in long
+            _registered.append(Case(name, count, function, limit, only_long, cuda))
         return function
 
     return register

@@ -14,7 +14,11 @@ def outcomes(request: pytest.FixtureRequest) -> dict[int, dict[str, Outcome]]:
 
 
 CASES = [
-    pytest.param(x, id=f"{x.name}-{x.ranks}", marks=[pytest.mark.long] if x.long else [])
+    pytest.param(
+        x,
+        id=f"{x.name}-{x.ranks}",
+        marks=[pytest.mark.long] * x.long + [pytest.mark.cuda] * x.cuda,
+    )
     for x in load_cases()
 ]
 

@@ -85,6 +85,16 @@ void add_batch_norm(Cases& cases, DType dtype, DType weights, int64_t samples, i
                                                 grad_weight, grad_bias);
                      return Outputs{grad_weight, grad_bias};
                    }});
+  cases.push_back({named("add_statistic", F32, {c}), [=] {
+                     Tensor total = normal(F32, {c}, 7);
+                     add_statistic(positive({c}, 4), 1.25f, 3.0f, true, total);
+                     return Outputs{total};
+                   }});
+  cases.push_back({named("moving_average", F32, {c}), [=] {
+                     Tensor running = normal(F32, {c}, 8);
+                     moving_average(normal(F32, {c}, 7), 12.0f, 0.1f, running);
+                     return Outputs{running};
+                   }});
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Norms, activations, rope, attention, embedding, cross-entropy.
 #include <initializer_list>
+#include <optional>
 
 #include "cases.hpp"
 #include "core/ops.hpp"
@@ -9,35 +10,47 @@ namespace plait::portable {
 namespace {
 
 using Outputs = std::vector<Tensor>;
+using Maybe = std::optional<Tensor>;
+using Stream = std::optional<Array>;
 
-Outputs layer_norm(DType dtype, DType weights, int64_t samples, int64_t length, int64_t c) {
+std::optional<ConstArray> held(const Maybe& x) {
+  return x ? std::optional<ConstArray>(*x) : std::nullopt;
+}
+
+// residual: of a stream of two, whose first gradient is another one.
+Outputs layer_norm(DType dtype, DType weights, int64_t samples, int64_t length, int64_t c,
+                   bool residual) {
   const Tensor x = normal(dtype, {samples * length, c}, 1, 3),
                grad = normal(dtype, {samples * length, c}, 2);
   const Tensor weight = normal(weights, {c}, 3), bias = normal(weights, {c}, 4);
   const int64_t rows = samples * length;
   Tensor out = empty(dtype, {rows, c}), mean = empty(F32, {rows}), rstd = empty(F32, {rows}),
          grad_x = empty(dtype, {rows, c}), grad_weight = normal(F32, {c}, 5),
-         grad_bias = normal(F32, {c}, 6);
-  layer_norm_forward(x, weight, bias, 1e-5f, out, mean, rstd);
-  layer_norm_backward(grad, x, weight, mean, rstd, grad_x);
+         grad_bias = normal(F32, {c}, 6), stream = empty(dtype, {rows, c});
+  const Maybe other = residual ? Maybe(normal(dtype, {rows, c}, 7)) : Maybe();
+  layer_norm_forward(x, held(other), weight, bias, 1e-5f, residual ? Stream(stream) : Stream(), out,
+                     mean, rstd);
+  layer_norm_backward(grad, held(other), residual ? stream : x, weight, mean, rstd, grad_x);
   layer_norm_backward_weight(reshaped(grad, {samples, length, c}),
                              reshaped(x, {samples, length, c}), reshaped(mean, {samples, length}),
                              reshaped(rstd, {samples, length}), true, grad_weight, grad_bias);
-  return {out, mean, rstd, grad_x, grad_weight, grad_bias};
+  return {out, mean, rstd, grad_x, grad_weight, grad_bias, stream};
 }
 
-Outputs rms_norm(DType dtype, DType weights, int64_t samples, int64_t length, int64_t c) {
+Outputs rms_norm(DType dtype, DType weights, int64_t samples, int64_t length, int64_t c,
+                 bool residual) {
   const Tensor x = normal(dtype, {samples * length, c}, 1, 3),
                grad = normal(dtype, {samples * length, c}, 2);
   const Tensor weight = normal(weights, {c}, 3);
   const int64_t rows = samples * length;
   Tensor out = empty(dtype, {rows, c}), rstd = empty(F32, {rows}), grad_x = empty(dtype, {rows, c}),
-         grad_weight = normal(F32, {c}, 5);
-  rms_norm_forward(x, weight, 1e-5f, out, rstd);
-  rms_norm_backward(grad, x, weight, rstd, grad_x);
+         grad_weight = normal(F32, {c}, 5), stream = empty(dtype, {rows, c});
+  const Maybe other = residual ? Maybe(normal(dtype, {rows, c}, 7)) : Maybe();
+  rms_norm_forward(x, held(other), weight, 1e-5f, residual ? Stream(stream) : Stream(), out, rstd);
+  rms_norm_backward(grad, held(other), residual ? stream : x, weight, rstd, grad_x);
   rms_norm_backward_weight(reshaped(grad, {samples, length, c}), reshaped(x, {samples, length, c}),
                            reshaped(rstd, {samples, length}), true, grad_weight);
-  return {out, rstd, grad_x, grad_weight};
+  return {out, rstd, grad_x, grad_weight, stream};
 }
 
 // Some outputs of a call that runs an op and its backward: one case for each op.
@@ -102,6 +115,12 @@ Outputs embedding(DType dtype, int64_t count, int64_t channels) {
   return {out, grad_weight};
 }
 
+Outputs largest(const Tensor& x) {
+  Tensor value = empty(F32, {x.shape[0]}), index = empty(DType::int32, {x.shape[0]});
+  argmax(x, x.shape[1] - x.shape[1] / 5, value, index);
+  return {value, index};
+}
+
 Outputs cross_entropy(DType dtype, int64_t rows, int64_t columns) {
   const int64_t vocabulary = 2 * columns - 3;
   const Tensor targets = integers({rows}, int32_t(vocabulary), 1);
@@ -140,13 +159,19 @@ void add_norms(Cases& cases) {
                  {"layer_norm_backward", {3}},
                  {"layer_norm_backward_weight", {4, 5}}},
                 dtype, s, rest,
-                [=, x = dtype, w = weights] { return layer_norm(x, w, s[0], s[1], s[2]); });
+                [=, x = dtype, w = weights] { return layer_norm(x, w, s[0], s[1], s[2], false); });
       add_parts(cases,
                 {{"rms_norm_forward", {0, 1}},
                  {"rms_norm_backward", {2}},
                  {"rms_norm_backward_weight", {3}}},
                 dtype, s, rest,
-                [=, x = dtype, w = weights] { return rms_norm(x, w, s[0], s[1], s[2]); });
+                [=, x = dtype, w = weights] { return rms_norm(x, w, s[0], s[1], s[2], false); });
+      add_parts(cases, {{"layer_norm_forward", {0, 1, 2, 6}}, {"layer_norm_backward", {3}}}, dtype,
+                s, rest + " residual",
+                [=, x = dtype, w = weights] { return layer_norm(x, w, s[0], s[1], s[2], true); });
+      add_parts(cases, {{"rms_norm_forward", {0, 1, 4}}, {"rms_norm_backward", {2}}}, dtype, s,
+                rest + " residual",
+                [=, x = dtype, w = weights] { return rms_norm(x, w, s[0], s[1], s[2], true); });
     }
 }
 
@@ -201,6 +226,12 @@ void add_vocabulary(Cases& cases) {
                  {"cross_entropy_loss", {3}},
                  {"cross_entropy_backward", {4}}},
                 dtype, s, "", [=] { return cross_entropy(dtype, s[0], s[1]); });
+    for (const Shape& s : {Shape{1, 5}, {40, 160}, {67, 1003}}) {
+      cases.push_back(
+          {named("argmax", dtype, s), [=] { return largest(normal(dtype, s, 1, 4, 3)); }});
+      cases.push_back({named("argmax", dtype, s) + " of any bits",
+                       [=] { return largest(any_bits(dtype, s, 1)); }});
+    }
   }
 }
 

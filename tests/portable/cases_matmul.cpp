@@ -31,7 +31,13 @@ void add_product(Cases& cases, DType dtype, int64_t m, int64_t n, int64_t k, flo
       matmul(a, b, across, down, {0, k}, false, 0, std::nullopt, plain);
       matmul(a, b, across, down, {0, k}, false, 0, std::nullopt, more);
       matmul(a, b, across, down, {0, k}, true, 7, std::nullopt, more);
-      return std::vector<Tensor>{out, plain, more};
+      const Tensor other = normal(dtype, {m, n}, 4, scale, 3);
+      Tensor before = empty(dtype, {m, n}), gelu = empty(dtype, {m, n});
+      Tensor slope = empty(dtype, {m, n}), sum = empty(dtype, {m, n});
+      matmul(a, b, across, down, {0, k}, false, 0, bias, before, {gelu, {}, {}});
+      matmul(a, b, across, down, {0, k}, false, 0, std::nullopt, slope, {{}, other, {}});
+      matmul(a, b, across, down, leaves_of(k, k < 3 ? 1 : 3), false, 0, bias, sum, {{}, {}, other});
+      return std::vector<Tensor>{out, plain, more, before, gelu, slope, sum};
     };
     const std::string how =
         std::string(across ? " transposed" : " plain") + (down ? " transposed" : " plain");

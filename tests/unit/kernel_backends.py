@@ -48,7 +48,7 @@ class OnDevice:
         function = getattr(self.module, name)
         return functools.partial(self.call, function) if callable(function) else function
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         memory: dict[int, tuple[np.ndarray, Any]] = {}
 
         def there(x: Any) -> Any:
@@ -67,7 +67,8 @@ class OnDevice:
             data = memory[id(root)][1].data + (x.__array_interface__["data"][0] - low)
             return self.cupy.ndarray(x.shape, x.dtype, memptr=data, strides=x.strides)
 
-        result = function(*(there(x) for x in arguments))
+        there_named = {name: there(x) for name, x in named.items()}
+        result = function(*(there(x) for x in arguments), **there_named)
         for raw, copy in memory.values():
             if raw.size and raw.flags.writeable:
                 raw[...] = copy.get()

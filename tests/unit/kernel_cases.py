@@ -52,6 +52,21 @@ def matmul(t: np.dtype) -> Case:
     return Case((random((N, 31, 90), t),), (random((90, 67), t), random((67,), t)), call)
 
 
+def epilogue(kind: str) -> Callable[[np.dtype], Case]:
+    def make(t: np.dtype) -> Case:
+        def call(a: Array, other: Array, b: Array) -> Outputs:
+            out, second = like(a, (len(a) * 31, 67)), other.reshape(-1, 67).copy()
+            rows = a.reshape(-1, 90)
+            leaves = [0, 31, 90]
+            _cpu.matmul(rows, b, False, False, leaves, False, 0, None, out, **{kind: second})
+            return out.reshape(other.shape), second.reshape(other.shape)
+
+        a, other = random((N, 31, 90), t), random((N, 31, 67), t, 2)
+        return Case((a, other), (random((90, 67), t),), call)
+
+    return make
+
+
 def add(t: np.dtype) -> Case:
     def call(*x: Array) -> Outputs:
         out = like(x[0])
@@ -82,31 +97,41 @@ def rope(t: np.dtype) -> Case:
     return Case((random((N, 37, 3, 26), t),), (), call)
 
 
-def norm(name: str, backward: bool) -> Callable[[np.dtype], Case]:
+def norm(name: str, backward: bool, residual: bool = False) -> Callable[[np.dtype], Case]:
+    """residual: of x + a residual, with the gradient of that sum's other use."""
     center = name == "layer"
 
     def make(t: np.dtype) -> Case:
         x, weight, bias = random((N, 29, 130), t, 1, 3), random((130,), t, 2), random((130,), t, 3)
+        more = (random(x.shape, t, 5),) if residual else ()
 
-        def forward(x: Array, weight: Array, bias: Array) -> Outputs:
-            out, flat = like(x), x.reshape(-1, 130)
-            moments = [singles(x, len(flat)) for _ in range(1 + center)]
-            extra = (bias,) if center else ()
-            kernel = getattr(_cpu, f"{name}_norm_forward")
-            kernel(flat, weight, *extra, 1e-5, out.reshape(-1, 130), *moments)
-            return out, *(m.reshape(len(x), 29) for m in moments)
+        def rows(x: Array) -> Array:
+            return x.reshape(-1, 130)
+
+        def forward(x: Array, *rest: Array) -> Outputs:
+            *added, weight, bias = rest
+            out, moments = like(x), [singles(x, len(rows(x))) for _ in range(1 + center)]
+            extra, stream = ((bias,) if center else ()), [like(x) for _ in added]
+            getattr(_cpu, f"{name}_norm_forward")(
+                rows(x), rows(added[0]) if added else None, weight, *extra, 1e-5,
+                rows(stream[0]) if added else None, rows(out), *moments,
+            )  # fmt: skip
+            return out, *(m.reshape(len(x), 29) for m in moments), *stream
 
         def call(grad: Array, x: Array, *rest: Array) -> Outputs:
             *moments, weight = rest
-            grad_x, flat = like(x), [a.reshape(-1, 130) for a in (grad, x)]
-            kernel = getattr(_cpu, f"{name}_norm_backward")
-            kernel(*flat, weight, *(m.reshape(-1) for m in moments), grad_x.reshape(-1, 130))
+            added, moments = (moments[:1], moments[1:]) if residual else ([], moments)
+            grad_x = like(x)
+            getattr(_cpu, f"{name}_norm_backward")(
+                rows(grad), rows(added[0]) if added else None, rows(x), weight,
+                *(m.reshape(-1) for m in moments), rows(grad_x),
+            )  # fmt: skip
             return (grad_x,)
 
         if not backward:
-            return Case((x,), (weight, bias), forward)
+            return Case((x, *more), (weight, bias), forward)
         moments = forward(x, weight, bias)[1:]
-        return Case((random(x.shape, t, 4), x, *moments), (weight,), call)
+        return Case((random(x.shape, t, 4), x, *more, *moments), (weight,), call)
 
     return make
 
@@ -175,6 +200,15 @@ def cross_entropy_backward(t: np.dtype) -> Case:
 
     logits, targets = _logits(t)
     return Case((logits, targets, *statistics(logits, targets)[:2]), (), call)
+
+
+def argmax(t: np.dtype) -> Case:
+    def call(x: Array) -> Outputs:
+        value, index = singles(x, len(x)), like(x, (len(x),), np.dtype(np.int32))
+        _cpu.argmax(x, 151, value, index)
+        return value, index
+
+    return Case((_logits(t)[0],), (), call)
 
 
 def _logits(t: np.dtype) -> Outputs:
@@ -257,6 +291,9 @@ def mean_pool(backward: bool) -> Callable[[np.dtype], Case]:
 
 ROWS: dict[str, Callable[[np.dtype], Case]] = {
     "matmul": matmul,
+    "matmul (gelu)": epilogue("gelu"),
+    "matmul (gelu_backward)": epilogue("gelu_backward"),
+    "matmul (residual)": epilogue("residual"),
     "add": add,
     "gelu_forward": elementwise("gelu_forward", 1, 1),
     "gelu_backward": elementwise("gelu_backward", 2, 1),
@@ -269,12 +306,17 @@ ROWS: dict[str, Callable[[np.dtype], Case]] = {
     "layer_norm_backward": norm("layer", True),
     "rms_norm_forward": norm("rms", False),
     "rms_norm_backward": norm("rms", True),
+    "layer_norm_forward (residual)": norm("layer", False, residual=True),
+    "layer_norm_backward (residual)": norm("layer", True, residual=True),
+    "rms_norm_forward (residual)": norm("rms", False, residual=True),
+    "rms_norm_backward (residual)": norm("rms", True, residual=True),
     "attention_forward": attention,
     "attention_backward": attention_backward,
     "embedding_forward": embedding,
     "cross_entropy_statistics": lambda t: Case(_logits(t), (), statistics),
     "cross_entropy_loss": losses,
     "cross_entropy_backward": cross_entropy_backward,
+    "argmax": argmax,
     "conv2d_forward": conv(False),
     "conv2d_backward": conv(True),
     "batch_norm_forward (evaluation)": lambda t: batch_norm(t, training=False),
@@ -283,4 +325,12 @@ ROWS: dict[str, Callable[[np.dtype], Case]] = {
     "mean_pool_forward": mean_pool(False),
     "mean_pool_backward": mean_pool(True),
 }
+# Others round on their way, too: attention what it multiplies (test_numerics_fusion), a matmul what
+# its epilogue gets (test_epilogue), a norm the stream (test_norm).
+ONCE = [
+    name
+    for name in ROWS
+    if not name.startswith(("attention", "matmul ("))
+    if "(residual)" not in name
+]
 MIXED = {"batch_norm_forward": batch_norm, "batch_norm_backward": batch_norm_backward}

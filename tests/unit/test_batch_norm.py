@@ -234,3 +234,25 @@ def test_no_rows_and_wrong_shapes(kernels):
         same_bits(total, np.zeros(3, float32))
     with pytest.raises(ValueError, match="per-channel array"):
         forward(np.ones((2, 4), float32), weight, bias, kernels=kernels)
+
+
+@pytest.mark.parametrize("channels", [0, 1, 7, 300])
+def test_running_statistics_round_every_operation(channels, kernels):
+    rng = np.random.default_rng(channels)
+    x, total, running = (rng.standard_normal(channels).astype(float32) for _ in range(3))
+    x[:1], factor = -0.0, np.float32(257 / 256)
+    for accumulate in (False, True):
+        out = total.copy()
+        kernels.add_statistic(x, factor, 5, accumulate, out)
+        same_bits(out, (total if accumulate else np.zeros_like(x)) + np.float32(5) * (x * factor))
+    out = running.copy()
+    kernels.moving_average(total, 12, 0.1, out)
+    same_bits(out, running + np.float32(0.1) * (total / np.float32(12) - running))
+
+
+def test_running_statistics_of_other_channels_are_refused(kernels):
+    x, other = np.zeros(3, float32), np.zeros(4, float32)
+    with pytest.raises(ValueError, match=r"add_statistic: x is \(3,\)"):
+        kernels.add_statistic(x, 1.0, 1.0, False, other)
+    with pytest.raises(ValueError, match=r"moving_average: total is \(4,\)"):
+        kernels.moving_average(other, 1.0, 0.1, x)

@@ -16,7 +16,7 @@ from plait.comm.alone import Alone
 from plait.errors import UserError
 from plait.train import config as train_config
 from plait.train.build import build_dataset, build_model
-from plait.train.device import take_backend
+from plait.train.device import Shares, device_shares, take_backend
 from plait.train.digest import state_digest
 from plait.train.setup import Here, check_memory
 
@@ -49,14 +49,13 @@ def trained(model: str, backend: str, **changes: Any) -> tuple[str, list[float]]
         backend=backend,  # type: ignore[arg-type]
         **{**known, **changes},
     )
-    losses = [step.loss for step in trainer.steps(3)]
+    losses = [step.loss for step in trainer.steps(4)]
     on_device = [not isinstance(x, np.ndarray) for x in trainer.engine.master.values()]
     assert all(on_device) if backend == "cuda" else not any(on_device)
     losses.append(trainer.evaluate(trainer.dataset, batches=1).loss)
     return state_digest(trainer.engine), losses
 
 
-@pytest.mark.filterwarnings("ignore:the step is no CUDA graph")  # batch norm looks at statistics
 @pytest.mark.parametrize(
     ("model", "changes"),
     [
@@ -203,8 +202,65 @@ def test_a_model_that_does_not_fit(tmp_path: Any) -> None:
     specs = build_model(config, build_dataset(config))
     with device(cpu_kernels()):
         backend.use("cuda")
+        shares = device_shares(Alone())
         with pytest.raises(UserError, match=r"a rank, the limit is 1\.07 GB"):
-            check_memory(config, specs, config.layout.resolve(1), Here(1, 1))
+            check_memory(config, specs, config.layout.resolve(1), Here(1, 1), shares.bytes)
+
+
+GB = 1 << 30
+FIRST, SECOND = ("0000:01:00.0", b"\1" * 16), ("0000:81:00.0", b"\2" * 16)
+
+
+class Told(Alone):
+    """A world in which the other ranks have these (host, device, bytes)."""
+
+    def __init__(self, *others: tuple[str, str, int]) -> None:
+        super().__init__()
+        self.others = list(others)
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        return [value, *self.others]
+
+
+@pytest.mark.parametrize(
+    ("others", "ranks", "size"),
+    [
+        ([], 1, GB),
+        ([("here", SECOND, GB)], 1, GB),  # each sees one of its own, as number 0
+        ([("here", FIRST, GB)], 2, GB // 2),
+        ([("there", FIRST, GB)], 1, GB),  # another host's, perhaps with the same name
+        ([("here", FIRST, GB), *[("here", SECOND, GB)] * 3], 3, GB // 3),
+        ([("here", ("0000:01:00.0", b"\3" * 16), GB)], 1, GB),  # two parts of one device
+        ([("there", SECOND, GB // 4)], 1, GB // 4),  # a smaller one: all ranks plan for it
+    ],
+)
+def test_ranks_that_share_a_device(
+    others: list[tuple[str, tuple[str, bytes], int]],
+    ranks: int,
+    size: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They know it by its identity, not by the number each of them sees it by."""
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    told = [(host, f"{place} {uuid.hex()}", memory) for host, (place, uuid), memory in others]
+    with device(cpu_kernels()):
+        backend.use("cuda")
+        shares = device_shares(Told(*told))
+    assert shares == Shares(ranks, size)
+    assert str(shares) == (f", {ranks} ranks share one GPU" if ranks > 1 else "")
+    assert device_shares(Told(*told)) == Shares()  # the CPU
+
+
+def test_the_identity_is_that_of_the_device_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend.device_identity() == ""
+    monkeypatch.setattr(fake_cupy, "devices", [FIRST, SECOND])
+    with device(cpu_kernels()):
+        found = []
+        for local_rank in range(3):
+            assert backend.use("cuda", local_rank).endswith(f"device {local_rank % 2})")
+            found.append(backend.device_identity())
+    assert found[0] == found[2] == f"0000:01:00.0 {'01' * 16}"
+    assert found[1] == f"0000:81:00.0 {'02' * 16}"
 
 
 def test_what_a_kernel_found_ends_the_step() -> None:

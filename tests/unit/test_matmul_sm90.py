@@ -44,7 +44,7 @@ def merges_of(leaves):
 
 def run(
     a, b, ta=False, tb=False, *, leaves=None, merges=None, slot=0, accumulate=False, period=0,
-    bias=None, out=None, dtype=FLOAT32, plan=None, gap=0, offset=0,
+    bias=None, out=None, dtype=FLOAT32, plan=None, gap=0, offset=0, **epilogue,
 ):  # fmt: skip
     """a b of bfloat16 a (M, K), b (K, N), stored as ta, tb, gap and offset say."""
     leaves = leaves or [0, a.shape[1]]
@@ -54,8 +54,9 @@ def run(
         out = placed(np.full((a.shape[0], b.shape[1]), 7, dtype), gap, offset)
     merges = merges_of(leaves) if merges is None else merges
     engine().matmul_wgmma(
-        stored_a, stored_b, ta, tb, leaves, merges, slot, accumulate, period, bias, out, plan
-    )
+        stored_a, stored_b, ta, tb, leaves, merges, slot, accumulate, period, bias, out, plan,
+        **epilogue,
+    )  # fmt: skip
     return out
 
 
@@ -139,6 +140,55 @@ def test_alignment_changes_no_bit(plan, gap, offset):
             same_bits(out, expected)
             if gap:  # what is between the rows stays
                 assert np.isnan(out.base.astype(FLOAT32)).sum() == 64 + offset + 70 * gap
+
+
+def check_epilogue(kind, m, k, n, *, dtype=BFLOAT16, gap=0, offset=0, other_gap=0, **options):
+    """The bits of the product, stored, and then the op of its own; what is between rows stays."""
+    a, b, other = randoms(m, k), randoms(k, n, seed=1), randoms(m, n, seed=2).astype(dtype) * 3
+    plain, expected = run(a, b, dtype=dtype, **options), np.zeros_like(other)
+    if kind == "gelu":
+        engine().gelu_forward(plain, expected)
+    elif kind == "gelu_backward":
+        engine().gelu_backward(plain, other, expected)
+    else:
+        engine().add([other, plain], expected)
+    second = placed(other, other_gap, offset)
+    out = run(a, b, dtype=dtype, gap=gap, offset=offset, **{kind: second}, **options)
+    same_bits(out, plain if kind == "gelu" else expected)
+    same_bits(second, expected if kind == "gelu" else other)
+    for x, between in ((out, gap), (second, other_gap)):
+        assert np.isnan(x.base.astype(FLOAT32)).sum() == 64 + offset + m * between
+
+
+EPILOGUES = ["gelu", "gelu_backward", "residual"]
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("kind", EPILOGUES)
+@pytest.mark.parametrize("plan", PLANS[:4])
+def test_epilogues_in_boxes(plan, kind):
+    for m, k, n in [(130, 70, 72), (257, 16, plan[0] + 80)]:
+        check_epilogue(kind, m, k, n, plan=plan, bias=randoms(1, n, seed=3)[0])
+
+
+@pytest.mark.parametrize("kind", EPILOGUES)
+@pytest.mark.parametrize("plan", [(64, 2, False), (192, 1, False)])
+@pytest.mark.parametrize(
+    ("gap", "offset", "other_gap"), [(8, 8, 8), (0, 0, 3), (3, 0, 0), (2, 5, 1)]
+)
+def test_epilogues_whatever_the_alignment(plan, kind, gap, offset, other_gap):
+    for n in 72, 67:
+        places = {"gap": gap, "offset": offset, "other_gap": other_gap}
+        check_epilogue(kind, 70, 40, n, plan=plan, **places)
+        check_epilogue(kind, 70, 40, n, plan=plan, dtype=FLOAT32, **places)
+
+
+@pytest.mark.parametrize("kind", EPILOGUES)
+@pytest.mark.parametrize("leaves", [[0, 64, 128], [0, 3, 40, 41, 130], [0, 0]])
+def test_epilogues_after_leaves(kind, leaves):
+    for plan in (256, 2, False), (64, 1, False), (128, 1, True):
+        for dtype in FLOAT32, BFLOAT16:
+            check_epilogue(kind, 140, leaves[-1], 130, plan=plan, leaves=leaves, dtype=dtype)
 
 
 @pytest.mark.parametrize("plan", [(64, 1, False), (128, 2, False)])

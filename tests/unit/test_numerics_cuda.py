@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from kernel_backends import in_every_order
 from kernel_bits import assert_cpu_bits
-from kernel_cases import MIXED, ROWS
+from kernel_cases import MIXED, ONCE, ROWS
 from kernel_chains import CHAINS, Chain
 from kernel_checks import BFLOAT16, FLOAT32, STORAGE, wide
 from test_numerics_kernels import case_of, outputs, rounded, same, unaligned
@@ -36,7 +36,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @every_type
-@pytest.mark.parametrize("name", [name for name in ROWS if name not in OTHER_BITS])
+@pytest.mark.parametrize("name", [n for n in ROWS if n.split(" ")[0] not in OTHER_BITS])
 def test_the_cpus_bits(name: str, dtype: np.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     case = ROWS[name](dtype)
 
@@ -83,7 +83,7 @@ def test_rules_3_and_4_of_chains(name: str, dtype: np.dtype) -> None:
 
 
 @pytest.mark.usefixtures("cuda")
-@pytest.mark.parametrize("name", [n for n in [*ROWS, *MIXED] if not n.startswith("attention")])
+@pytest.mark.parametrize("name", [*ONCE, *MIXED])
 def test_rule_9_an_op_rounds_once(name: str) -> None:
     case = case_of(name, BFLOAT16)
     assert same(rounded(case), case.run())

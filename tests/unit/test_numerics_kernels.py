@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from kernel_cases import MIXED, ROWS, Array, Case, Outputs
+from kernel_cases import MIXED, ONCE, ROWS, Array, Case, Outputs
 from kernel_chains import CHAINS, Chain
 from kernel_checks import BFLOAT16, FLOAT32, STORAGE, assert_same_bits, bits
 
@@ -20,6 +20,7 @@ ELSEWHERE = {
     "weighted_bits": "test_fingerprint", "random_normal": "test_random",
     "dropout": "test_random", "cross_entropy_merge": "test_cross_entropy",
     "adamw": "test_optimizer", "sgd": "test_optimizer",
+    "add_statistic": "test_batch_norm", "moving_average": "test_batch_norm",
 }  # fmt: skip
 CONTROLS = {
     "set_threads", "threads", "set_isa", "isa", "empty", "memory_use", "trim_memory", "address",
@@ -72,10 +73,9 @@ def test_rule_4_beta_1_continues_the_chain(name: str, dtype: np.dtype) -> None:
         assert not same(tuple(a + b for a, b in pairs), whole)
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if not name.startswith("attention")])
+@pytest.mark.parametrize("name", ONCE)
 def test_rule_9_an_op_rounds_once(name: str) -> None:
-    """In bfloat16 it is the float32 op of the same values, rounded where it stores. Attention also
-    rounds what it multiplies: test_numerics_fusion."""
+    """In bfloat16 it is the float32 op of the same values, rounded where it stores."""
     case = ROWS[name](BFLOAT16)
     assert same(rounded(case), case.run())
 

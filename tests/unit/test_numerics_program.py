@@ -125,23 +125,26 @@ MPI_ADDS = re.compile(
 OWN = {"all_reduce", "reduce_scatter"}
 
 
-def test_rule_15_no_mpi_reduction_adds_floats() -> None:
-    """One place calls one, with a type from a table that has integers only."""
+def test_rule_15_no_reduction_of_a_library_adds_floats() -> None:
+    """Two places call one, with types from tables that have integers only."""
     calls = {
         (file, node.attr)
         for file, node in nodes(".")
         if isinstance(node, ast.Attribute) and MPI_ADDS.fullmatch(node.attr)
     }
-    assert {call for call in calls if call[1] not in OWN} == {("comm/mpi.py", "Iallreduce")}
-    assigned = (node for _, node in nodes("comm/mpi.py") if isinstance(node, ast.Assign))
-    (table,) = (a.value for a in assigned if ast.unparse(a.targets[0]) == "_INTEGERS")
-    assert isinstance(table, ast.Dict)
-    for key, value in zip(table.keys, table.values, strict=True):
-        assert re.fullmatch(
-            r"'[iu][1248]' MPI.U?INT\d+_T", f"{ast.unparse(key)} {ast.unparse(value)}"
-        )
-    uses = [n for _, n in nodes("comm/mpi.py") if isinstance(n, ast.Name) and n.id == "_INTEGERS"]
-    assert len(uses) == 2  # the table, and its look-up by the type of the array
+    called = {"comm/mpi.py": "Iallreduce", "comm/nccl.py": "allReduce"}
+    assert {call for call in calls if call[1] not in OWN} == {*called.items()}
+    for file in called:
+        assigned = (node for _, node in nodes(file) if isinstance(node, ast.Assign))
+        (table,) = (a.value for a in assigned if ast.unparse(a.targets[0]) == "_INTEGERS")
+        assert isinstance(table, ast.Dict)
+        for key, value in zip(table.keys, table.values, strict=True):
+            assert re.fullmatch(
+                r"'[iu][1248]' (MPI.U?INT\d+_T|'NCCL_U?INT\d+')",
+                f"{ast.unparse(key)} {ast.unparse(value)}",
+            )
+        uses = [n for _, n in nodes(file) if isinstance(n, ast.Name) and n.id == "_INTEGERS"]
+        assert len(uses) == 2  # the table, and its look-up by the type of the array
 
 
 # libm's results differ from one to the next, and numpy's sums follow the processor.

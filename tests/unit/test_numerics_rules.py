@@ -170,7 +170,9 @@ def test_rule_6_a_replicated_parameter_has_a_chain_for_each_chunk(dtype: Any) ->
         tape.backward(y, grad[where])
     out, mean, rstd = np.empty_like(x), *np.empty((2, samples, length), float32)
     flat = x.reshape(-1, channels), *(p.array for p in norm.parameters())
-    kernels.layer_norm_forward(*flat, 1e-5, out.reshape(-1, channels), mean.ravel(), rstd.ravel())
+    kernels.layer_norm_forward(
+        flat[0], None, *flat[1:], 1e-5, None, out.reshape(-1, channels), mean.ravel(), rstd.ravel()
+    )
     bounds = [leaf * length // leaves for leaf in range(leaves + 1)]
     for leaf, (a, b) in enumerate(pairwise(bounds)):
         sums = np.empty((2, channels), float32)

@@ -8,14 +8,17 @@ either kind.
 from __future__ import annotations
 
 import importlib.util
+import os
 import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from plait.backend import host
+from plait.backend import dlpack, host
 from plait.backend.cuda import Cuda, connect, disconnect
+from plait.backend.dlpack import is_foreign
 from plait.backend.host import POOLED, Array, bfloat16, float32
 from plait.backend.recorder import Recorder
 
@@ -56,6 +59,7 @@ def memory_bytes() -> int:
         return 0
     pools = [_cuda.cupy.get_default_memory_pool(), *(each.pool for each in _recorders)]
     now = sum(pool.total_bytes() for pool in pools) + int(_cuda.kernels.scratch_reserved())
+    now += sum(each.reserved for each in _shared)
     _most.append(max(now, _most.pop()))
     return _most[0]
 
@@ -65,25 +69,109 @@ def device_limit() -> int:
     return 0 if _cuda is None else int(_cuda.cupy.cuda.runtime.memGetInfo()[1])
 
 
-def device_count() -> int:
-    """How many devices this process sees; 1 on the CPU."""
-    return 1 if _cuda is None else int(_cuda.cupy.cuda.runtime.getDeviceCount())
+def device_identity() -> str:
+    """Which device of its host it is, the same for every process that uses it, whatever number
+    each sees it by; "" on the CPU."""
+    if _cuda is None:
+        return ""
+    runtime = _cuda.cupy.cuda.runtime
+    # CuPy cuts the UUID off at a zero byte; parts of a device (MIG) share their place on the bus.
+    uuid = runtime.getDeviceProperties(_cuda.device).get("uuid", b"")
+    return f"{runtime.deviceGetPCIBusId(_cuda.device)} {uuid.hex()}"
 
 
 def check_faults() -> None:
     """ValueError for what a kernel found wrong in its data, such as a target beyond the
     vocabulary; the CPU's kernels say so at once."""
     if _cuda is not None:
+        wait()
         _cuda.kernels.check_faults()
+
+
+class Watch(Protocol):
+    """What must be looked after while the host waits for the device."""
+
+    def look(self) -> None:
+        """Takes microseconds; raises if what the device waits for will never come."""
+
+
+class Shared(Protocol):
+    """Device memory beside CuPy's."""
+
+    @property
+    def reserved(self) -> int:
+        """Bytes."""
+        ...
+
+    def keep(self, on: bool) -> None:
+        """Until keep(False), what is allocated is a recorded graph's."""
+
+
+_shared: weakref.WeakSet[Shared] = weakref.WeakSet()
+
+
+def note_shared(each: Shared) -> None:
+    _shared.add(each)
+
+
+_watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+
+def watch(each: Watch) -> None:
+    """each.look() is called whenever the host waits for the device, as long as there is an each."""
+    _watches.add(each)
+
+
+def done() -> bool:
+    """Whether the device has done all that it was told."""
+    return _cuda is None or bool(_cuda.stream.done)
+
+
+def mark() -> Callable[[], bool]:
+    """Tells whether the device has done what it was told until now."""
+    if _cuda is None:
+        return done
+    event = _cuda.cupy.cuda.Event(disable_timing=True)
+    event.record(_cuda.stream)
+    return lambda: bool(event.done)
+
+
+def synchronize() -> None:
+    """As wait(), but everything else stands still."""
+    if _cuda is not None:
+        _cuda.stream.synchronize()
+
+
+def wait() -> None:
+    """Until done(). A kernel may wait for a peer that waits for this host: all that is watched goes
+    on meanwhile."""
+    if _cuda is None or not _watches:
+        return  # whatever waits for the stream itself does that best
+    while not done():
+        _look()
+        os.sched_yield()
+    _look()
+
+
+def _look() -> None:
+    for each in tuple(_watches):
+        each.look()
 
 
 def recorder() -> Recorder | None:
     """For work of the device in use; None on the CPU."""
     if _cuda is None:
         return None
-    made = Recorder(_cuda.cupy)
+    made = Recorder(_cuda.cupy, _shared)
     _recorders.add(made)
     return made
+
+
+def nccl() -> Any:
+    """CuPy's module of that name; None on the CPU, or where CuPy finds no NCCL."""
+    if _cuda is None or not _cuda.cupy.cuda.nccl.available:
+        return None
+    return _cuda.cupy.cuda.nccl
 
 
 def stream() -> int:
@@ -111,6 +199,13 @@ def empty(shape: int | tuple[int, ...], dtype: Any = float32) -> Array:
     if _cuda is None:
         return host.empty(shape, dtype)
     array: Array = _cuda.cupy.empty(shape, np.dtype(dtype))
+    return array
+
+
+def view(address: int, shape: tuple[int, ...], dtype: Any, owner: object) -> Array:
+    """An array over memory of the device in use, which owner keeps."""
+    assert _cuda is not None
+    array: Array = _cuda.view(address, shape, dtype, owner)
     return array
 
 
@@ -187,8 +282,10 @@ def as_type(x: Array, dtype: Any) -> Array:
 
 
 def bits(x: Array) -> Array:
-    """The same memory as unsigned integers: sums of bits with zeros elsewhere select exactly."""
-    return x.view(np.dtype(f"u{x.dtype.itemsize}"))
+    """The same memory as unsigned integers, of 32 bits where it can be: sums of bits with zeros
+    elsewhere select exactly."""
+    pairs = x.itemsize == 2 and x.ndim > 0 and x.shape[-1] % 2 == 0 and x.flags.c_contiguous
+    return x.view(np.dtype("u4" if pairs else f"u{x.dtype.itemsize}"))
 
 
 # --- between host and device ----------------------------------------------------------------------
@@ -197,6 +294,27 @@ def bits(x: Array) -> Array:
 def on_device(x: Any) -> bool:
     """Whether x is an array of a device's memory."""
     return _cuda is not None and isinstance(x, _cuda.cupy.ndarray)
+
+
+def from_dlpack(x: Any) -> Array:
+    """An array of another library (torch, JAX) as one of the backend's, without a copy; work on it
+    comes after what that library has started. ValueError if it lies where this process does not
+    work, or if numpy has no such type."""
+    kind, device = dlpack.place(x)
+    if kind in (dlpack.HOST, dlpack.PINNED):
+        return dlpack.on_host(x)
+    if kind not in (dlpack.CUDA, dlpack.MANAGED):
+        raise ValueError(
+            f"an array of DLPack's device type {kind}: needed are the host's or CUDA's"
+        )
+    if _cuda is None:
+        raise ValueError(
+            f"an array of CUDA device {device}, and the backend in use is the CPU's: call "
+            'plait.backend.use("cuda", local_rank) first'
+        )
+    if device != _cuda.device:
+        raise ValueError(f"an array of CUDA device {device}; this process works on {_cuda.device}")
+    return dlpack.on_cuda(x, stream(), _cuda.view)
 
 
 def to_device(x: Array) -> Array:
@@ -212,7 +330,9 @@ def to_host(x: Array) -> Array:
     """x as a numpy array, complete: itself, if it is one."""
     if not on_device(x):
         return x
-    found: Array = _cupys(contiguous(x)).get()
+    whole = contiguous(x)
+    wait()
+    found: Array = _cupys(whole).get()
     return found
 
 
@@ -278,15 +398,21 @@ __all__ = [
     "check_faults",
     "contiguous",
     "copied",
-    "device_count",
+    "device_identity",
     "device_limit",
+    "done",
     "empty",
     "fill",
     "float32",
+    "from_dlpack",
+    "is_foreign",
     "kernels",
     "kernels_of",
+    "mark",
     "memory_bytes",
     "name",
+    "nccl",
+    "note_shared",
     "on_device",
     "put",
     "recorder",
@@ -294,10 +420,14 @@ __all__ = [
     "same_array",
     "share_memory",
     "stream",
+    "synchronize",
     "to_device",
     "to_host",
     "trim",
     "use",
+    "view",
+    "wait",
+    "watch",
     "writeable",
     "zeros",
 ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from plait.errors import UserError
 
@@ -21,6 +24,23 @@ class Cuda:
     device: int
     name: str
     stream: Any
+
+    def view(
+        self,
+        address: int,
+        shape: tuple[int, ...],
+        dtype: Any,
+        owner: object,
+        strides: tuple[int, ...] | None = None,
+        reach: int | None = None,
+    ) -> Any:
+        """An array over memory of a device, which owner keeps; reach: its bytes, where it has
+        strides."""
+        kind = np.dtype(dtype)
+        size = math.prod(shape) * kind.itemsize if reach is None else reach
+        memory = self.cupy.cuda.UnownedMemory(address, size, owner, self.device)
+        start = self.cupy.cuda.MemoryPointer(memory, 0)
+        return self.cupy.ndarray(shape, kind, memptr=start, strides=strides)
 
 
 def connect(local_rank: int) -> Cuda:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,14 @@ class Recorder:
     """Runs work on copies of arrays in fixed places, the same work again and again.
 
     Arrays that work makes come from a pool of its own, which keeps them: the graph knows their
-    addresses.
+    addresses; so does `others`, which has more memory. What only the host does is done once, while
+    work is recorded, and must not be part of it: `recording` tells who would.
     """
 
-    def __init__(self, cupy: Any):
-        self._cupy, self.pool = cupy, cupy.cuda.MemoryPool()
+    recording = False  # in this process
+
+    def __init__(self, cupy: Any, others: Iterable[Any] = ()):
+        self._cupy, self.pool, self._others = cupy, cupy.cuda.MemoryPool(), others
         self._key: Hashable = None
         self._times = 0
         self._places: list[tuple[Any, Any]] = []  # pinned on the host, and on the device
@@ -59,11 +62,14 @@ class Recorder:
     def _record(self, work: Callable[..., Any]) -> Any:
         cuda = self._cupy.cuda
         stream = cuda.get_current_stream()
+        self._keep(True)
         stream.begin_capture(cuda.runtime.streamCaptureModeRelaxed)
         try:
             self._result = work(*(there for _, there in self._places))
+            self._keep(False)
             self._graph = stream.end_capture()
         except BaseException as error:
+            self._keep(False)
             with contextlib.suppress(Exception):  # it may be broken off already
                 stream.end_capture()
             if not isinstance(error, Exception):
@@ -75,6 +81,11 @@ class Recorder:
         self._graph.launch()
         self.recorded = True
         return self._result
+
+    def _keep(self, on: bool) -> None:
+        Recorder.recording = on
+        for each in tuple(self._others):
+            each.keep(on)
 
     def _place(self, x: Array) -> tuple[Any, Any]:
         memory = self._cupy.cuda.alloc_pinned_memory(max(x.nbytes, 1))

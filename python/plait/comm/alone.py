@@ -20,6 +20,7 @@ class Alone(Communicator):
     """
 
     transport = "alone"
+    stream_ordered = True
 
     def __init__(self, leaves: Leaves | None = None, end_job: Callable[[int], None] | None = None):
         super().__init__(0, 1, leaves)

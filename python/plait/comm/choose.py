@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from plait import backend
 from plait.comm.alone import Alone
 from plait.comm.communicator import Communicator
 from plait.comm.topology import Topology
@@ -20,8 +21,30 @@ def communicator(comm: MPI.Intracomm) -> Communicator:
     """Wraps an mpi4py communicator; all its ranks call this.
 
     The transport is alone for one rank, node if all ranks share a node, mpi if no two do, and
-    hierarchical otherwise. What the caller sends on comm itself meets nothing of plait's.
+    hierarchical otherwise. Where all ranks have taken the CUDA backend it takes arrays of the
+    device besides: over peer memory where ranks share it, else through host memory. What the caller
+    sends on comm itself meets nothing of plait's.
+
+    ValueError if only some of the ranks have taken the CUDA backend.
     """
+    found = on_hosts(comm)
+    backends = found.all_gather_object(backend.name())
+    if len(set(backends)) > 1:
+        ranks = backends.index("cuda"), backends.index("cpu")
+        found.close()
+        raise ValueError(
+            f'communicator: rank {ranks[0]} has taken the backend "cuda", rank {ranks[1]} has not: '
+            'call plait.backend.use("cuda", local_rank) on all of them or on none'
+        )
+    if backends[0] == "cpu":
+        return found
+    from plait.comm.for_device import device_communicator
+
+    return device_communicator(found)
+
+
+def on_hosts(comm: MPI.Intracomm) -> Communicator:
+    """As communicator(), for arrays of the host whatever the backend."""
     if comm.size == 1:
         return Alone(end_job=comm.Abort)
     from plait.comm.memory import NodeMemory

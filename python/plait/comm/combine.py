@@ -97,6 +97,13 @@ class Reduction:
             tree_sum([part.reshape(-1) for part in parts], merges, bias, flat)
 
 
+def adds(reduction: Reduction, out: Array) -> bool:
+    """Whether a window can do these additions."""
+    kinds = (FLOAT32, BFLOAT16)
+    dtype = reduction.nodes.dtype
+    return dtype.kind in "iu" or (dtype in kinds and out.dtype in kinds)
+
+
 def tree_sum(parts: Sequence[Array], merges: list[int], bias: Array | None, out: Array) -> None:
     """The tree's sum of flat parts, plus bias (repeated), in float32 (float64 for float64), rounded
     once to the type of out."""

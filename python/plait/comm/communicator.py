@@ -32,14 +32,18 @@ class Communicator(Reductions, Moves):
     alone until then. Arrays may have any type that numpy or ml_dtypes know; sums of floats are
     added in float32 (float64 in float64) in the order of the tree over `leaves`, rounded once.
 
-    nodes: a number for each rank's node.
+    nodes: a number for each rank's node. outside: how many arrays of a device, and their bytes,
+    peers could not read where they lay, so that they were copied. stream_ordered: whether a
+    collective of a device's arrays is work of its stream, and of nothing else.
     """
 
     transport: str
+    stream_ordered = False
 
     def __init__(self, rank: int, size: int, leaves: Leaves | None = None):
         super().__init__(rank, size, leaves)
         self.nodes = tuple(range(size))
+        self.outside = [0, 0]
 
     def with_leaves(self, leaves: Leaves) -> Communicator:
         """This communicator with other leaves for the sums of nodes."""

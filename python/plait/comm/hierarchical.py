@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from plait.backend.host import contiguous, empty
-from plait.comm.combine import FLOAT32, Bounds, Parts, Reduction
+from plait.comm.combine import FLOAT32, Bounds, Parts, Reduction, adds
 from plait.comm.communicator import Communicator
-from plait.comm.mpi import SMALL, Mpi, all_of
-from plait.comm.node import adds
+from plait.comm.exchange import SMALL
+from plait.comm.mpi import Mpi, all_of
 from plait.comm.topology import Topology
 from plait.comm.tree import Leaves, Node, merges
 from plait.comm.work import Array, Poll, Steps, Turns

@@ -15,6 +15,7 @@ from plait.comm.arrays import (
     direct,
     side_by_side,
 )
+from plait.comm.border import bordered
 from plait.comm.combine import Bounds, checked_bounds
 from plait.comm.ranks import Ranks, collective
 from plait.comm.work import Array, Steps
@@ -87,12 +88,14 @@ class Moves(Ranks):
             return self._given("broadcast", x, x, blocking)
         return self._start("broadcast", x, self._broadcast_steps(x, root), x, blocking)
 
+    @bordered
     def send(self, x: Array, dest: int, tag: int = 0, *, blocking: bool = True) -> Any:
         """Sends x to rank `dest`, which receives it with the same tag, shape and type."""
         self._check_rank("send", dest)
         steps = self._send(contiguous(x).reshape(-1), dest, tag)
         return self._start("send", x, steps, None, blocking)
 
+    @bordered
     def recv(self, out: Array, source: int, tag: int = 0, *, blocking: bool = True) -> Any:
         """Receives into out what rank `source` sent with this tag; returns out."""
         self._check_rank("recv", source)

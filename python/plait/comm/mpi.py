@@ -1,29 +1,26 @@
-"""Collectives over MPI: it moves bytes and reduces integers; float sums are added here.
+"""Collectives over MPI: it moves bytes and reduces integers.
 
-A reduction of floats has two stages: every rank sends the others their slices (all_to_all) and adds
-its own, then the slices are gathered. The second stage runs on a duplicate of the communicator, in
-the order in which the collectives were started, so that all ranks start both in one order.
+Second stages (exchange.py) run on a duplicate of the communicator, so that all ranks start the
+collectives of each in one order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
-import numpy as np
 from mpi4py import MPI
 
-from plait.backend import address
-from plait.backend.host import copied, empty
+from plait.backend import address, assign
 from plait.comm.alone import Alone
 from plait.comm.combine import Bounds, Reduction
 from plait.comm.communicator import Communicator
+from plait.comm.exchange import Exchange, offsets_of
 from plait.comm.launcher import launcher
 from plait.comm.tree import Leaves
-from plait.comm.work import Array, Poll, Steps, Turns, Work
+from plait.comm.work import Array, Poll, Steps, Work
 
 LIMIT = 2**31 - 1  # elements that an int of MPI can count; more go in pieces
-SMALL = 1 << 14  # bytes of all nodes of all ranks: below, every rank adds everything
 _TYPES = {1: MPI.BYTE, 2: MPI.UINT16_T, 4: MPI.UINT32_T, 8: MPI.UINT64_T}
 _INTEGERS = {
     "i1": MPI.INT8_T,
@@ -38,7 +35,7 @@ _INTEGERS = {
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 
-class Mpi(Communicator):
+class Mpi(Exchange):
     """Wraps duplicates of an mpi4py communicator: what its owner sends meets nothing of ours."""
 
     transport = "mpi"
@@ -46,7 +43,6 @@ class Mpi(Communicator):
     def __init__(self, comm: MPI.Comm, leaves: Leaves | None = None):
         super().__init__(comm.rank, comm.size, leaves)
         self._first, self._second = _duplicate(comm), _duplicate(comm)
-        self._turns = Turns()  # of second stages
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         self.barrier()  # here started collectives move on, in Split they would not
@@ -54,7 +50,7 @@ class Mpi(Communicator):
         if found == MPI.COMM_NULL:
             return None
         try:
-            return Alone(end_job=self.abort) if found.size == 1 else Mpi(found)
+            return Alone(end_job=self.abort) if found.size == 1 else type(self)(found)
         finally:
             found.Free()
 
@@ -66,84 +62,33 @@ class Mpi(Communicator):
             self._first.Free()
             self._second.Free()
 
-    # --- reductions ---------------------------------------------------------------------------
-
-    def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
-        nodes = reduction.nodes
-        if reduction.op != "sum" or nodes.dtype.kind in "iu":
-            yield from self._integers(reduction, out.reshape(-1))
-            return
-        counts, _ = reduction.plan()
-        if sum(counts) * nodes[0].nbytes <= SMALL:
-            parts = empty((sum(counts), *out.shape), nodes.dtype)
-            lengths = [count * out.size for count in counts]
-            yield from self._all_gather(nodes.reshape(-1), lengths, parts.reshape(-1))
-            reduction.combine(list(parts), 0, reduction.bounds[-1], out)
-            return
-        turn = self._turns.take()
-        start, stop = reduction.bounds[self.rank], reduction.bounds[self.rank + 1]
-        yield from self._reduce_scatter(reduction, out[None, start:stop])
-        yield lambda: self._turns.now == turn
-        gather = self._gather(self._second, out[start:stop], reduction.lengths(), out.reshape(-1))
-        self._turns.now += 1
-        yield gather
-
-    def _integers(self, reduction: Reduction, out: Array) -> Steps:
+    def _unordered(self, reduction: Reduction, out: Array) -> Steps:
         x = reduction.nodes.reshape(-1)
         kind, op = _INTEGERS[x.dtype.str[1:]], _OPS[reduction.op]
         if address(x) != address(out):
-            np.copyto(out, x)
+            assign(out, x)
+        self._before_call()
         calls = [[out[a:b], kind] for a, b in _pieces(0, out.size)]
         yield all_of([self._first.Iallreduce(MPI.IN_PLACE, call, op) for call in calls])
-
-    def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
-        nodes, bounds, rank = reduction.nodes, reduction.bounds, self.rank
-        counts, _ = reduction.plan()
-        lengths = reduction.lengths()
-        start, stop = bounds[rank], bounds[rank + 1]
-        # Nobody sends to itself: the own nodes are parts as they lie, or copies of them.
-        sends = [len(nodes) * length for length in lengths]
-        receives = [count * lengths[rank] for count in counts]
-        sends[rank] = receives[rank] = 0
-        if len(nodes) * nodes.shape[1] == 1:
-            buffer, send_bounds = nodes.reshape(-1), _offsets(lengths)[:-1]
-        else:
-            buffer, send_bounds = empty(sum(sends), nodes.dtype), _offsets(sends)[:-1]
-            for other, (a, b) in enumerate(pairwise(bounds)):
-                if other != rank:
-                    piece = buffer[send_bounds[other] :][: sends[other]]
-                    piece.reshape(nodes.shape[0], nodes.shape[1], b - a, nodes.shape[3])[:] = nodes[
-                        :, :, a:b
-                    ]
-        arrived = empty(sum(receives), nodes.dtype)
-        offsets = _offsets(receives)
-        fits = sum(counts) * nodes[0].size <= LIMIT
-        yield self._exchange(buffer, send_bounds, sends, arrived, offsets[:-1], receives, fits)
-        parts: list[Array] = []
-        for other in range(self.size):
-            if other == rank:
-                own = nodes[:, :, start:stop]
-                shared = np.may_share_memory(nodes, out)
-                parts += [copied(x) if shared or not x.flags.c_contiguous else x for x in own]
-            elif lengths[rank]:
-                found = arrived[offsets[other] : offsets[other + 1]]
-                parts += list(found.reshape(counts[other], *out.shape))
-        reduction.combine(parts, start, stop, out)
 
     # --- moves --------------------------------------------------------------------------------
 
     def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
         yield self._gather(self._first, x, lengths, out)
 
+    def _gather_again(self, own: Array, lengths: Sequence[int], out: Array) -> Poll:
+        return self._gather(self._second, own, lengths, out)
+
     def _gather(self, comm: MPI.Comm, x: Array, lengths: Sequence[int], out: Array) -> Poll:
         x, kind, unit = _raw(x)
         out, _, _ = _raw(out)
         lengths = [unit * length for length in lengths]
-        offsets = _offsets(lengths)
+        offsets = offsets_of(lengths)
         own = out[offsets[self.rank] : offsets[self.rank + 1]]
         if own.size and address(own) != address(x):
-            own[:] = x
+            assign(own, x)
         if out.size <= LIMIT:
+            self._before_call()
             return comm.Iallgatherv(MPI.IN_PLACE, [out, (lengths, offsets[:-1]), kind]).Test
         stage = 0 if comm is self._first else 1
         receives = list(lengths)
@@ -156,7 +101,7 @@ class Mpi(Communicator):
         out, _, _ = _raw(out)
         send, receive = [unit * b for b in sends], [unit * b for b in receives]
         rank = self.rank
-        out[receive[rank] : receive[rank + 1]] = x[send[rank] : send[rank + 1]]
+        assign(out[receive[rank] : receive[rank + 1]], x[send[rank] : send[rank + 1]])
         send_counts = [b - a for a, b in pairwise(send)]
         receive_counts = [b - a for a, b in pairwise(receive)]
         send_counts[rank] = receive_counts[rank] = 0
@@ -164,20 +109,26 @@ class Mpi(Communicator):
 
     def _broadcast(self, x: Array, root: int) -> Steps:
         x, kind, _ = _raw(x)
+        self._before_call()
         yield all_of([self._first.Ibcast([x[a:b], kind], root) for a, b in _pieces(0, x.size)])
 
     def _send(self, x: Array, dest: int, tag: int) -> Steps:
         x, kind, _ = _raw(x)
+        self._before_call()
         yield all_of([self._first.Isend([x[a:b], kind], dest, tag) for a, b in _pieces(0, x.size)])
 
     def _recv(self, out: Array, source: int, tag: int) -> Steps:
         x, kind, _ = _raw(out)
+        self._before_call()
         yield all_of(
             [self._first.Irecv([x[a:b], kind], source, tag) for a, b in _pieces(0, x.size)]
         )
 
     def _barrier(self) -> Steps:
         yield self._first.Ibarrier().Test
+
+    def _before_call(self) -> None:
+        """Arrays are given to MPI next."""
 
     # --- bytes --------------------------------------------------------------------------------
 
@@ -189,13 +140,13 @@ class Mpi(Communicator):
         out: Array,
         receive_offsets: list[int],
         receives: list[int],
-        fits: bool,
+        largest: int,
     ) -> Poll:
-        """all_to_all of elements; fits (equal on all ranks) says that no count exceeds LIMIT."""
         x, kind, _ = _raw(x)
         out, _, _ = _raw(out)
-        if not fits:
+        if largest > LIMIT:
             return self._messages(x, send_offsets, sends, out, receive_offsets, receives, 0)
+        self._before_call()
         return self._first.Ialltoallv(
             [x, (sends, send_offsets), kind], [out, (receives, receive_offsets), kind]
         ).Test
@@ -211,6 +162,7 @@ class Mpi(Communicator):
         stage: int,
     ) -> Poll:
         """The same by single messages."""
+        self._before_call()
         ranks = [(self.rank + step) % self.size for step in range(1, self.size)]
         into = [(r, out[receive_offsets[r] :][: receives[r]]) for r in reversed(ranks)]
         of = [(r, x[send_offsets[r] :][: sends[r]]) for r in ranks]
@@ -265,10 +217,6 @@ def _raw(x: Array) -> tuple[Array, MPI.Datatype, int]:
     """A flat array as integers that MPI knows, their type, and how many make an element."""
     width = next(w for w in (8, 4, 2, 1) if x.dtype.itemsize % w == 0)
     return x.view(f"u{width}"), _TYPES[width], x.dtype.itemsize // width
-
-
-def _offsets(lengths: Sequence[int]) -> list[int]:
-    return [0, *accumulate(lengths)]
 
 
 def _pieces(start: int, stop: int) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from plait.backend.host import kernels
-from plait.comm.combine import BFLOAT16, FLOAT32, Bounds, Reduction
+from plait.comm.combine import Bounds, Reduction, adds
 from plait.comm.communicator import Communicator
 from plait.comm.mpi import Mpi
 from plait.comm.topology import Topology
@@ -137,7 +137,7 @@ class Node(Communicator):
     def _barrier(self) -> Steps:
         return _Run(self, self._window.barrier())
 
-    def _refused(self) -> Steps:
+    def _refused(self, x: Array | None) -> Steps:
         return _Run(self, self._window.refused())
 
     def _advance(self) -> bool:
@@ -179,13 +179,6 @@ class _Run(Quick):
             yield self._node._advance
         finally:  # ranks that disagree about one collective can do the next
             self._node._turns.now += 1
-
-
-def adds(reduction: Reduction, out: Array) -> bool:
-    """Whether a window can do these additions."""
-    kinds = (FLOAT32, BFLOAT16)
-    dtype = reduction.nodes.dtype
-    return dtype.kind in "iu" or (dtype in kinds and out.dtype in kinds)
 
 
 def _bytes(x: Array) -> Array:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from plait.backend import on_device
 from plait.backend.host import kernels
+from plait.backend.recorder import Recorder
+from plait.comm.border import bordered, foreign
 from plait.comm.plan import PLANS, Plan
-from plait.comm.transport import Transport
+from plait.comm.transport import PeerFailed, Transport
 from plait.comm.tree import Leaves
 from plait.comm.work import Array, Steps, Work, run
 
@@ -23,6 +27,7 @@ def collective(
 ) -> Callable[Concatenate[Self, Given], Any]:
     """A collective that tells the other ranks where this one refuses its arguments."""
 
+    @bordered
     @wraps(method)
     def checked(self: Self, /, *args: Given.args, **kwargs: Given.kwargs) -> Any:
         try:
@@ -31,7 +36,9 @@ def collective(
             raise
         except ValueError:
             if self._plans is None and self.size > 1:
-                Work("refused", self._refused()).wait()
+                x: Any = args[0] if args else None
+                with suppress(PeerFailed):  # here the reason is known
+                    Work("refused", self._refused(x)).wait()
             raise
 
     return checked
@@ -65,6 +72,8 @@ class Ranks(Transport):
             raise ValueError(f"plan: {collective!r} is none of {', '.join(PLANS)}")
         if "blocking" in kwargs:
             raise ValueError("plan: a plan's call returns when its result is there: no blocking=")
+        if any(map(foreign, (*args, *kwargs.values()))):
+            return partial(getattr(self, collective), *args, **kwargs)
         other = copy.copy(self)
         other._plans = []
         getattr(other, collective)(*args, **kwargs)
@@ -80,6 +89,8 @@ class Ranks(Transport):
         blocking: bool,
         bias: Array | None = None,
     ) -> Any:
+        if Recorder.recording and self.size > 1 and (x is None or not on_device(x)):
+            raise RuntimeError(f"{name} is the host's, and would not be done again")
         if self._plans is not None:
             self._plans.append(Plan(self, name, x, bias, steps, result))
             return None

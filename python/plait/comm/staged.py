@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -18,14 +19,23 @@ from plait.comm.combine import Bounds, Reduction
 from plait.comm.communicator import Communicator
 from plait.comm.work import Array, Steps
 
+if TYPE_CHECKING:
+    from plait.comm.device_memory import DeviceMemory
+
 
 class Staged(Communicator):
-    """The ranks of `inner`; host arrays go straight to it, `empty` gives arrays of the device."""
+    """The ranks of `inner`; host arrays go straight to it, `empty` gives arrays of the device.
+
+    owned: device memory that goes with this communicator.
+    """
+
+    owned: DeviceMemory | None = None
 
     def __init__(self, inner: Communicator):
         super().__init__(inner.rank, inner.size, inner.leaves)
         self.inner, self.nodes = inner, inner.nodes
         self.transport = f"{inner.transport}, staged"
+        self.stream_ordered = inner.size == 1
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         found = self.inner.split(color, key)
@@ -35,6 +45,8 @@ class Staged(Communicator):
         self.inner.abort(code)
 
     def close(self) -> None:
+        if self.owned is not None:
+            self.owned.close(self.inner)
         self.inner.close()
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> Array:
@@ -95,8 +107,8 @@ class Staged(Communicator):
     def _barrier(self) -> Steps:
         yield from self.inner._barrier()
 
-    def _refused(self) -> Steps:
-        return self.inner._refused()
+    def _refused(self, x: Array | None) -> Steps:
+        return self.inner._refused(x)
 
 
 def _on_host(reduction: Reduction) -> Reduction:

@@ -9,6 +9,11 @@ from plait.comm.combine import Bounds, Reduction
 from plait.comm.work import Array, Steps
 
 
+class PeerFailed(RuntimeError):
+    """A peer is gone or late, or called another collective of a device's arrays: the communicator
+    is of no more use."""
+
+
 class Transport(ABC):
     """The hooks of a communicator of more than one rank. Each gives polls until it is done,
     and does nothing before the first is asked for."""
@@ -42,7 +47,7 @@ class Transport(ABC):
     @abstractmethod
     def _barrier(self) -> Steps: ...
 
-    def _refused(self) -> Steps:
-        """Tells the others that this rank refuses the arguments of a collective, where that can be
-        told: no rank waits for it then."""
+    def _refused(self, x: Array | None) -> Steps:
+        """Tells the others that this rank refuses the arguments of a collective, x the first of
+        them, where that can be told: no rank waits for it then."""
         return ()

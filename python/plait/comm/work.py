@@ -89,7 +89,7 @@ active: list[Work] = []
 class Work:
     """The handle of a started collective. It holds the buffers until it is done."""
 
-    __slots__ = ("_error", "_poll", "_result", "_steps", "name")
+    __slots__ = ("_error", "_moving", "_poll", "_result", "_steps", "_then", "name")
 
     def __init__(self, name: str, steps: Steps, result: Any = None):
         self.name = name
@@ -97,6 +97,8 @@ class Work:
         self._poll: Poll | None = None
         self._result = result
         self._error: BaseException | None = None
+        self._moving = False
+        self._then: Callable[[Any], Any] | None = None
         with _clock:
             self._advance()
         if self._steps is not None:
@@ -107,6 +109,10 @@ class Work:
         progress()
         return self._steps is None
 
+    def done(self) -> bool:
+        """As test(), for a poll of another Work: advances nothing."""
+        return self._steps is None
+
     def wait(self) -> Any:
         """The result of the collective, once it is there. May be called again."""
         if self._steps is not None:
@@ -114,11 +120,20 @@ class Work:
                 _wait(self)
         if self._error is not None:
             raise self._error
+        if self._then is not None:
+            self._result, self._then = self._then(self._result), None
         return self._result
 
+    def then(self, last: Callable[[Any], Any]) -> None:
+        """wait() gives last(result)."""
+        self._then = last
+
     def _advance(self) -> None:
+        if self._moving:  # a step of its own waits for the device, and moves the others meanwhile
+            return
         steps = self._steps
         assert steps is not None
+        self._moving = True
         try:
             while self._poll is None or self._poll():
                 self._poll = next(steps)
@@ -131,6 +146,8 @@ class Work:
                 steps.close()  # a poll failed: its generator has not heard of it
             if not isinstance(error, kernels.Disagreement):  # which its own wait() tells, no other
                 raise
+        finally:
+            self._moving = False
 
 
 def finished(result: Any) -> Work:

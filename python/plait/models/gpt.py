@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from plait import nn, ops
+from plait import nn
 from plait.autograd import Tensor
 from plait.nn import Build, LayerSpec
 
@@ -24,8 +24,8 @@ class MLP(nn.Layer):
         self.up = nn.ColumnLinear(build.at("up"), size, hidden)
         self.down = nn.RowLinear(build.at("down"), hidden, size, std=std_out)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(ops.GELU.apply(self.up(x)))
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.down(*self.up.gelu(x), residual=residual)
 
 
 class Block(nn.Layer):
@@ -43,9 +43,9 @@ class Block(nn.Layer):
         self.dropout2 = nn.Dropout(build, dropout, 2 * build.index + 2)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = ops.Add.apply(x, self.dropout1(self.attention(self.norm1(x))))
-        y: Tensor = ops.Add.apply(x, self.dropout2(self.mlp(self.norm2(x))))
-        return y
+        x, n = self.norm1.residual(x)
+        x, n = self.norm2.residual(*self.dropout1.branch(x, self.attention, n))
+        return self.dropout2.residual(x, self.mlp, n)
 
 
 class Output(nn.Layer):

@@ -14,9 +14,9 @@ class MLP(nn.Layer):
         self.gate_up = nn.ColumnLinear(build.at("gate_up"), size, [hidden, hidden], bias=False)
         self.down = nn.RowLinear(build.at("down"), hidden, size, bias=False, std=std_out)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         y: Tensor = ops.SwiGLU.apply(self.gate_up(x), self.gate_up.weight.leaf_rows)
-        return self.down(y)
+        return self.down(y, residual=residual)
 
 
 class Block(nn.Layer):
@@ -33,9 +33,9 @@ class Block(nn.Layer):
         self.mlp = MLP(build.at("mlp"), size, hidden, std_out)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = ops.Add.apply(x, self.attention(self.norm1(x)))
-        y: Tensor = ops.Add.apply(x, self.mlp(self.norm2(x)))
-        return y
+        x, n = self.norm1.residual(x)
+        x, n = self.norm2.residual(self.attention(n, residual=x))
+        return self.mlp(n, residual=x)
 
 
 class Output(nn.Layer):

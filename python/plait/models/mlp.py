@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-from plait import nn, ops
+from plait import nn
 from plait.autograd import Context, Function, Tensor
 from plait.backend import Array
 from plait.nn import Build, LayerSpec
@@ -31,8 +31,8 @@ class Pair(nn.Layer):
         self.up = nn.ColumnLinear(build.at("up"), inputs, hidden, std=math.sqrt(2 / inputs))
         self.down = nn.RowLinear(build.at("down"), hidden, outputs, std=math.sqrt(1 / hidden))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(ops.GELU.apply(self.up(x)))
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.down(*self.up.gelu(x), residual=residual)
 
 
 class First(nn.Layer):
@@ -49,8 +49,8 @@ class Residual(nn.Layer):
         self.pair = Pair(build, size, hidden, size)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = ops.Add.apply(x, self.pair(self.norm(x)))
-        return y
+        x, n = self.norm.residual(x)
+        return self.pair(n, residual=x)
 
 
 def mlp(

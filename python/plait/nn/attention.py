@@ -11,7 +11,7 @@ from plait.nn.linear import ColumnLinear, RowLinear
 class SelfAttention(Layer):
     """(B, S, size) -> (B, S, size). kv_heads < heads shares keys and values between queries
     (Ainslie 2023). rope: base of rotary angles, None for none. std_out: initial std of the output
-    projection."""
+    projection. residual: added to the output."""
 
     def __init__(
         self, build: Build, size: int, heads: int, *, kv_heads: int | None = None,
@@ -39,8 +39,8 @@ class SelfAttention(Layer):
         self.qkv = ColumnLinear(build.at("qkv"), size, parts, bias=bias, unit=head)
         self.out = RowLinear(build.at("out"), size, size, bias=bias, std=std_out, unit=head)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         y = ops.Attention.apply(
             self.qkv(x), self.leaves, self.heads, self.kv_heads, self.causal, self.rope
         )
-        return self.out(y)
+        return self.out(y, residual=residual)

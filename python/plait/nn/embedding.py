@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from plait import backend, ops
 from plait.autograd import Tape, Tensor
 from plait.nn.layer import Build, Layer
@@ -44,6 +46,26 @@ class Dropout(Layer):
         self.comm, self.probability, self.number = build.comm, probability, number
 
     def __call__(self, x: Tensor) -> Tensor:
+        return ops.dropout(x, self.probability, self.number, self.comm, self._training())
+
+    def branch(
+        self, x: Tensor, layer: Callable[..., Tensor], y: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """What adds up to x + dropout(layer(y)): layer(y, residual=x), whose last product adds x as
+        it is stored, and None, where nothing is dropped."""
+        if self.probability == 0.0 or not self._training():
+            return layer(y, residual=x), None
+        return x, self(layer(y))
+
+    def residual(self, x: Tensor, layer: Callable[..., Tensor], y: Tensor) -> Tensor:
+        """x + dropout(layer(y))."""
+        stream, rest = self.branch(x, layer, y)
+        if rest is None:
+            return stream
+        result: Tensor = ops.Add.apply(stream, rest)
+        return result
+
+    @staticmethod
+    def _training() -> bool:
         tape = Tape.current
-        training = tape is not None and tape.position is not None and tape.position.training
-        return ops.dropout(x, self.probability, self.number, self.comm, training)
+        return tape is not None and tape.position is not None and tape.position.training

@@ -27,10 +27,19 @@ class ColumnLinear(Layer):
         result: Tensor = ops.ColumnLinear.apply(x, self.weight, self.bias, self.comm)
         return result
 
+    def gelu(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(GELU(y), y), y the outputs: what RowLinear takes."""
+        result: tuple[Tensor, Tensor]
+        result = ops.ColumnGELU.apply(x, self.weight, self.bias, self.comm)
+        return result
+
 
 class RowLinear(Layer):
     """(B, S, this rank's inputs) -> (B, S, out), summed over tensor leaves; the bias is added
-    once."""
+    once.
+
+    gelu_input: what x is the GELU of, as ColumnLinear.gelu gives both; the gradient then goes there
+    at once. residual (B, S, out): added to the output."""
 
     def __init__(
         self, build: Build, inputs: int, outputs: int, *, bias: bool = True, std: float = 0.02,
@@ -40,8 +49,12 @@ class RowLinear(Layer):
         self.weight = build.split_parts("weight", (inputs, outputs), [inputs], unit, init=Init(std))
         self.bias = build.constant("bias", outputs, 0.0) if bias else None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        result: Tensor = ops.RowLinear.apply(x, self.weight, self.bias, self.comm)
+    def __call__(
+        self, x: Tensor, gelu_input: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        result: Tensor = ops.RowLinear.apply(
+            x, self.weight, self.bias, self.comm, gelu_input, residual
+        )
         return result
 
 

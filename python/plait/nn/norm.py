@@ -1,4 +1,5 @@
-"""Norm layers with replicated weights."""
+"""Norm layers with replicated weights. norm(x) is the norm alone; x, n = norm.residual(x, y) also
+goes on with the residual stream."""
 
 from __future__ import annotations
 
@@ -17,6 +18,13 @@ class LayerNorm(Layer):
         result: Tensor = ops.LayerNorm.apply(x, self.weight, self.bias, self.comm, self.epsilon)
         return result
 
+    def residual(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(x + y, norm(x + y)), or (x, norm(x)); the first has another use."""
+        result: tuple[Tensor, Tensor] = ops.ResidualLayerNorm.apply(
+            x, y, self.weight, self.bias, self.comm, self.epsilon
+        )
+        return result
+
 
 class RMSNorm(Layer):
     def __init__(self, build: Build, size: int, *, epsilon: float = 1e-5):
@@ -25,4 +33,11 @@ class RMSNorm(Layer):
 
     def __call__(self, x: Tensor) -> Tensor:
         result: Tensor = ops.RMSNorm.apply(x, self.weight, self.comm, self.epsilon)
+        return result
+
+    def residual(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(x + y, norm(x + y)), or (x, norm(x)); the first has another use."""
+        result: tuple[Tensor, Tensor] = ops.ResidualRMSNorm.apply(
+            x, y, self.weight, self.comm, self.epsilon
+        )
         return result

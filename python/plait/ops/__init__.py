@@ -6,8 +6,8 @@ from plait.ops.batch_norm import BatchNorm
 from plait.ops.conv import ColumnConv, GatherChannels, RowConv
 from plait.ops.cross_entropy import CrossEntropy
 from plait.ops.embedding import PositionEmbedding, VocabEmbedding
-from plait.ops.linear import ColumnLinear, RowLinear
-from plait.ops.norm import LayerNorm, RMSNorm
+from plait.ops.linear import ColumnGELU, ColumnLinear, RowLinear
+from plait.ops.norm import LayerNorm, ResidualLayerNorm, ResidualRMSNorm, RMSNorm
 from plait.ops.parameter import Init, Parameter
 from plait.ops.patches import MeanPositions, Patches
 from plait.ops.pool import MaxPool, MeanPool
@@ -15,8 +15,9 @@ from plait.ops.position import Position, Segment, Share
 from plait.ops.sums import fan_in
 
 __all__ = [
-    "GELU", "Add", "Attention", "BatchNorm", "ColumnConv", "ColumnLinear", "CrossEntropy",
-    "Dropout", "GatherChannels", "Init", "LayerNorm", "MaxPool", "MeanPool", "MeanPositions",
-    "Parameter", "Patches", "Position", "PositionEmbedding", "RMSNorm", "ReLU", "RowConv",
-    "RowLinear", "Segment", "Share", "SwiGLU", "VocabEmbedding", "dropout", "fan_in",
+    "GELU", "Add", "Attention", "BatchNorm", "ColumnConv", "ColumnGELU", "ColumnLinear",
+    "CrossEntropy", "Dropout", "GatherChannels", "Init", "LayerNorm", "MaxPool", "MeanPool",
+    "MeanPositions", "Parameter", "Patches", "Position", "PositionEmbedding", "RMSNorm", "ReLU",
+    "ResidualLayerNorm", "ResidualRMSNorm", "RowConv", "RowLinear", "Segment", "Share", "SwiGLU",
+    "VocabEmbedding", "dropout", "fan_in",
 ]  # fmt: skip

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from plait.autograd import Context, Function
-from plait.backend import Array, empty, fill, kernels, put, to_host
+from plait.backend import Array, empty, fill, kernels
 from plait.comm import Communicator
 from plait.ops.linear import flat
 from plait.ops.parameter import Parameter
@@ -63,7 +61,6 @@ class BatchNorm(Function):
             flat(grad), flat(x), weight.array, mean, variance, epsilon, flat(grad_x)
         )
         rows = x.size // max(channels, 1)
-        unbiased = to_host(variance) * np.float32(rows / max(rows - 1, 1))
         x, grad = (a.reshape(samples, rows // samples, channels) for a in (x, grad))
         chunks = [slice(None)]
         if weight.replicated:
@@ -78,8 +75,8 @@ class BatchNorm(Function):
                     grad[where], x[where], mean, variance, epsilon, not segment.begins,
                     grad_weight, grad_bias,
                 )  # fmt: skip
-        add_statistic(running_mean, position, mean, comm)
-        add_statistic(running_variance, position, unbiased, comm)
+        add_statistic(running_mean, position, mean, 1.0, comm)
+        add_statistic(running_variance, position, variance, rows / max(rows - 1, 1), comm)
         return grad_x
 
 
@@ -90,13 +87,13 @@ def leaf_chains(parameter: Parameter, position: Position) -> Iterator[tuple[Segm
 
 
 def add_statistic(
-    parameter: Parameter, position: Position, value: Array, comm: Communicator
+    parameter: Parameter, position: Position, value: Array, factor: float, comm: Communicator
 ) -> None:
-    """Adds samples x value to each data leaf. Of a replicated parameter every rank has the same
-    value: the first tensor leaf counts it, the others hold zero."""
+    """Adds samples x (value x factor) to each data leaf. Of a replicated parameter every rank has
+    the same value: the first tensor leaf counts it, the others hold zero."""
     for segment, grads in leaf_chains(parameter, position):
         if segment.begins:
             fill(grads, 0)
         if not parameter.replicated or comm.rank == 0:
-            samples = np.float32(segment.samples.stop - segment.samples.start)
-            put(grads[0], to_host(grads[0]) + samples * to_host(value))
+            samples = segment.samples.stop - segment.samples.start
+            kernels.add_statistic(value, factor, samples, not segment.begins, grads[0])

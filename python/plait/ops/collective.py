@@ -21,15 +21,18 @@ from plait.backend import (
     float32,
     kernels_of,
     share_memory,
+    writeable,
 )
 from plait.comm import Communicator
 from plait.comm.agree import agree
+from plait.comm.border import bordered
 from plait.comm.combine import even_bounds
 
 _FEW = 128  # rows of a piece that do not repay packing w once more
 _TAG = 1 << 14  # beyond those of the caller's own messages
 
 
+@bordered
 def matmul_all_reduce(x: Array, w: Array, comm: Communicator, out: Array | None = None) -> Array:
     """x @ w summed over the ranks of comm, on every rank; all of them call it.
 
@@ -57,6 +60,7 @@ def matmul_all_reduce(x: Array, w: Array, comm: Communicator, out: Array | None 
     return out
 
 
+@bordered
 def matmul_reduce_scatter(
     x: Array, w: Array, comm: Communicator, *, axis: int = 0, out: Array | None = None
 ) -> Array:
@@ -90,6 +94,7 @@ def matmul_reduce_scatter(
     return out
 
 
+@bordered
 def all_gather_matmul(x: Array, w: Array, comm: Communicator, out: Array | None = None) -> Array:
     """The x of all ranks, one below the other, @ w.
 
@@ -166,10 +171,10 @@ def _check(
         )
     elif not problem and out is not None:
         kinds = "float32" if x.dtype == float32 else "bfloat16 or float32"
-        if out.shape != shape or out.dtype not in (x.dtype, float32) or not out.flags.writeable:
+        if out.shape != shape or out.dtype not in (x.dtype, float32) or not writeable(out):
             problem = (
                 f"x {x.shape} @ w {w.shape} needs a writable out {shape} {kinds}, got "
-                f"{out.shape} {out.dtype}{'' if out.flags.writeable else ', read-only'}"
+                f"{out.shape} {out.dtype}{'' if writeable(out) else ', read-only'}"
             )
     agree(name, comm, problem, {"type": x.dtype, **same})
 

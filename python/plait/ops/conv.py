@@ -15,7 +15,7 @@ from plait.backend import Array, contiguous, empty, kernels
 from plait.comm import Communicator
 from plait.ops.parameter import Parameter
 from plait.ops.position import Position
-from plait.ops.sums import sum_over_leaves
+from plait.ops.sums import Last, sum_over_leaves
 
 
 def output_shape(x: Array, weight: Parameter, channels: int, stride: int, padding: int) -> Any:
@@ -69,7 +69,7 @@ class ColumnConv(Function):
         x, weight, stride, padding, comm = ctx.saved
         position = ctx.position
 
-        def part(start: int, stop: int, leaves: list[int], _: Array | None, out: Array) -> None:
+        def part(start: int, stop: int, leaves: list[int], _: Last, out: Array) -> None:
             kernels.conv2d_backward(
                 grad[..., start:stop], weight.array[start:stop], False, stride, padding, leaves, out
             )
@@ -94,7 +94,7 @@ class RowConv(Function):
         ctx.save(x, weight, stride, padding, comm)
         shape = output_shape(x, weight, weight.shape[3], stride, padding)
 
-        def part(start: int, stop: int, leaves: list[int], _: Array | None, out: Array) -> None:
+        def part(start: int, stop: int, leaves: list[int], _: Last, out: Array) -> None:
             kernels.conv2d_forward(
                 x[..., start:stop], weight.array[start:stop], True, stride, padding, leaves, out
             )

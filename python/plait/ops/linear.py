@@ -16,7 +16,9 @@ from plait.backend import Array, empty, kernels
 from plait.comm import Communicator
 from plait.ops.parameter import Parameter
 from plait.ops.sums import (
+    Last,
     cut_sequence,
+    fan_in,
     gather_sequence,
     position_chunks,
     replicated_chains,
@@ -27,6 +29,10 @@ from plait.ops.sums import (
 def flat(x: Array) -> Array:
     """(..., C) -> (rows, C) without a copy."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # C may be 0: fewer columns than leaves
+
+
+def flat_or_none(x: Array | None) -> Array | None:
+    return None if x is None else flat(x)
 
 
 def add_weight_grad(weight: Parameter, position: Any, rows: Array, columns: Array) -> None:
@@ -49,66 +55,114 @@ class ColumnLinear(Function):
         ctx: Context, x: Array, weight: Parameter, bias: Parameter | None, comm: Communicator
     ) -> Array:
         ctx.save(x, weight, bias, comm)
-        x = gather_sequence(comm, ctx.position, x)
-        n, k = weight.array.shape
-        out = empty((*x.shape[:-1], n), x.dtype)
-        b = None if bias is None else bias.array
-        kernels.matmul(flat(x), weight.array, False, True, [0, k], False, 0, b, flat(out))
+        out, _ = _columns(ctx, x, weight, bias, comm, gelu=False)
         return out
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> Any:
-        x, weight, bias, comm = ctx.saved
-        position = ctx.position
-        k = weight.array.shape[1]
-        shape = (*grad.shape[:-1], k)
-        rows = flat(grad)
-
-        def part(start: int, stop: int, leaves: list[int], _: Array | None, out: Array) -> None:
-            kernels.matmul(
-                rows[:, start:stop], weight.array[start:stop], False, False, leaves, False, 0, None,
-                flat(out),
-            )  # fmt: skip
-
-        def parameters() -> None:
-            add_weight_grad(weight, position, grad, gather_sequence(comm, position, x))
-            if bias is not None:
-                for segment, total in bias.segments(position):
-                    kernels.sum_rows(grad[segment.samples], not segment.begins, total)
-
-        ctx.later(parameters)
-        if not ctx.needs_input_grad[0]:
-            return None
-        return sum_over_leaves(
-            comm, list(weight.leaf_rows), shape, x.dtype, part, sequence=cut_sequence(position, x)
-        )
+        return _columns_backward(ctx, grad, *ctx.saved)
 
 
-class RowLinear(Function):
-    """y = sum over tensor leaves of x W, + b; W's rows and x's columns are this rank's."""
+class ColumnGELU(Function):
+    """(GELU(y), y) of ColumnLinear's y, in one kernel.
+
+    Where GELU(y) goes to a RowLinear that is given y, too, the gradient comes to y."""
 
     @staticmethod
     def forward(
         ctx: Context, x: Array, weight: Parameter, bias: Parameter | None, comm: Communicator
-    ) -> Any:
-        ctx.save(x, weight, bias, comm)
+    ) -> tuple[Array, Array]:
+        out, activated = _columns(ctx, x, weight, bias, comm, gelu=True)
+        ctx.save(x, weight, bias, comm, out)
+        return activated, out
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array | None, grad_out: Array | None) -> Any:
+        *saved, out = ctx.saved
+        if grad is not None:
+            through = empty(out.shape, out.dtype)
+            kernels.gelu_backward(grad, out, through)
+            grad_out = through if grad_out is None else fan_in((through, grad_out))
+        assert grad_out is not None
+        return _columns_backward(ctx, grad_out, *saved)
+
+
+def _columns(
+    ctx: Context, x: Array, weight: Parameter, bias: Parameter | None, comm: Communicator, *,
+    gelu: bool,
+) -> tuple[Array, Array]:  # fmt: skip
+    """This rank's columns, and their GELU if it is wanted."""
+    x = gather_sequence(comm, ctx.position, x)
+    n, k = weight.array.shape
+    out = empty((*x.shape[:-1], n), x.dtype)
+    activated = empty(out.shape, out.dtype) if gelu else out
+    b = None if bias is None else bias.array
+    kernels.matmul(
+        flat(x), weight.array, False, True, [0, k], False, 0, b, flat(out),
+        gelu=flat(activated) if gelu else None,
+    )  # fmt: skip
+    return out, activated
+
+
+def _columns_backward(
+    ctx: Context, grad: Array, x: Array, weight: Parameter, bias: Parameter | None,
+    comm: Communicator,
+) -> Any:  # fmt: skip
+    position = ctx.position
+    k = weight.array.shape[1]
+    shape = (*grad.shape[:-1], k)
+    rows = flat(grad)
+
+    def part(start: int, stop: int, leaves: list[int], _: Last, out: Array) -> None:
+        kernels.matmul(
+            rows[:, start:stop], weight.array[start:stop], False, False, leaves, False, 0, None,
+            flat(out),
+        )  # fmt: skip
+
+    def parameters() -> None:
+        add_weight_grad(weight, position, grad, gather_sequence(comm, position, x))
+        if bias is not None:
+            for segment, total in bias.segments(position):
+                kernels.sum_rows(grad[segment.samples], not segment.begins, total)
+
+    ctx.later(parameters)
+    if not ctx.needs_input_grad[0]:
+        return None
+    return sum_over_leaves(
+        comm, list(weight.leaf_rows), shape, x.dtype, part, sequence=cut_sequence(position, x)
+    )
+
+
+class RowLinear(Function):
+    """y = sum over tensor leaves of x W, + b; W's rows and x's columns are this rank's.
+
+    gelu_input: where x is GELU(gelu_input); its gradient is given in place of x's.
+    residual: added to what y is stored as; on the rank that has all leaves in the same kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Context, x: Array, weight: Parameter, bias: Parameter | None, comm: Communicator,
+        gelu_input: Array | None = None, residual: Array | None = None,
+    ) -> Any:  # fmt: skip
+        ctx.save(x, weight, bias, comm, gelu_input, residual is not None)
         n = weight.array.shape[1]
         rows = flat(x)
 
-        def part(start: int, stop: int, leaves: list[int], b: Array | None, out: Array) -> None:
+        def part(start: int, stop: int, leaves: list[int], last: Last, out: Array) -> None:
             kernels.matmul(
-                rows[:, start:stop], weight.array[start:stop], False, False, leaves, False, 0, b,
-                flat(out),
+                rows[:, start:stop], weight.array[start:stop], False, False, leaves, False, 0,
+                last.bias, flat(out), residual=flat_or_none(last.residual),
             )  # fmt: skip
 
         return sum_over_leaves(
             comm, list(weight.leaf_rows), (*x.shape[:-1], n), x.dtype, part,
-            bias=None if bias is None else bias.array, sequence=ctx.position.sequence,
+            last=Last(None if bias is None else bias.array, residual),
+            sequence=ctx.position.sequence,
         ).wait()  # fmt: skip
 
     @staticmethod
-    def backward(ctx: Context, grad: Array) -> Array | None:
-        x, weight, bias, comm = ctx.saved
+    def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
+        x, weight, bias, comm, gelu_input, has_residual = ctx.saved
         position = ctx.position
         local = grad
         grad = gather_sequence(comm, position, grad)
@@ -122,8 +176,13 @@ class RowLinear(Function):
                     kernels.sum_rows(local[where], not segment.begins, total)
 
         ctx.later(parameters)
-        if not ctx.needs_input_grad[0]:
-            return None
+        behind = () if gelu_input is None else (None,)  # x, whose gradient went on to gelu_input
+        others = (local,) if has_residual else ()
+        if not ctx.needs_input_grad[len(behind)]:
+            return (*behind, None, *others)
         grad_x = empty((*grad.shape[:-1], k), x.dtype)
-        kernels.matmul(flat(grad), weight.array, False, True, [0, n], False, 0, None, flat(grad_x))
-        return grad_x
+        kernels.matmul(
+            flat(grad), weight.array, False, True, [0, n], False, 0, None, flat(grad_x),
+            gelu_backward=flat_or_none(gelu_input),
+        )  # fmt: skip
+        return (*behind, grad_x, *others)

@@ -5,12 +5,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from plait.backend import Array, as_type, contiguous, empty, float32, kernels
 from plait.comm import Communicator
 from plait.ops.parameter import Parameter
 from plait.ops.position import Position, Segment
+
+
+class Last(NamedTuple):
+    """What is added to a sum: the bias before it is rounded, the residual to what is stored."""
+
+    bias: Array | None = None
+    residual: Array | None = None
+
+
+NOTHING = Last()
 
 
 def fan_in(arrays: Any) -> Array:
@@ -25,17 +35,18 @@ def sum_over_leaves(
     bounds: list[int],
     shape: tuple[int, ...],
     dtype: Any,
-    part: Callable[[int, int, list[int], Array | None, Array], None],
+    part: Callable[[int, int, list[int], Last, Array], None],
     *,
-    bias: Array | None = None,
+    last: Last = NOTHING,
     sequence: int | None = None,
 ) -> Any:
     """The canonical sum over tensor leaves of a sharded dimension: a Work whose result has `shape`.
 
-    bounds: this rank's leaves in its own indices. part(start, stop, leaves, bias, out) writes the
-    sum of [start, stop), cut at `leaves` (relative to start), for one complete tree node.
+    bounds: this rank's leaves in its own indices. part(start, stop, leaves, last, out) writes the
+    sum of [start, stop), cut at `leaves` (relative to start), for one complete tree node; last is
+    `last` if that is the whole tree, else nothing.
     sequence: its length, to give each rank its own positions (axis 1) of the sum instead of the
-    whole.
+    whole; those of the residual are the rank's own, too.
     """
     first = comm.leaves.bounds[comm.rank]
     nodes = comm.leaves.nodes(comm.rank)
@@ -43,21 +54,34 @@ def sum_over_leaves(
     if whole:
         # The whole tree is here: the kernel itself rounds to the storage type, as the owner would.
         out = empty(shape, dtype)
-        part(0, bounds[-1] - bounds[0], [b - bounds[0] for b in bounds], bias, out)
+        part(0, bounds[-1] - bounds[0], [b - bounds[0] for b in bounds], last, out)
         return Ready(out)
-    bias = None if bias is None else as_type(bias, float32)
+    bias = None if last.bias is None else as_type(last.bias, float32)
     stack = comm.empty((len(nodes), *shape), float32)
     for out, (low, high) in zip(stack, nodes, strict=True):
         cut = bounds[low - first : high - first + 1]
         start = cut[0] - bounds[0]
-        part(start, cut[-1] - bounds[0], [b - cut[0] for b in cut], None, out)
+        part(start, cut[-1] - bounds[0], [b - cut[0] for b in cut], NOTHING, out)
     if sequence is None:
         out = comm.empty(shape, dtype)
-        return comm.all_reduce_nodes(stack, bias=bias, dtype=dtype, out=out, blocking=False)
-    bounds = sequence_bounds(comm, sequence)
-    return comm.reduce_scatter_nodes(
-        stack, axis=1, bounds=bounds, bias=bias, dtype=dtype, blocking=False
-    )
+        work = comm.all_reduce_nodes(stack, bias=bias, dtype=dtype, out=out, blocking=False)
+    else:
+        bounds = sequence_bounds(comm, sequence)
+        work = comm.reduce_scatter_nodes(
+            stack, axis=1, bounds=bounds, bias=bias, dtype=dtype, blocking=False
+        )
+    # A reduction that takes the residual as it takes the bias would make this a pass less.
+    return work if last.residual is None else Added(last.residual, work)
+
+
+class Added:
+    """x + the result of a Work, as the residual connection adds."""
+
+    def __init__(self, x: Array, work: Any):
+        self._x, self._work = x, work
+
+    def wait(self) -> Array:
+        return fan_in((self._x, self._work.wait()))
 
 
 class Ready:

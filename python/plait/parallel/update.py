@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from plait.backend import Array, beside, bfloat16, float32, kernels_of
+from plait.backend import Array, assign, beside, bfloat16, float32, kernels_of, writeable
 from plait.comm import Communicator, Leaves
 from plait.comm.agree import agree
+from plait.comm.border import bordered
 from plait.comm.combine import even_bounds
 from plait.optim import Optimizer
 
 CHUNK = 1 << 17  # elements that are summed, updated and sent on while they are in cache
 
 
+@bordered
 def reduce_update_gather(
     grad: Array, weight: Array, master: Array, state: dict[str, Array], comm: Communicator,
     optimizer: Optimizer, *, step: int, scale: float = 1.0, learning_rate: float | None = None,
@@ -57,7 +59,7 @@ def reduce_update_gather(
         update(summed, first)
         for other in weights:
             if other is not weight:
-                other[chunk] = weight[chunk]
+                assign(other[chunk], weight[chunk])
     comm.barrier()
     return weight
 
@@ -79,6 +81,6 @@ def _problem(
                 f"{key} is {x.shape} {x.dtype}{'' if x.flags.c_contiguous else ', strided'}, "
                 f"must be contiguous ({length},) {kind}"
             )
-        if key != "grad" and not x.flags.writeable:
+        if key != "grad" and not writeable(x):
             return f"{key} is read-only"
     return ""

@@ -1,13 +1,19 @@
-"""Which backend the ranks of a run take, agreed among them."""
+"""Which backend the ranks of a run take, agreed among them, and which of them share a device."""
 
 from __future__ import annotations
 
 import socket
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from plait import backend
 from plait.comm import Communicator
 from plait.errors import UserError
+from plait.mesh import Layout
+from plait.plan.memory import Request, Spec, memory
+from plait.train.settings import Settings
 
 Wanted = Literal["auto", "cpu", "cuda"]
 CHOICES = ("auto", "cpu", "cuda")
@@ -41,3 +47,50 @@ def take_backend(wanted: Wanted, world: Communicator) -> str:
     if wanted == "cuda":
         raise UserError(told)
     return f"{text}, not cuda: {told}"
+
+
+@dataclass(frozen=True)
+class Shares:
+    """ranks: of those on one device, at the most; bytes: of device memory for a rank, at the least.
+    0 on the CPU."""
+
+    ranks: int = 0
+    bytes: int = 0
+
+    def __str__(self) -> str:
+        """What there is to say of it, after the backend's name."""
+        return f", {self.ranks} ranks share one GPU" if self.ranks > 1 else ""
+
+
+def device_shares(world: Communicator) -> Shares:
+    """How the ranks share devices, which they know by their identity: a launcher may show each
+    rank its own one as number 0. Collective."""
+    if backend.name() == "cpu":  # on every rank
+        return Shares()
+    own = socket.gethostname(), backend.device_identity(), backend.device_limit()
+    everyone = world.all_gather_object(own)
+    ranks = Counter((host, identity) for host, identity, _ in everyone)
+    least = min(limit // ranks[host, identity] for host, identity, limit in everyone)
+    return Shares(max(ranks.values()), least)
+
+
+def shared_room(specs: Sequence[Spec], layout: Layout, settings: Settings, grains: int) -> int:
+    """Bytes of a rank's arrays that its peers read or write: gradients, with ZeRO weights too, and
+    the few activations under way. What there is no room for is copied instead."""
+    found = memory(
+        specs,
+        Request(
+            data=layout.data,
+            tensor=layout.tensor,
+            pipeline=layout.pipeline,
+            batch=settings.batch,
+            microbatch=settings.microbatch,
+            precision=settings.precision,
+            zero=settings.zero,
+            recompute=settings.recompute,
+            grains=grains,
+            schedule=settings.schedule,
+        ),
+    )
+    kept = found.gradients + (found.weights if settings.zero else 0)
+    return int(kept * 1.05) + found.activations // 8 + (1 << 20)

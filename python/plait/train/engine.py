@@ -118,8 +118,10 @@ class Engine:
         inits = {p.name: p.init for names in everywhere for p in names}
         self._init = {p.name: inits[p.tied_to or p.name] for p in self.parameters}
         self.observer: Observer = SILENT
-        # One rank's passes are the same work each step, if no op asks for the step's number.
-        self._recorder = backend.recorder() if mesh.world.size == 1 else None
+        # Passes are the same work each step, if no op asks for the step's number, and all of it is
+        # the device's if no collective is the host's: messages between stages are.
+        recordable = self.pipeline.size == 1 and self.data.stream_ordered
+        self._recorder = backend.recorder() if recordable and self.tensor.stream_ordered else None
         self._steps_differ = False
         self.initialize()
         backend.trim()  # of what came before, and of what only the start needed
@@ -307,17 +309,15 @@ class Engine:
                 continue
             where = slice(low - bucket.own.start, high - bucket.own.start)
             if p.momentum is not None:
-                self._average(self.master[index][where], bucket.gradient[where], p.momentum)
+                kernels.moving_average(
+                    bucket.gradient[where], self.settings.batch, p.momentum,
+                    self.master[index][where],
+                )  # fmt: skip
                 continue
             self.optimizer.update(
                 bucket.gradient[where], scale, learning_rate, p.decays, step,
                 self.master[index][where], {k: x[where] for k, x in state.items()}, weights[where],
             )  # fmt: skip
-
-    def _average(self, running: Array, total: Array, momentum: float) -> None:
-        """Moves a running statistic towards this step's mean over samples."""
-        mean, before = to_host(total) / np.float32(self.settings.batch), to_host(running)
-        put(running, before + np.float32(momentum) * (mean - before))
 
     def _limbs(self, losses: list[Array]) -> Array:
         """This rank's part of two exact sums, which add up as integers: of losses, and of squared
@@ -352,7 +352,7 @@ class Engine:
         with tape:
             losses = to_host(self._loss(y, targets).array)
         backend.check_faults()
-        found = largest(to_host(y.array), self._vocabulary, self.tensor)
+        found = largest(y.array, self._vocabulary, self.tensor)
         return losses, found == targets.reshape(losses.shape)
 
     def logits(self, position: Position, inputs: Array) -> Array | None:

@@ -26,7 +26,7 @@ from plait.train import sections
 from plait.train.build import build_dataset, build_model, make_trainer, sequence_length
 from plait.train.checks import check_layout
 from plait.train.config import Config, compare, dump, load, load_record
-from plait.train.device import take_backend
+from plait.train.device import device_shares, take_backend
 from plait.train.numerics import agree_on_instructions
 from plait.train.restore import TOKENIZER, check_data, find_run, read_tokenizer, restored
 from plait.train.results import Evaluation
@@ -62,13 +62,14 @@ def train(
         local = ranks_here(world)
         threads, path = set_threads(config, local), agree_on_instructions(world)
         engine = take_backend(config.backend, world)
+        shares = device_shares(world)
         dataset = build_dataset(config)
         dataset.prepare(world)
         check_data(run.path, previous, dataset)
         specs = build_model(config, dataset)
         grains = grains_of(config, specs, layout)
         check_grains(specs, layout, grains, config.train.batch)
-        needed, _ = check_memory(config, specs, layout, local)
+        needed, _ = check_memory(config, specs, layout, local, shares.bytes)
         mesh = Mesh(layout.data or 1, layout.tensor, layout.pipeline, comm=world)
         record = {
             "plait": __version__,
@@ -93,8 +94,8 @@ def train(
         {
             "run": run.path,
             "layout": f"{mesh.layout} (data x tensor x pipeline) on {world.size} ranks",
-            "mpi": f"{mpi_name(world)}, transport {world.transport}",
-            "engine": f"{engine}, {path}, {threads} thread{'s' * (threads > 1)} a rank",
+            "mpi": f"{mpi_name(world)}, transport {transport_text(world, trainer.mesh)}",
+            "engine": f"{engine}{shares}, {path}, {threads} thread{'s' * (threads > 1)} a rank",
             "model": f"{count_text(sum(spec.parameters for spec in specs))} parameters, "
             f"{config.train.precision}, grains {grains[0]} x {grains[1]}",
             "batch": f"{config.train.batch} samples a step, {trainer.engine.share.largest} at once",
@@ -146,6 +147,8 @@ def _steps(
     peak = np.array([peak_bytes()], np.int64)
     peak = trainer.mesh.world.all_reduce(peak, op="max")
     pool = kernels.memory_use()
+    if copies := copies_text(trainer.mesh):
+        screen.say(copies)
     screen.say(
         f"memory: at most {bytes_text(int(peak[0]))} a rank, {bytes_text(needed)} planned; "
         f"{bytes_text(pool['reserved'])} pooled and {bytes_text(pool['shared'])} shared here, made "
@@ -153,6 +156,25 @@ def _steps(
     )
     screen.say(f"trained {total} steps in {time_text(time.monotonic() - begin)}; {saved}")
     return DONE
+
+
+def transport_text(world: Communicator, mesh: Mesh) -> str:
+    """What moves arrays between the ranks: on the hosts, and along the mesh axes on devices."""
+    axes = {name: getattr(mesh, name) for name in ("data", "tensor", "pipeline")}
+    told = [f"{name} {comm.transport}" for name, comm in axes.items() if comm.size > 1]
+    return ", ".join([world.transport, *(told if name_of_backend() == "cuda" else ())])
+
+
+def copies_text(mesh: Mesh) -> str:
+    """What rank 0's collectives copied, because it lay where no peer can read it; "" if nothing."""
+    axes = (mesh.data, mesh.tensor, mesh.pipeline)
+    count, size = (sum(comm.outside[i] for comm in axes) for i in (0, 1))
+    if not count:
+        return ""
+    return (
+        f"peer memory: {count_text(count)} arrays of collectives, {bytes_text(size)}, were not in "
+        "shared memory and were copied on their way"
+    )
 
 
 def _evaluate_last(config: Config, trainer: Trainer, run: RunFolder, screen: Screen) -> None:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 
-from plait.backend import device_count, device_limit
 from plait.backend.host import kernels
 from plait.comm import Communicator
 from plait.errors import UserError
@@ -111,17 +110,15 @@ def heads_of(specs: list[LayerSpec]) -> list[tuple[str, int]]:
 
 
 def check_memory(
-    config: Config, specs: list[LayerSpec], layout: Layout, here: Here | int
+    config: Config, specs: list[LayerSpec], layout: Layout, here: Here | int, device: int = 0
 ) -> tuple[int, int]:
-    """(needed, limit) bytes of the rank that needs most; here, or how many ranks share the host.
-    UserError if it does not fit."""
+    """(needed, limit) bytes of the rank that needs most; here, or how many ranks share the host;
+    device: bytes of device memory for a rank, 0 on the CPU. UserError if it does not fit."""
     request = memory_request(config, specs, layout)
     local = here if isinstance(here, int) else here.ranks
     needed = memory(specs, request).total
-    whole, holders = device_limit(), -(-local // device_count())  # ranks that share a device
-    if not whole:
-        whole, holders = limit_bytes(), local
-    limit = int(config.memory * 2**30) if config.memory else whole // holders
+    whole = limit_bytes()
+    limit = int(config.memory * 2**30) if config.memory else device or whole // local
 
     def limit_of(changed: Request) -> int:
         wanted = Layout(data=changed.data, tensor=changed.tensor, pipeline=changed.pipeline)
@@ -130,7 +127,7 @@ def check_memory(
         except ValueError:
             return 0
         one_host = not config.memory and local == request.ranks
-        return whole // changed.ranks if one_host and not device_limit() else limit
+        return whole // changed.ranks if one_host and not device else limit
 
     if limit and needed > limit:
         change = smallest_change(specs, request, limit_of)

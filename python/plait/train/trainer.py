@@ -14,6 +14,7 @@ import numpy as np
 from plait import checkpoint
 from plait.backend import Array, host, memory_bytes
 from plait.backend import name as name_of_backend
+from plait.comm.transport import PeerFailed
 from plait.comm.work import communication_seconds
 from plait.data import Dataset, Sampler
 from plait.errors import UserError
@@ -24,7 +25,8 @@ from plait.optim import Optimizer, Schedule, constant
 from plait.parallel.bucket import Span
 from plait.report import RunFolder, Screen, peak_bytes, reset_peak
 from plait.train import fit
-from plait.train.device import Wanted, take_backend
+from plait.train.batches import Batches
+from plait.train.device import Wanted, shared_room, take_backend
 from plait.train.engine import LIMBS, Engine, Settings
 from plait.train.grains import auto_grains
 from plait.train.microbatch import auto_microbatch
@@ -88,8 +90,6 @@ class Trainer:
         taken = take_backend(backend, mesh.world)
         if "not cuda" in taken and mesh.world.rank == 0:
             warnings.warn(f"backend {taken}", stacklevel=2)
-        if name_of_backend() == "cuda":
-            self.mesh = mesh = mesh.staged()
         self.optimizer, self.schedule = optimizer, schedule or constant()
         dataset.prepare(mesh.world)
         self.dataset = dataset
@@ -110,9 +110,12 @@ class Trainer:
         if dataset.samples < 1:
             raise ValueError("the data set has no samples")
         self.settings = settings
+        if name_of_backend() == "cuda":
+            self.mesh = mesh = mesh.for_device(shared_room(layers, layout, settings, grains[0]))
         self.sampler = Sampler(dataset.samples, batch, seed)
         reset_peak()
         self.engine = Engine(layers, mesh, optimizer, settings)
+        self.batches = Batches(dataset, self.sampler, self.engine.share)
         self.keep, self.metadata, self.check_every = keep, metadata or {}, check_every
         if check_every and name_of_backend() == "cpu":
             StateCheck(self.engine, check_every)
@@ -159,13 +162,13 @@ class Trainer:
 
     def _step(self, index: int, steps: int) -> Step:
         begin, communicated = time.perf_counter(), communication_seconds()
-        share = self.engine.share
-        indices = self.sampler.indices(index, share.start, share.stop)
-        inputs, targets = self.dataset.batch(indices)
+        inputs, targets = self.batches.take(index, last=index + 1 >= steps)
         rate = np.array([self.optimizer.learning_rate * self.schedule.factor(index, steps)])
         self.mesh.world.broadcast(rate)  # libm's cosine is not the same everywhere
         try:
             result = self.engine.step(index, float(np.float32(rate[0])), inputs, targets)
+        except PeerFailed as error:
+            raise PeerFailed(f"in step {index + 1}: {error}") from None
         except StateChanged as error:  # on this rank alone
             newest = None if self.run is None else checkpoint.latest(self.run.checkpoints)
             raise StateChanged(f"in step {index + 1}: {error}; {_rest(newest)}") from None
@@ -277,6 +280,7 @@ class Trainer:
         dataset = dataset if dataset is not None else self.held_out
         if dataset is None:
             raise ValueError("the data set has no held-out samples: give evaluate() others")
+        self.batches.settle()
         dataset.prepare(self.mesh.world)
         samples = dataset.samples
         if batches is not None:

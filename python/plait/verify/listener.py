@@ -96,11 +96,11 @@ class Listener(Observer, ABC):
         if function == "Recompute":
             return label
         for part, array in enumerate(outputs):
+            what = f"output{f' {part}' if len(outputs) > 1 else ''} of {label[2]}"
             if self._again:
-                what = f"recomputed output of {label[2]}"
-                key = Key(self._step, BACKWARD, -layer, 0, call, part, what)
+                key = Key(self._step, BACKWARD, -layer, 0, call, part, f"recomputed {what}")
             else:
-                key = Key(self._step, FORWARD, layer, 0, call, part, f"output of {label[2]}")
+                key = Key(self._step, FORWARD, layer, 0, call, part, what)
             self.samples(key, position.first_sample, array, position.count)
         return label
 
