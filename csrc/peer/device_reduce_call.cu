@@ -91,8 +91,8 @@ void set_norm(ReduceTask& task, const std::optional<Norm>& norm, const Array& ou
   normed.ndim = 2;
   for (int axis : {0, 1}) normed.shape[axis] = x.shape[axis], normed.strides[axis] = x.strides[axis];
   PLAIT_CHECK(norm->bias.has_value() == norm->mean.has_value(), WINDOW, "a layer norm has a bias and a mean, an RMS norm neither");
-  check_norm_forward(WINDOW, x, norm->weight, norm->bias ? &*norm->bias : nullptr, normed, norm->mean ? &*norm->mean : nullptr,
-                     norm->rstd);
+  check_norm_forward(WINDOW, x, {}, norm->weight, norm->bias ? &*norm->bias : nullptr, {}, normed,
+                     norm->mean ? &*norm->mean : nullptr, norm->rstd);
   norm_types(WINDOW, x, norm->weight, [](auto, auto) {});
   NormTask& to = task.norm;
   to.channels = n, to.weight = norm->weight.data, to.float32_weight = norm->weight.dtype == DType::float32;

@@ -201,9 +201,9 @@ def test_what_follows_a_sum_gives_the_bits_of_the_ops_apart(kind: str, dtype: An
         apart.add([residual, plain], stream)
         mean, rstd = np.empty(rows, np.float32), np.empty(rows, np.float32)
         if kind == "layer_norm":
-            apart.layer_norm_forward(stream, weight, shift, 1e-5, normed, mean, rstd)
+            apart.layer_norm_forward(stream, None, weight, shift, 1e-5, None, normed, mean, rstd)
         elif kind == "rms_norm":
-            apart.rms_norm_forward(stream, weight, 1e-5, normed, rstd)
+            apart.rms_norm_forward(stream, None, weight, 1e-5, None, normed, rstd)
         spec = ranks.module.ReduceSpec(
             counts, merges, even(rows * channels, size, channels), 1, "sum", True
         )
