@@ -359,7 +359,7 @@ def a_nan_of_one_rank(world: Communicator) -> None:
 
     plant.wrap(ops.ColumnGELU, "forward", broken)
     plant.named(
-        "in step 1: output of ColumnGELU (blocks.0.mlp.up", "sample 4", "nan instead of -",
+        "in step 1: output 0 of ColumnGELU (blocks.0.mlp.up", "sample 4", "nan instead of -",
         "not all are finite",
     )  # fmt: skip
 
