@@ -119,10 +119,6 @@ void bind_device_window(py::module_& m) {
       .def("all_to_all", &all_to_all, py::arg("x"), py::arg("sends"), py::arg("out"), py::arg("receives"), py::arg("dtype") = "uint8")
       .def("broadcast", &broadcast, py::arg("x"), py::arg("root"), py::arg("dtype") = "uint8")
       .def("barrier", [](const DeviceWindow&) { return DevicePrepared{device_barrier_call(), {}}; })
-      .def("outside", [](const DeviceWindow&, const std::string& op, const std::string& dtype, const std::string& out_dtype,
-                         bool gather, int64_t bytes) {
-        return DevicePrepared{device_outside_call(reduce_from(op), dtype, out_dtype, gather, bytes), {}};
-      })
       .def("refused", [](const DeviceWindow&) { return DevicePrepared{device_refused_call(), {}}; })
       .def("launch", [](DeviceWindow& window, const DevicePrepared& prepared, int stage) {
         const py::gil_scoped_release free;

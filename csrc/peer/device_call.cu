@@ -108,13 +108,6 @@ DeviceCall device_broadcast_call(const DeviceRoom& room, const Array& x, int roo
 
 DeviceCall device_barrier_call() { return moving(CallKind::barrier, nullptr, nullptr); }
 
-DeviceCall device_outside_call(Reduce op, const std::string& dtype, const std::string& out_dtype, bool gather, int64_t bytes) {
-  DeviceCall c = device_barrier_call();
-  c.move_task.said.call = number_of_reduction(gather, op, type_number(dtype), type_number(out_dtype));
-  c.move_task.said.size = bytes;
-  return c;
-}
-
 DeviceCall device_refused_call() { return moving(CallKind::refused, nullptr, nullptr); }
 
 }  // namespace plait

@@ -61,8 +61,7 @@ DeviceCall device_all_to_all_call(const DeviceRoom& room, const ConstArray& x, c
                                   const Array& out, const std::vector<int64_t>& receives, const std::string& dtype);
 DeviceCall device_broadcast_call(const DeviceRoom& room, const Array& x, int root, const std::string& dtype);
 DeviceCall device_barrier_call();
-// As outside_call and refused_call of the CPU's windows: ranks hear that they mean the same, or that one refuses.
-DeviceCall device_outside_call(Reduce op, const std::string& dtype, const std::string& out_dtype, bool gather, int64_t bytes);
+// As refused_call of the CPU's windows: ranks hear that one refuses.
 DeviceCall device_refused_call();
 
 }  // namespace plait

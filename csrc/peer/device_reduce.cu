@@ -89,7 +89,7 @@ struct Reduction {
     const int64_t column = task.bounds[own()];
     const int64_t before = int64_t(-reinterpret_cast<uintptr_t>(places.parts[0].at + first * X_BYTES) % 16) / X_BYTES;
     const int64_t from = first + before;
-    uint64_t in = task.outer > 1 ? uint64_t((length(own()) | task.width) * X_BYTES) : 0, out = 0;
+    uint64_t in = task.outer > 1 ? uint64_t((length(own()) | task.width | from) * X_BYTES) : 0, out = 0;
     for (int k = 0; k < task.parts; k++) in |= reinterpret_cast<uintptr_t>(places.parts[k].at + from * X_BYTES);
     for (int k = 0; k < outs; k++) out |= reinterpret_cast<uintptr_t>(places.outs[k] + from * Y_BYTES);
     if (task.residual) out |= reinterpret_cast<uintptr_t>(task.residual + (column + from) * Y_BYTES);

@@ -101,14 +101,18 @@ void set_norm(ReduceTask& task, const std::optional<Norm>& norm, const Array& ou
   if (to.centred) to.bias = norm->bias->data, to.mean = norm->mean->as<float>();
 }
 
-void set_update(ReduceTask& task, const std::optional<Update>& update, const Array& out, int64_t length) {
+void set_update(ReduceTask& task, const std::optional<Update>& update, const Array& out, int64_t start, int64_t length) {
   if (!update) return;
   PLAIT_CHECK(task.gather && is_float(out.dtype) && !task.residual && !task.norm.channels && !task.bias, WINDOW,
               "an update is of an all_reduce of floats to weights, with nothing else behind it");
   for (const Array* x : {&update->master, &update->first, &update->second}) {
     check_shard(WINDOW, "a shard", *x, update->master);
-    PLAIT_CHECK(x->dtype == DType::float32 && x->size() == length && !overlap(*x, out), WINDOW, "a shard is ", shape_text(*x),
-                ", must be float32, as long as this rank's slice of ", length, ", and no part of the weights");
+    // float32 weights can be the master: an element is read and written by one thread
+    const bool own = x == &update->master && out.dtype == DType::float32 &&
+                     x->data == static_cast<const char*>(out.data) + start * int64_t(sizeof(float));
+    PLAIT_CHECK(x->dtype == DType::float32 && x->size() == length && (own || !overlap(*x, out)), WINDOW, "a shard is ",
+                shape_text(*x), ", must be float32, as long as this rank's slice of ", length,
+                ", and no part of the weights but, for master, that slice");
   }
   static float none;  // a slice may be empty
   const auto data = [](const Array& x) { return x.data ? x.as<float>() : &none; };
@@ -176,7 +180,8 @@ DeviceCall device_reduce_call(const DeviceRoom& room, const ConstArray& nodes, c
   set_bias(task, bias);
   set_residual(task, residual, out);
   set_norm(task, norm, out, spec);
-  set_update(task, update, out, spec.bounds[size_t(room.rank) + 1] - spec.bounds[size_t(room.rank)]);
+  set_update(task, update, out, spec.bounds[size_t(room.rank)],
+             spec.bounds[size_t(room.rank) + 1] - spec.bounds[size_t(room.rank)]);
   cut(c, room, spec, item, size_of(out.dtype));
 
   Said& said = task.said;
@@ -219,7 +224,7 @@ DeviceCall device_update_gather_call(const DeviceRoom& room, const ConstArray& g
   task.gather = true, task.width = n, task.outer = 1;
   task.nodes[own] = 1, task.parts = 1;  // of all nodes this rank adds its own
   std::copy(bounds.begin(), bounds.end(), task.bounds);
-  set_update(task, update, weight, length);
+  set_update(task, update, weight, bounds[size_t(room.rank)], length);
   cut(c, room, spec, 4, size_of(weight.dtype));
   Said& said = task.said;
   said.call = number_of_reduction(true, Reduce::sum, int64_t(grad.dtype), int64_t(weight.dtype));

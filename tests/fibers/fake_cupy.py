@@ -237,14 +237,22 @@ class MemoryPool:
 
 # Visible devices: their place on the host's bus, and UUID. Tests set others.
 devices = [("0000:01:00.0", b"\x01" * 16)]
+in_use = 0
 
 
 class Device:
     def __init__(self, number: int):
         assert 0 <= number < len(devices)
+        self._number = number
 
     def use(self) -> None:
-        pass
+        global in_use
+        in_use = self._number
+
+
+def device_identity() -> tuple[str, str, str]:
+    place, uuid = devices[in_use]
+    return uuid.hex(), place, "fibers of a CPU"
 
 
 def get_default_memory_pool() -> Any:
@@ -264,14 +272,8 @@ cuda = SimpleNamespace(
     nccl=SimpleNamespace(available=False),
     runtime=SimpleNamespace(
         getDeviceCount=lambda: len(devices),
-        deviceGetPCIBusId=lambda number: devices[number][0],
         streamCaptureModeRelaxed=2,
         memGetInfo=lambda: (1 << 30, 1 << 30),
-        getDeviceProperties=lambda number: {
-            "name": b"fibers of a CPU",
-            "major": 8,
-            "minor": 0,
-            "uuid": devices[number][1],
-        },
+        getDeviceProperties=lambda _: {"name": b"fibers of a CPU", "major": 8, "minor": 0},
     ),
 )

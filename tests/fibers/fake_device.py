@@ -49,7 +49,7 @@ def cpu_kernels(peers: Any = None) -> Any:
                      "device_identity", "reaches_device")
     } if peers else {
         "DeviceArena": NoArena, "DeviceWindow": NoWindow,
-        "device_identity": lambda: ("0" * 32, "0000:00:00.0", "fibers of a CPU"),
+        "device_identity": fake_cupy.device_identity,
     }  # fmt: skip
     return SimpleNamespace(
         **{**ops, **shared}, LIMBS=_cpu.LIMBS, scratch_reserved=lambda: 0,

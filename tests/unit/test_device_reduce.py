@@ -172,6 +172,7 @@ def test_arrays_at_odd_addresses() -> None:
                 ranks.used[rank] += skipped * np.dtype(dtype).itemsize
             check_reduction(ranks, 257, dtype, dtype)
             check_reduction(ranks, 256, dtype, dtype, unit=16)
+            check_reduction(ranks, 48 * size, dtype, dtype, gather=False, outer=3)  # of many rows
         ranks.close()
 
 

@@ -74,10 +74,8 @@ def device_identity() -> str:
     each sees it by; "" on the CPU."""
     if _cuda is None:
         return ""
-    runtime = _cuda.cupy.cuda.runtime
-    # CuPy cuts the UUID off at a zero byte; parts of a device (MIG) share their place on the bus.
-    uuid = runtime.getDeviceProperties(_cuda.device).get("uuid", b"")
-    return f"{runtime.deviceGetPCIBusId(_cuda.device)} {uuid.hex()}"
+    uuid, place, _ = _cuda.kernels.device_identity()  # parts of a device (MIG) share their place
+    return f"{place} {uuid}"
 
 
 def check_faults() -> None:
@@ -254,7 +252,7 @@ def fill(x: Array, value: float) -> None:
     elif value == 0:
         x.fill(0)
     else:
-        _cupys(x).set(np.full(x.shape, value, x.dtype))
+        _set(x, np.full(x.shape, value, x.dtype))
 
 
 def repeated(x: Array, count: int) -> Array:
@@ -322,8 +320,15 @@ def to_device(x: Array) -> Array:
     if _cuda is None or on_device(x):
         return x
     out = empty(x.shape, x.dtype)
-    _cupys(out).set(np.asarray(x, order="C"))
+    _set(out, x)
     return out
+
+
+def _set(out: Array, x: Array) -> None:
+    """CUDA may wait for the stream when it copies memory that is not pinned: nothing would go on
+    meanwhile."""
+    wait()
+    _cupys(out).set(np.asarray(x, order="C"))
 
 
 def to_host(x: Array) -> Array:
@@ -339,7 +344,7 @@ def to_host(x: Array) -> Array:
 def put(out: Array, x: Array) -> None:
     """out[...] = x, for a host's x."""
     if on_device(out) and out.flags.c_contiguous:
-        _cupys(out).set(np.asarray(x, order="C"))
+        _set(out, x)
     elif on_device(out):
         assign(out, to_device(x))
     elif out is not x:

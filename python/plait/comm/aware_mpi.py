@@ -27,18 +27,26 @@ SIZES = (1, 1 << 18)  # elements: eager and by rendezvous
 
 class AwareMpi(Mpi):
     """Ranks of an MPI that is CUDA-aware, for device arrays only. MPI knows nothing of streams: the
-    device is waited for before each call."""
+    device is waited for before each call. Everything goes in single messages: not every MPI that is
+    CUDA-aware takes device arrays in its collectives."""
 
     transport = "mpi, CUDA-aware"
+    most = -1
 
     def _before_call(self) -> None:
         backend.wait()
         backend.synchronize()
 
+    def _broadcast(self, x: Array, root: int) -> Steps:
+        peers = [x.size if rank != root else 0 for rank in range(self.size)]
+        nobody, here = [0] * self.size, self.rank == root
+        receives = [x.size if rank == root and not here else 0 for rank in range(self.size)]
+        yield self._messages(x, nobody, peers if here else nobody, x, nobody, receives, 0)
+
 
 class Direct(Staged):
-    """The ranks of `inner`; mpi, the same ones, takes the device's arrays but for types that no
-    kernel adds."""
+    """The ranks of `inner`; mpi, the same ones, takes the device's arrays, but for sums of other
+    types than plait's kernels add, and for what has no order."""
 
     def __init__(self, inner: Communicator, mpi: AwareMpi):
         super().__init__(inner)
@@ -46,10 +54,9 @@ class Direct(Staged):
         self.transport = f"{inner.transport}, CUDA-aware"
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
-        found = self.inner.split(color, key)
+        found, mpi = self.inner.split(color, key), self._device.split(color, key)
         if found is None:
             return None
-        mpi = self._device.split(color, key)
         return Direct(found, mpi) if isinstance(mpi, AwareMpi) else Staged(found)
 
     def close(self) -> None:
@@ -57,12 +64,12 @@ class Direct(Staged):
         super().close()
 
     def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
-        if on_device(out) and adds(reduction, out):
+        if on_device(out) and _sums_floats(reduction, out):
             return self._device._all_reduce(reduction, out)
         return super()._all_reduce(reduction, out)
 
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
-        if on_device(out) and adds(reduction, out) and out.dtype.kind not in "iu":
+        if on_device(out) and _sums_floats(reduction, out):
             return self._device._reduce_scatter(reduction, out)
         return super()._reduce_scatter(reduction, out)
 
@@ -86,6 +93,10 @@ class Direct(Staged):
     def _barrier(self) -> Steps:
         backend.wait()
         return self.inner._barrier()
+
+
+def _sums_floats(reduction: Reduction, out: Array) -> bool:
+    return adds(reduction, out) and out.dtype.kind not in "iu"
 
 
 def direct(inner: Communicator) -> Direct | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import weakref
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +42,10 @@ class Channel:
         meeting = inner.split(0, inner.rank)
         assert meeting is not None
         self.meeting = meeting  # of the hosts, about what the devices do
-        self.sends = [Turns() for _ in keys]
+        self.sends: defaultdict[tuple[int, int], Turns] = defaultdict(Turns)  # by rank and tag
+        self.receives: defaultdict[tuple[int, int], Turns] = defaultdict(Turns)
+        # Peers may still read the block of a window that is dropped: it is nobody's from then on.
+        self._dropped = weakref.finalize(self, memory.left.append, place)
         self.outside = [0, 0]
         self._doing = "nothing yet"
         self._suspected: dict[int, float] = {}  # ranks whose process has ended, since when
@@ -69,8 +74,9 @@ class Channel:
 
     def done(self) -> bool:
         """Whether the device has done all that it was told."""
-        self.look()
-        return backend.done()
+        done = backend.done()
+        self.look()  # after it: what went wrong in what is done is told
+        return done
 
     def look(self) -> None:
         if not self.open:
@@ -89,11 +95,14 @@ class Channel:
         if not self.open:
             return
         self.open = False  # what it still has to say is of no more use
-        backend.wait()
-        self.window.close()
-        self._inner.barrier()  # from here on no peer uses the block
-        self.window = self._place = None
-        self.meeting.close()
+        try:
+            backend.wait()
+            self.window.close()
+        finally:  # whatever another communicator has to say, the peers wait here
+            self._inner.barrier()  # from here on no peer uses the block
+            self._dropped.detach()
+            self.window = self._place = None
+            self.meeting.close()
 
     def _check(self) -> None:
         try:

@@ -60,6 +60,7 @@ class DeviceMemory:
         self._mappings: dict[int, Any] = {}
         self._exits: dict[int, int] = {}
         self._closed = False
+        self.left: list[Any] = []  # what was dropped while peers may have used it
         mine = self._open(world.rank)
         told = world.all_gather_object(mine)
         self._probe(world, mine, [there.get(world.rank) == "" for there in told])
@@ -139,6 +140,7 @@ class DeviceMemory:
             os.close(fd)
         self._exits.clear()
         world.barrier()
+        self.left.clear()
         self.arena = None
 
     def _linked(self, a: int, b: int) -> bool:

@@ -39,6 +39,7 @@ class Mpi(Exchange):
     """Wraps duplicates of an mpi4py communicator: what its owner sends meets nothing of ours."""
 
     transport = "mpi"
+    most = LIMIT  # elements of one call of a collective; more go in single messages
 
     def __init__(self, comm: MPI.Comm, leaves: Leaves | None = None):
         super().__init__(comm.rank, comm.size, leaves)
@@ -87,7 +88,7 @@ class Mpi(Exchange):
         own = out[offsets[self.rank] : offsets[self.rank + 1]]
         if own.size and address(own) != address(x):
             assign(own, x)
-        if out.size <= LIMIT:
+        if out.size <= self.most:
             self._before_call()
             return comm.Iallgatherv(MPI.IN_PLACE, [out, (lengths, offsets[:-1]), kind]).Test
         stage = 0 if comm is self._first else 1
@@ -144,7 +145,7 @@ class Mpi(Exchange):
     ) -> Poll:
         x, kind, _ = _raw(x)
         out, _, _ = _raw(out)
-        if largest > LIMIT:
+        if largest > self.most:
             return self._messages(x, send_offsets, sends, out, receive_offsets, receives, 0)
         self._before_call()
         return self._first.Ialltoallv(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from plait import backend
 from plait.backend import address, assign, on_device
@@ -35,17 +36,52 @@ def at_once() -> bool:
     return True
 
 
+class Link:
+    """NCCL's communicator, which a communicator and its with_leaves share."""
+
+    def __init__(self, inner: Communicator):
+        nccl = backend.nccl()
+        name = inner.broadcast_object(nccl.get_unique_id() if inner.rank == 0 else None)
+        self._comm = nccl.NcclCommunicator(inner.size, name, inner.rank)
+        self._lost = (
+            f"rank {inner.rank}: NCCL lost a peer or the network (NCCL_DEBUG=INFO says which)"
+        )
+        backend.watch(self)
+
+    @property
+    def comm(self) -> Any:
+        """PeerFailed once it has been given up, or closed."""
+        if self._comm is None:
+            raise PeerFailed(self._lost)
+        return self._comm
+
+    def look(self) -> None:
+        """PeerFailed if a peer is gone, or the network between. While the host waits for the
+        device."""
+        if self._comm is not None and self._comm.check_async_error():
+            self.give_up()  # or the stream would wait for ever
+            raise PeerFailed(self._lost)
+
+    def give_up(self) -> None:
+        comm, self._comm = self._comm, None
+        if comm is not None:
+            comm.abort()
+
+    def close(self) -> None:
+        comm, self._comm = self._comm, None
+        if comm is not None:
+            comm.destroy()
+
+
 class Nccl(Staged, Exchange):
-    """The ranks of `inner`, each with a GPU of its own. Collective."""
+    """The ranks of `inner`, each with a GPU of its own. Collective. Nobody compares what the ranks
+    give to a collective: what does not fit waits for ever."""
 
     def __init__(self, inner: Communicator):
         Staged.__init__(self, inner)
         self.transport = f"{inner.transport}, nccl"
-        nccl = self._nccl = backend.nccl()
-        name = inner.broadcast_object(nccl.get_unique_id() if inner.rank == 0 else None)
-        self._comm = nccl.NcclCommunicator(inner.size, name, inner.rank)
+        self._nccl, self._link = backend.nccl(), Link(inner)
         self.stream_ordered = True
-        backend.watch(self)
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         found = self.inner.split(color, key)
@@ -53,28 +89,14 @@ class Nccl(Staged, Exchange):
             return None
         return Staged(found) if found.size == 1 else Nccl(found)
 
-    def look(self) -> None:
-        """PeerFailed if a peer is gone, or the network between. While the host waits for the
-        device."""
-        if self._comm is not None and self._comm.check_async_error():
-            self._give_up()  # or the stream would wait for ever
-            raise PeerFailed(
-                f"rank {self.rank}: NCCL lost a peer or the network (NCCL_DEBUG=INFO says which)"
-            )
-
-    def _give_up(self) -> None:
-        self._comm.abort()
-        self._comm = None
-
     def abort(self, code: int) -> None:
-        if self._comm is not None:
-            self._give_up()
-        super().abort(code)
+        try:
+            self._link.give_up()
+        finally:
+            super().abort(code)
 
     def close(self) -> None:
-        if self._comm is not None:
-            self._comm.destroy()
-            self._comm = None
+        self._link.close()
         super().close()
 
     # --- sums -----------------------------------------------------------------------------------
@@ -98,7 +120,7 @@ class Nccl(Staged, Exchange):
             return
         kind, op = getattr(self._nccl, kind), getattr(self._nccl, _OPS[reduction.op])
         x = reduction.nodes.reshape(-1)
-        self._comm.allReduce(address(x), address(out), out.size, kind, op, backend.stream())
+        self._link.comm.allReduce(address(x), address(out), out.size, kind, op, backend.stream())
 
     # --- moves ----------------------------------------------------------------------------------
 
@@ -141,11 +163,13 @@ class Nccl(Staged, Exchange):
         if not on_device(x):
             yield from self.inner._broadcast(x, root)
         elif x.size:
-            self._comm.bcast(address(x), x.nbytes, self._nccl.NCCL_UINT8, root, backend.stream())
+            self._link.comm.bcast(
+                address(x), x.nbytes, self._nccl.NCCL_UINT8, root, backend.stream()
+            )
 
     def _move(self, sends: list[tuple[int, Array]], receives: list[tuple[int, Array]]) -> Poll:
         """Sends to and receives from ranks, together; nothing of what is empty."""
-        nccl, comm, stream = self._nccl, self._comm, backend.stream()
+        nccl, comm, stream = self._nccl, self._link.comm, backend.stream()
         nccl.groupStart()
         try:
             for rank, x in sends:

@@ -22,6 +22,7 @@ from plait.comm.channel import Channel, Run
 from plait.comm.combine import Bounds, Reduction, adds, counts_and_merges
 from plait.comm.communicator import Communicator
 from plait.comm.device_memory import DeviceMemory
+from plait.comm.ranks import collective
 from plait.comm.staged import Staged
 from plait.comm.tree import Leaves
 from plait.comm.work import Array, Steps
@@ -49,8 +50,10 @@ class Peer(Staged):
         return None if found is None else for_device(found, self.memory)
 
     def abort(self, code: int) -> None:
-        self._channel.abort()
-        self.inner.abort(code)
+        try:
+            self._channel.abort()
+        finally:
+            self.inner.abort(code)
 
     def close(self) -> None:
         self._channel.close()
@@ -92,6 +95,7 @@ class Peer(Staged):
             )
         return found
 
+    @collective
     def update_gather(
         self, grad: Array, bounds: Sequence[int], adamw: tuple[Any, ...], weight: Array,
         *, blocking: bool = True,
@@ -100,6 +104,7 @@ class Peer(Staged):
         steps = self._run("update_gather", call, weight)
         return self._start("update_gather", grad, steps, weight, blocking)
 
+    @collective
     def reduce_update_gather(
         self, grad: Array, bounds: Sequence[int], adamw: tuple[Any, ...], weight: Array,
         *, blocking: bool = True,
@@ -183,38 +188,51 @@ class Peer(Staged):
         if cell is not None:
             offset = cell.offset
             assign(backend.view(cell.address, x.shape, x.dtype, cell), x)
-        written, turns = backend.mark(), self._channel.sends[dest]
+        written, turns = backend.mark(), self._channel.sends[dest, tag]
         turn = turns.take()
         yield lambda: turns.now == turn and written()
-        where = host.send(np.array([offset, x.nbytes]), dest, 2 * tag, blocking=False)
-        read = host.recv(np.empty(1, np.int64), dest, 2 * tag + 1, blocking=False)
-        turns.now += 1
-        yield where.done
-        if offset < 0:
-            yield from self.inner._send(to_host(x), dest, tag)
+        try:
+            where = host.send(np.array([offset, x.nbytes]), dest, 2 * tag, blocking=False)
+            read = host.recv(np.empty(1, np.int64), dest, 2 * tag + 1, blocking=False)
+            yield where.done
+            if offset < 0:
+                yield from self.inner._send(to_host(x), dest, tag)
+        finally:
+            turns.now += 1
         yield read.done
 
     def _recv(self, out: Array, source: int, tag: int) -> Steps:
         if not on_device(out):
             yield from self.inner._recv(out, source, tag)
             return
+        turns = self._channel.receives[source, tag]  # answers come in the order of the messages
+        turn = turns.take()
+        yield lambda: turns.now == turn
+        try:
+            yield from self._fetch(out, source, tag)
+        finally:
+            turns.now += 1
+
+    def _fetch(self, out: Array, source: int, tag: int) -> Steps:
         host, where = self._channel.meeting, np.empty(2, np.int64)
         yield host.recv(where, source, 2 * tag, blocking=False).done
         offset, size = where.tolist()
-        if size != out.nbytes:
-            raise ValueError(
-                f"recv: rank {source} sends {size} bytes, out {out.shape} {out.dtype} has "
-                f"{out.nbytes}"
-            )
+        fits = size == out.nbytes
         if offset < 0:
-            held = self.inner.empty(out.shape, out.dtype)
+            held = self.inner.empty(size, np.uint8)
             yield from self.inner._recv(held, source, tag)
-            put(out, held)
-        else:
+            if fits:
+                put(out, held.view(out.dtype).reshape(out.shape))
+        elif fits:
             key = self._channel.keys[source]
             assign(out, self.memory.view(key, offset, out.shape, out.dtype))
             yield backend.mark()
         yield host.send(np.zeros(1, np.int64), source, 2 * tag + 1, blocking=False).done
+        if not fits:
+            raise ValueError(
+                f"recv: rank {source} sends {size} bytes, out {out.shape} {out.dtype} has "
+                f"{out.nbytes}"
+            )
 
     def _refused(self, x: Array | None) -> Steps:
         if x is None or not on_device(x):

@@ -36,7 +36,7 @@ def collective(
             raise
         except ValueError:
             if self._plans is None and self.size > 1:
-                x: Any = args[0] if args else None
+                x: Any = args[0] if args else kwargs.get("x", kwargs.get("nodes"))
                 with suppress(PeerFailed):  # here the reason is known
                     Work("refused", self._refused(x)).wait()
             raise

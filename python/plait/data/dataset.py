@@ -93,8 +93,8 @@ class Dataset(ABC):
 
         Tokens: int32 (n, S) and int32 (n, S), the next token or -1 where it is ignored.
         Images: float32 (n, H, W, C), normalised, and int32 (n,). Raises IndexError outside
-        [0, samples). In training it runs on a thread of its own while a step computes, never twice
-        at a time.
+        [0, samples). In training it runs on a thread of its own, never twice at a time, while a
+        step computes and until the next one begins: leave the data set alone between steps.
         """
 
 

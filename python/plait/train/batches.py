@@ -22,16 +22,19 @@ class Batches:
 
     def take(self, step: int, last: bool) -> Batch:
         """The samples of `step`; unless it is the last one, reading of the next begins."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == step:
-            batch = ahead[1].result()
-        else:  # the first step, or one after a checkpoint was loaded
-            if ahead is not None:
-                wait([ahead[1]])
-            batch = self._read(step)
+        ahead = self._ahead
+        if ahead is None or ahead[0] != step:  # the first, or one after a checkpoint was loaded
+            ahead = self._begin(step)
+        batch = ahead[1].result()
+        self._ahead = None
         if not last:
-            self._ahead = step + 1, self._reader.submit(self._read, step + 1)
+            self._begin(step + 1)
         return batch
+
+    def _begin(self, step: int) -> tuple[int, Future[Batch]]:
+        """After what is being read, if anything is."""
+        self._ahead = step, self._reader.submit(self._read, step)
+        return self._ahead
 
     def settle(self) -> None:
         """Waits until nothing is being read: the data set is the caller's."""

@@ -132,7 +132,9 @@ class Trainer:
                 raise
 
     def close(self) -> None:
-        """Gives the run folder back: another Trainer, or another job, may take it over."""
+        """Gives the run folder back: another Trainer, or another job, may take it over. Nothing of
+        the data set is being read any more."""
+        self.batches.settle()
         if self.run is not None:
             self.run.close()
 
@@ -269,6 +271,7 @@ class Trainer:
     def held_out(self) -> Dataset | None:
         """The held-out part of the data set; None if there is none or it has no samples. The first
         call is collective."""
+        self.batches.settle()
         part = self.dataset.held_out
         if part is not None:
             part.prepare(self.mesh.world)
