@@ -3,6 +3,7 @@ those settings, on each rank count."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,10 @@ def sleeps() -> dict[str, int]:
     """How often each thread of this process has gone to sleep."""
     counts = {}
     for thread in Path("/proc/self/task").iterdir():
-        for line in (thread / "status").read_text().splitlines():
-            if line.startswith("voluntary_ctxt_switches"):
-                counts[thread.name] = int(line.split()[1])
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended, as readers of data do
+            for line in (thread / "status").read_text().splitlines():
+                if line.startswith("voluntary_ctxt_switches"):
+                    counts[thread.name] = int(line.split()[1])
     return counts
 
 
