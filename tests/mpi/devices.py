@@ -11,8 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from plait import backend
 from plait.comm import Communicator, channel, for_device
+from plait.comm.peer import Peer
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / "fibers"), str(TESTS / "unit")]
@@ -51,3 +54,33 @@ def gpus(
         backend.use("cpu")
         channel.STAGING, for_device.ROOM = before
         channel.TUNING.clear()
+
+
+def peers(world: Communicator) -> Peer:
+    found = world.split(0, world.rank)
+    assert found is not None
+    comm = for_device.device_communicator(found)
+    assert isinstance(comm, Peer), type(comm)
+    return comm
+
+
+def values(rank: int, shape: tuple[int, ...], dtype: Any) -> Any:
+    """The same on whoever asks for this rank's."""
+    x = np.random.default_rng([rank, *shape]).standard_normal(shape) * 100
+    return x.astype(dtype)
+
+
+def there(comm: Communicator, x: Any, inside: bool) -> Any:
+    """x on the device: in this rank's arena, or outside of it."""
+    out = comm.empty(x.shape, x.dtype) if inside else backend.empty(x.shape, x.dtype)
+    backend.put(out, x)
+    return out
+
+
+def same(got: Any, expected: Any) -> None:
+    assert backend.on_device(got)
+    found = backend.to_host(got)
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    differing = np.flatnonzero((found != expected).ravel())
+    assert found.tobytes() == expected.tobytes(), (len(differing), differing[:9], found.size)
