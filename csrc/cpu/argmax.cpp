@@ -8,15 +8,6 @@
 namespace plait {
 namespace {
 
-template <class T>
-struct Value {
-  const T* x;
-  template <class V>
-  PLAIT_INLINE V at(int64_t i, int64_t count) const {
-    return load<V>(x + i, count);
-  }
-};
-
 // Tests of an element: all bits of its lane, or none.
 template <class T>
 struct NotBelow {

@@ -15,15 +15,6 @@ namespace plait {
 namespace {
 
 template <class T>
-struct Value {
-  const T* x;
-  template <class V>
-  PLAIT_INLINE V at(int64_t i, int64_t count) const {
-    return load<V>(x + i, count);
-  }
-};
-
-template <class T>
 struct Exponential {
   const T* x;
   float base;

@@ -16,15 +16,6 @@ namespace {
 // ----
 
 template <class T>
-struct Value {
-  const T* x;
-  template <class V>
-  PLAIT_INLINE V at(int64_t i, int64_t count) const {
-    return load<V>(x + i, count);
-  }
-};
-
-template <class T>
 struct Sum {
   const T *x, *y;
   template <class V>

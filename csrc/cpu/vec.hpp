@@ -246,4 +246,14 @@ PLAIT_INLINE void fill_row(int64_t n, T* out, const Term& term) {
   if (i < n) store(out + i, term.template at<V>(i, n - i), n - i);
 }
 
+// The elements of a row as they are: a term of sums and maxima.
+template <class T>
+struct Value {
+  const T* x;
+  template <class V>
+  PLAIT_INLINE V at(int64_t i, int64_t count) const {
+    return load<V>(x + i, count);
+  }
+};
+
 }  // namespace plait

@@ -38,7 +38,8 @@ def bordered(function: Callable[Given, Result]) -> Callable[Given, Result]:
             result.then(border.give)
         else:
             result = border.give(result)
-        return result  # type: ignore[no-any-return]
+        given: Result = result
+        return given
 
     return call
 
