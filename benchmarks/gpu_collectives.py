@@ -63,6 +63,9 @@ class Ranks:
         self.used[rank] += -(-count // LINE) * LINE
         return self.arenas[rank][start : start + count].view(dtype).reshape(shape)
 
+    def offset(self, rank: int, x: Any) -> int:
+        return self._address(x.view(np.uint8)) - self._address(self.arenas[rank])
+
     def seconds(self, work: Callable[[int], Any], junk: Any) -> float:
         """Until all ranks have done work(rank), which they begin together."""
         if not self.fast:

@@ -58,6 +58,24 @@ DevicePrepared update_gather(const DeviceWindow& window, const py::object& grad,
           {grad, weight, adamw}};
 }
 
+std::vector<DevicePrepared> prepared(std::vector<DeviceCall> calls, const std::vector<py::object>& arrays) {
+  std::vector<DevicePrepared> all;
+  for (DeviceCall& call : calls) all.push_back({std::move(call), arrays});
+  return all;
+}
+
+std::vector<DevicePrepared> matmul_reduce(const DeviceWindow& window, const py::object& x, const py::object& w,
+                                          const ProductSpec& spec, bool gather, const py::object& out) {
+  return prepared(device_matmul_reduce_calls(window.room(), x.cast<ConstArray>(), w.cast<ConstArray>(), spec, gather, out.cast<Array>()),
+                  {x, w, out});
+}
+
+std::vector<DevicePrepared> all_gather_matmul(const DeviceWindow& window, const py::object& x, const py::object& w,
+                                              const ProductSpec& spec, const py::object& out) {
+  return prepared(device_all_gather_matmul_calls(window.room(), x.cast<ConstArray>(), w.cast<ConstArray>(), spec, out.cast<Array>()),
+                  {x, w, out});
+}
+
 DevicePrepared all_gather(const DeviceWindow& window, const py::object& x, const Bounds& lengths, const py::object& out,
                           const std::string& dtype) {
   return {device_all_gather_call(window.room(), x.cast<ConstArray>(), lengths, out.cast<Array>(), dtype), {x, out}};
@@ -84,6 +102,14 @@ void bind_device_window(py::module_& m) {
                        bool gather) {
         return ReduceSpec{std::move(nodes), std::move(merges), std::move(bounds), outer, reduce_from(op), gather};
       }));
+
+  py::class_<ProductSpec>(m, "ProductSpec", py::module_local())
+      .def(py::init([](Bounds bounds, Bounds leaves, std::vector<int> merges, Bounds places, Bounds outs, bool wgmma) {
+             return ProductSpec{std::move(bounds), std::move(leaves), std::move(merges), std::move(places), std::move(outs), wgmma};
+           }),
+           py::arg("bounds"), py::arg("leaves"), py::arg("merges"), py::arg("places"), py::arg("outs") = Bounds(),
+           py::arg("wgmma") = false);
+  m.def("product_fits", &product_fits, py::arg("x"), py::arg("w"), py::arg("leaves"), py::arg("bounds"));
 
   py::class_<DevicePrepared>(m, "DevicePrepared")
       .def_property_readonly("stages", [](const DevicePrepared& prepared) { return prepared.call.stages; })
@@ -117,6 +143,8 @@ void bind_device_window(py::module_& m) {
       .def("update_gather", &update_gather, py::arg("grad"), py::arg("bounds"), py::arg("adamw"), py::arg("weight"))
       .def("all_gather", &all_gather, py::arg("x"), py::arg("lengths"), py::arg("out"), py::arg("dtype") = "uint8")
       .def("all_to_all", &all_to_all, py::arg("x"), py::arg("sends"), py::arg("out"), py::arg("receives"), py::arg("dtype") = "uint8")
+      .def("matmul_reduce", &matmul_reduce, py::arg("x"), py::arg("w"), py::arg("spec"), py::arg("gather"), py::arg("out"))
+      .def("all_gather_matmul", &all_gather_matmul, py::arg("x"), py::arg("w"), py::arg("spec"), py::arg("out"))
       .def("broadcast", &broadcast, py::arg("x"), py::arg("root"), py::arg("dtype") = "uint8")
       .def("barrier", [](const DeviceWindow&) { return DevicePrepared{device_barrier_call(), {}}; })
       .def("refused", [](const DeviceWindow&) { return DevicePrepared{device_refused_call(), {}}; })

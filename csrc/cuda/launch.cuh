@@ -35,22 +35,25 @@ void launch(const At& at, void (*kernel)(P...), const Grid& grid, typename Same<
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared));
     if (error != cudaSuccess) cuda_failed(error, at.kernel, at.file, at.line);
   }
-  cudaLaunchAttribute attribute[1] = {};  // no kernel needs both
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
   if (grid.together) {
-    attribute[0].id = cudaLaunchAttributeCooperative;
-    attribute[0].val.cooperative = 1;
-  } else {
-    attribute[0].id = cudaLaunchAttributeClusterDimension;
-    attribute[0].val.clusterDim.x = grid.cluster;
-    attribute[0].val.clusterDim.y = attribute[0].val.clusterDim.z = 1;
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count++].val.cooperative = 1;
+  }
+  if (grid.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = grid.cluster;
+    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+    count++;
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid.blocks;
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared;
   config.stream = stream();
-  config.attrs = attribute;
-  config.numAttrs = grid.together || grid.cluster > 1;
+  config.attrs = attributes;
+  config.numAttrs = count;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error != cudaSuccess) cuda_failed(error, at.kernel, at.file, at.line);
 }

@@ -106,7 +106,7 @@ std::vector<LeafStep> leaf_steps(const MatmulProblem& p, const Depth& depth, int
   return steps;
 }
 
-using Kernel = void (*)(WgmmaArguments);
+using Kernel = void (*)(WgmmaArguments, Alone);
 
 template <int N>
 Kernel kernel_of(bool k_major_a, bool k_major_b) {
@@ -115,9 +115,10 @@ Kernel kernel_of(bool k_major_a, bool k_major_b) {
 }
 
 template <int N>
-void start(const WgmmaArguments& g, bool k_major_a, bool k_major_b, int blocks) {
-  launch(PLAIT_AT("matmul: wgmma"), kernel_of<N>(k_major_a, k_major_b),
-         {unsigned(blocks), WGMMA_THREADS, WgmmaShared<N>::BYTES, unsigned(g.cluster)}, g);
+void start(const WgmmaCall& call) {
+  launch(PLAIT_AT("matmul: wgmma"), kernel_of<N>(call.k_major_a, call.k_major_b),
+         {unsigned(call.blocks), WGMMA_THREADS, WgmmaShared<N>::BYTES, unsigned(call.arguments.cluster)}, call.arguments,
+         Alone());
 }
 
 }  // namespace
@@ -126,7 +127,7 @@ bool wgmma_available() { return device_properties().major == 9; }
 
 void matmul_wgmma(const MatmulProblem& p) { matmul_wgmma(p, wgmma_plan(p, device_properties().multiprocessors)); }
 
-void matmul_wgmma(const MatmulProblem& p, const WgmmaPlan& plan) {
+WgmmaCall wgmma_call(const MatmulProblem& p, const WgmmaPlan& plan, int64_t items) {
   const Depth depth = depth_of(p);
   PLAIT_CHECK(std::max({p.m, p.n, depth.k}) < (int64_t(1) << 31) - 256 && p.leaves->size() < (1u << 24), "matmul",
               "sizes must be below 2^31, got m ", p.m, ", n ", p.n, ", k ", p.k);
@@ -139,7 +140,7 @@ void matmul_wgmma(const MatmulProblem& p, const WgmmaPlan& plan) {
   g.tile_columns = int((p.n + plan.columns - 1) / plan.columns);
   const std::vector<LeafStep> steps = leaf_steps(p, depth, g.levels);
   g.leaves = int(steps.size()), g.slot = int(p.slot), g.accumulate = p.accumulate, g.apart = plan.apart;
-  const int64_t items = int64_t(g.tile_rows) * g.tile_columns * (plan.apart ? g.leaves : 1);
+  if (!items) items = int64_t(g.tile_rows) * g.tile_columns * (plan.apart ? g.leaves : 1);
   PLAIT_CHECK(items < (int64_t(1) << 31), "matmul", p.m, " x ", p.n, " in ", g.leaves, " leaves are too many tiles");
   g.items = int(items);
   const int blocks = int(std::min(items, int64_t(device_properties().multiprocessors) / plan.cluster)) * plan.cluster;
@@ -182,16 +183,20 @@ void matmul_wgmma(const MatmulProblem& p, const WgmmaPlan& plan) {
   };
   if (g.by_tma) g.out = boxes_of(p.out, out_stride);
   if (g.by_tma && gelu) g.gelu = boxes_of(p.after.data, p.m == 1 ? out_stride : p.after.stride);
+  return {g, a.k_major, b.k_major, blocks};
+}
 
+void matmul_wgmma(const MatmulProblem& p, const WgmmaPlan& plan) {
+  const WgmmaCall call = wgmma_call(p, plan);
   switch (plan.columns) {
-    case 256: start<256>(g, a.k_major, b.k_major, blocks); break;
-    case 192: start<192>(g, a.k_major, b.k_major, blocks); break;
-    case 128: start<128>(g, a.k_major, b.k_major, blocks); break;
-    case 64: start<64>(g, a.k_major, b.k_major, blocks); break;
+    case 256: start<256>(call); break;
+    case 192: start<192>(call); break;
+    case 128: start<128>(call); break;
+    case 64: start<64>(call); break;
     default: fail("matmul", "no tile of ", plan.columns, " columns");
   }
   if (plan.apart)
-    launch(PLAIT_AT("matmul: merge of leaves"), merge_leaves_kernel, {blocks_for(p.m * p.n, 256), 256}, g);
+    launch(PLAIT_AT("matmul: merge of leaves"), merge_leaves_kernel, {blocks_for(p.m * p.n, 256), 256}, call.arguments);
 }
 
 }  // namespace plait

@@ -7,6 +7,7 @@
 
 #include "core/dtype.hpp"
 #include "cuda/epilogue.cuh"
+#include "cuda/matmul_sm90.hpp"
 
 namespace plait {
 
@@ -62,6 +63,15 @@ struct WgmmaArguments {
   LeafStep steps[STEPS_INSIDE];
 };
 
+// What a launch takes: operands that TMA cannot read as they lie are copied first, on stream(). items: of work, where they
+// are not the tiles of out.
+struct WgmmaCall {
+  WgmmaArguments arguments;
+  bool k_major_a, k_major_b;
+  int blocks;
+};
+WgmmaCall wgmma_call(const MatmulProblem& problem, const WgmmaPlan& plan, int64_t items = 0);
+
 __device__ __forceinline__ LeafStep leaf_step(const WgmmaArguments& g, int leaf) {
   return g.steps_outside ? g.steps_outside[leaf] : g.steps[leaf];
 }
@@ -86,6 +96,20 @@ __device__ __forceinline__ WgmmaItem wgmma_item(const WgmmaArguments& g, int ite
   w.column = within / rows * N;
   return w;
 }
+
+// What else the kernel does where rows belong to several ranks: nothing, where all are of one (peer/device_product.cuh).
+struct Alone {
+  static constexpr bool SUMS = false, GATHERS = false;
+  static constexpr int HELD = 0;  // pending sums in registers: held_sums(N), or as many as this
+  static constexpr int LOADING = 40, MULTIPLYING = 232;  // registers of a thread
+  __device__ __forceinline__ int begin() const { return 0; }
+  __device__ __forceinline__ int end(int items) const { return items; }
+  template <int N>
+  __device__ __forceinline__ WgmmaItem item(const WgmmaArguments& g, int item, unsigned rank) const {
+    return wgmma_item<N>(g, item, rank);
+  }
+  __device__ __forceinline__ int rows_end(const WgmmaArguments& g, const WgmmaItem&) const { return g.m; }
+};
 
 // A place in the ring of stages, and the parity of the phase that its barriers are in there.
 struct Turn {

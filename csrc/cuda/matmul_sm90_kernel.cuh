@@ -28,17 +28,21 @@ struct WgmmaBlock {
   __device__ __forceinline__ uint32_t free(int stage) const { return loaded(stage) + 8; }
 };
 
-// Loads one k tile: A's 128 rows for this block; of B its part of what the cluster shares, for all of them.
+// Loads one k tile: A's 128 rows for this block, where they lie; of B its part of what the cluster shares, for all of them.
+struct RowsOfA {
+  const CUtensorMap* map;
+  int row;
+};
 template <int N, bool K_MAJOR_A, bool K_MAJOR_B>
-__device__ __forceinline__ void load_k_tile(const WgmmaArguments& g, const WgmmaBlock<N>& block, int stage, const WgmmaItem& w,
-                                            int k, int sample) {
+__device__ __forceinline__ void load_k_tile(const WgmmaArguments& g, const WgmmaBlock<N>& block, int stage, const RowsOfA& of_a,
+                                            int column, int k, int sample) {
   const uint32_t a = block.a(stage), b = block.b(stage), loaded = block.loaded(stage);
   barrier_expect(loaded, WgmmaShared<N>::STAGE_BYTES);
   if (K_MAJOR_A) {
-    tma_load(a, g.a, k, w.row, 0, loaded);
+    tma_load(a, *of_a.map, k, of_a.row, 0, loaded);
   } else {
 #pragma unroll
-    for (int i = 0; i < TILE_M / BOX; i++) tma_load(a + i * BOX_BYTES, g.a, w.row + i * BOX, k, sample, loaded);
+    for (int i = 0; i < TILE_M / BOX; i++) tma_load(a + i * BOX_BYTES, *of_a.map, of_a.row + i * BOX, k, sample, loaded);
   }
   const auto load = [&](uint32_t to, int x, int y, int z) {
     if (g.cluster == 1)
@@ -48,20 +52,23 @@ __device__ __forceinline__ void load_k_tile(const WgmmaArguments& g, const Wgmma
   };
   if (K_MAJOR_B) {  // each block a part of the rows
     const int part = int(block.rank) * (N / g.cluster);
-    load(b + uint32_t(part) * 128, k, w.column + part, 0);
+    load(b + uint32_t(part) * 128, k, column + part, 0);
   } else {  // each a part of the k
     const int part = int(block.rank) * (TILE_K / g.cluster);
 #pragma unroll
     for (int i = 0; i < N / BOX; i++)
-      load(b + uint32_t(i) * BOX_BYTES + uint32_t(part) * 128, w.column + i * BOX, k + part, sample);
+      load(b + uint32_t(i) * BOX_BYTES + uint32_t(part) * 128, column + i * BOX, k + part, sample);
   }
 }
 
-template <int N, bool K_MAJOR_A, bool K_MAJOR_B>
-__device__ __forceinline__ void produce(const WgmmaArguments& g, const WgmmaBlock<N>& block) {
+template <int N, bool K_MAJOR_A, bool K_MAJOR_B, class Spread>
+__device__ __forceinline__ void produce(const WgmmaArguments& g, const WgmmaBlock<N>& block, const Spread& spread) {
   Turn turn;
-  for (int item = int(blockIdx.x) / g.cluster; item < g.items; item += int(gridDim.x) / g.cluster) {
-    const WgmmaItem w = wgmma_item<N>(g, item, block.rank);
+  const int last = spread.end(g.items);
+  for (int item = spread.begin() + int(blockIdx.x) / g.cluster; item < last; item += int(gridDim.x) / g.cluster) {
+    const auto w = spread.template item<N>(g, item, block.rank);
+    RowsOfA of_a = {&g.a, w.row};
+    if constexpr (Spread::GATHERS) of_a = spread.rows_of_a(g, w);
     int k = w.first_leaf ? leaf_step(g, w.first_leaf - 1).end : 0;
     for (int leaf = w.first_leaf; leaf < w.last_leaf; leaf++) {
       const int end = leaf_step(g, leaf).end;
@@ -70,7 +77,7 @@ __device__ __forceinline__ void produce(const WgmmaArguments& g, const WgmmaBloc
         const int part_end = g.period ? min(end, k + g.period) : end;
         for (; k < part_end; k += TILE_K) {
           barrier_wait(block.free(turn.stage), turn.parity ^ 1);
-          load_k_tile<N, K_MAJOR_A, K_MAJOR_B>(g, block, turn.stage, w, k - first, sample);
+          load_k_tile<N, K_MAJOR_A, K_MAJOR_B>(g, block, turn.stage, of_a, w.column, k - first, sample);
           turn.next<WgmmaShared<N>::STAGES>();
         }
         k = part_end;
@@ -147,19 +154,21 @@ __device__ __forceinline__ void multiply(const WgmmaArguments& g, const WgmmaBlo
   }
 }
 
-template <int N, bool K_MAJOR_A, bool K_MAJOR_B>
-__device__ __forceinline__ void consume(const WgmmaArguments& g, const WgmmaBlock<N>& block, int consumer) {
+template <int N, bool K_MAJOR_A, bool K_MAJOR_B, class Spread>
+__device__ __forceinline__ void consume(const WgmmaArguments& g, const WgmmaBlock<N>& block, int consumer,
+                                        const Spread& spread) {
   const uint32_t boxes = block.shared + WgmmaShared<N>::OUT + uint32_t(consumer * WgmmaShared<N>::BOXES) * BOX_BYTES;
   int box = 0;
   Turn turn;
-  for (int item = int(blockIdx.x) / g.cluster; item < g.items; item += int(gridDim.x) / g.cluster) {
-    const WgmmaItem w = wgmma_item<N>(g, item, block.rank);
+  const int last = spread.end(g.items);
+  for (int item = spread.begin() + int(blockIdx.x) / g.cluster; item < last; item += int(gridDim.x) / g.cluster) {
+    const auto w = spread.template item<N>(g, item, block.rank);
     const Corner at = corner(w, consumer);
     float* const out = static_cast<float*>(g.data);
     prefetch_other<N>(g, w, consumer);
     int k = w.first_leaf ? leaf_step(g, w.first_leaf - 1).end : 0;
     int top = g.slot, floor = g.slot;  // of the stack; below floor it lies in out
-    float sum[N / 2], held[held_sums(N)];
+    float sum[N / 2], held[Spread::HELD ? Spread::HELD : held_sums(N)];
     bool chain = g.accumulate && w.first_leaf == 0;
     if (chain) read_sums<N, false>(g, at, out + g.slot * g.slot_stride, g.row_stride, g.paired, sum);
     for (int leaf = w.first_leaf; leaf < w.last_leaf; leaf++) {
@@ -172,7 +181,7 @@ __device__ __forceinline__ void consume(const WgmmaArguments& g, const WgmmaBloc
       chain = false;
       k = step.end;
       if (g.apart) {
-        write_sums<N>(g, at, g.stack + leaf * g.m * g.stack_stride, g.stack_stride, true, sum);
+        write_sums<N>(g.m, g.n, at, g.stack + leaf * g.m * g.stack_stride, g.stack_stride, true, sum);
         continue;
       }
       for (int merge = 0; merge < step.merges; merge++) {
@@ -184,24 +193,28 @@ __device__ __forceinline__ void consume(const WgmmaArguments& g, const WgmmaBloc
       }
       if (step.pending) {
         push_pending<N>(g, top - floor, sum, held);
-      } else {
+      } else if constexpr (!Spread::SUMS) {
         if (g.bias) add_bias<N>(g, at, sum);
+        const int m = spread.rows_end(g, w);
         if (g.out_dtype == DType::float32)
-          write_sums<N>(g, at, out + top * g.slot_stride, g.row_stride, g.paired, sum);
+          write_sums<N>(m, g.n, at, out + top * g.slot_stride, g.row_stride, g.paired, sum);
         else if (g.by_tma)
           write_boxes<N>(g, w, consumer, boxes, box, sum);
         else
-          write_rounded<N>(g, at, static_cast<bfloat16*>(g.data), g.row_stride, sum);
+          write_rounded<N>(m, g.n, at, static_cast<bfloat16*>(g.data), g.row_stride, sum);
         if (g.after.kind != After::nothing && !g.by_tma) finish_rows<N>(g, w, consumer);
       }
       top++;
     }
+    if constexpr (Spread::SUMS)  // what the item is, found out again: no registers meanwhile
+      spread.template give<N>(g, spread.template item<N>(g, int(opaque(item)), block.rank), consumer, sum);
   }
   if (threadIdx.x % GROUP == 0) tma_store_wait();
 }
 
-template <int N, bool K_MAJOR_A, bool K_MAJOR_B>
-__global__ void __launch_bounds__(WGMMA_THREADS, 1) wgmma_kernel(const __grid_constant__ WgmmaArguments g) {
+template <int N, bool K_MAJOR_A, bool K_MAJOR_B, class Spread = Alone>
+__global__ void __launch_bounds__(WGMMA_THREADS, 1)
+    wgmma_kernel(const __grid_constant__ WgmmaArguments g, const __grid_constant__ Spread spread) {
 #if PLAIT_SM90
   const WgmmaBlock<N> block = {shared_address(dynamic_shared<unsigned char>()), cluster_rank()};
   if (threadIdx.x == 0) {
@@ -216,11 +229,14 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1) wgmma_kernel(const __grid_co
   cluster_sync();
   const int group = int(threadIdx.x) / GROUP;
   if (group == 0) {
-    fewer_registers<40>();
-    if (threadIdx.x == 0) produce<N, K_MAJOR_A, K_MAJOR_B>(g, block);
+    fewer_registers<Spread::LOADING>();
+    if (threadIdx.x == 0) produce<N, K_MAJOR_A, K_MAJOR_B>(g, block, spread);
+    if constexpr (Spread::GATHERS) {
+      if (threadIdx.x >= 32) spread.feed(g);  // the producer's other warps
+    }
   } else {
-    more_registers<232>();
-    consume<N, K_MAJOR_A, K_MAJOR_B>(g, block, group - 1);
+    more_registers<Spread::MULTIPLYING>();
+    consume<N, K_MAJOR_A, K_MAJOR_B>(g, block, group - 1, spread);
   }
   cluster_sync();  // no block goes while another may still write to it, or tell it of a stage
 #endif

@@ -16,14 +16,15 @@ __device__ __forceinline__ Corner corner(const WgmmaItem& w, int consumer) {
   return {w.row + consumer * 64 + t / 32 * 16 + t % 32 / 4, w.column + t % 4 * 2};
 }
 
-// f(i, p): sums i and i + 1 are those of the pair of columns that p points to, `pair` or only the first of which is inside.
+// f(i, p): sums i and i + 1 are those of the pair of columns that p points to, `pair` or only the first of which is inside
+// matrix (m, n).
 template <int N, class T, class F>
-__device__ __forceinline__ void each_pair(const WgmmaArguments& g, Corner at, T* matrix, int64_t row_stride, F f) {
+__device__ __forceinline__ void each_pair(int m, int n, Corner at, T* matrix, int64_t row_stride, F f) {
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    if (at.row + 8 * h >= g.m) break;
+    if (at.row + 8 * h >= m) break;
     T* const row = matrix + (at.row + 8 * h) * row_stride + at.column;
-    const int left = g.n - at.column;
+    const int left = n - at.column;
 #pragma unroll
     for (int j = 0; j < N / 8; j++)
       if (8 * j < left) f(4 * j + 2 * h, row + 8 * j, 8 * j + 1 < left);
@@ -38,7 +39,7 @@ __device__ __forceinline__ void read_sums(const WgmmaArguments& g, Corner at, co
 #pragma unroll
     for (int i = 0; i < N / 2; i++) sum[i] = 0.0f;
   }
-  each_pair<N>(g, at, matrix, row_stride, [&](int i, const float* p, bool pair) {
+  each_pair<N>(g.m, g.n, at, matrix, row_stride, [&](int i, const float* p, bool pair) {
     float2 x = make_float2(0.0f, 0.0f);
     if (paired && pair) {
       x = *reinterpret_cast<const float2*>(p);
@@ -52,9 +53,9 @@ __device__ __forceinline__ void read_sums(const WgmmaArguments& g, Corner at, co
 }
 
 template <int N>
-__device__ __forceinline__ void write_sums(const WgmmaArguments& g, Corner at, float* matrix, int64_t row_stride, bool paired,
+__device__ __forceinline__ void write_sums(int m, int n, Corner at, float* matrix, int64_t row_stride, bool paired,
                                            const float (&sum)[N / 2]) {
-  each_pair<N>(g, at, matrix, row_stride, [&](int i, float* p, bool pair) {
+  each_pair<N>(m, n, at, matrix, row_stride, [&](int i, float* p, bool pair) {
     if (paired && pair) {
       *reinterpret_cast<float2*>(p) = make_float2(sum[i], sum[i + 1]);
     } else {
@@ -66,9 +67,9 @@ __device__ __forceinline__ void write_sums(const WgmmaArguments& g, Corner at, f
 
 // Without TMA: out's address or stride is no multiple of 16 bytes.
 template <int N>
-__device__ __forceinline__ void write_rounded(const WgmmaArguments& g, Corner at, bfloat16* matrix, int64_t row_stride,
+__device__ __forceinline__ void write_rounded(int m, int n, Corner at, bfloat16* matrix, int64_t row_stride,
                                               const float (&sum)[N / 2]) {
-  each_pair<N>(g, at, matrix, row_stride, [&](int i, bfloat16* p, bool pair) {
+  each_pair<N>(m, n, at, matrix, row_stride, [&](int i, bfloat16* p, bool pair) {
     p[0] = rounded(sum[i]);
     if (pair) p[1] = rounded(sum[i + 1]);
   });

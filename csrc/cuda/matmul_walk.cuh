@@ -9,6 +9,7 @@ struct Turn {
   int64_t row, column;
   int first_leaf, last_leaf;
 
+  Turn() = default;
   // Tiles of a group of leaves follow each other, in bands of 8 rows of tiles, so that those at work together share operands.
   __device__ Turn(const Leaves& leaves, int64_t turn, int64_t down, int64_t across, int tile_rows, int tile_columns) {
     constexpr int64_t BAND = 8;

@@ -1,10 +1,12 @@
 // One collective of a device's window, checked and cut into blocks and rounds; it may be launched as often as wanted.
 #pragma once
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "core/array.hpp"
 #include "peer/device_kernels.hpp"
+#include "peer/device_product.hpp"
 
 namespace plait {
 
@@ -19,8 +21,9 @@ struct DeviceRoom {
 };
 
 struct DeviceCall {
-  ReduceKernel reduce = nullptr;  // of these two the one that is there
+  ReduceKernel reduce = nullptr;  // of these three the one that is there
   MoveKernel move = nullptr;
+  std::shared_ptr<const ProductCall> product;
   ReduceTask reduce_task;
   MoveTask move_task;
   unsigned blocks = 1, threads = 32;
@@ -61,6 +64,23 @@ DeviceCall device_all_to_all_call(const DeviceRoom& room, const ConstArray& x, c
                                   const Array& out, const std::vector<int64_t>& receives, const std::string& dtype);
 DeviceCall device_broadcast_call(const DeviceRoom& room, const Array& x, int root, const std::string& dtype);
 DeviceCall device_barrier_call();
+// Products whose rows belong to several ranks, cut at `bounds`: three calls, one after the other, the last of which only a
+// matmul_all_reduce needs. places: of every rank, in its arena, what its peers write, product_bytes() of it; outs: of a
+// matmul_all_reduce, where every rank's out lies in its arena. Each rank has one node of the tree: its own sum is cut at
+// `leaves`, merges are those of all ranks. wgmma: all ranks' devices have it.
+struct ProductSpec {
+  std::vector<int64_t> bounds, leaves;
+  std::vector<int> merges;
+  std::vector<int64_t> places, outs;
+  bool wgmma = false;
+};
+std::vector<DeviceCall> device_matmul_reduce_calls(const DeviceRoom& room, const ConstArray& x, const ConstArray& w,
+                                                   const ProductSpec& spec, bool gather, const Array& out);
+std::vector<DeviceCall> device_all_gather_matmul_calls(const DeviceRoom& room, const ConstArray& x, const ConstArray& w,
+                                                       const ProductSpec& spec, const Array& out);
+// Whether x, w and the cuts are as those calls need them: bfloat16, contiguous, beside boundaries of 16 bytes, with as many
+// tiles as there are flags.
+bool product_fits(const ConstArray& x, const ConstArray& w, const std::vector<int64_t>& leaves, const std::vector<int64_t>& bounds);
 // As refused_call of the CPU's windows: ranks hear that one refuses.
 DeviceCall device_refused_call();
 

@@ -1,4 +1,4 @@
-// Copies between any addresses, by all threads of a block: 16 bytes at a time where both sides lie on such a boundary.
+// Copies between any addresses, by all threads of a block or some: 16 bytes at a time where both sides lie on such a boundary.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -7,9 +7,8 @@
 namespace plait {
 
 template <class W, int TOGETHER>  // loads under way
-__device__ __forceinline__ void copy_units(char* to, const char* from, int64_t units) {
-  const int threads = int(blockDim.x);
-  for (int64_t i = threadIdx.x; i < units; i += TOGETHER * threads) {
+__device__ __forceinline__ void copy_units(char* to, const char* from, int64_t units, int thread, int threads) {
+  for (int64_t i = thread; i < units; i += TOGETHER * threads) {
     W some[TOGETHER];
 #pragma unroll
     for (int k = 0; k < TOGETHER; k++)
@@ -21,12 +20,13 @@ __device__ __forceinline__ void copy_units(char* to, const char* from, int64_t u
 }
 
 __device__ __forceinline__ void copy_run(char* to, const char* from, int64_t bytes) {
+  const int thread = int(threadIdx.x), threads = int(blockDim.x);
   const uintptr_t mixed = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
   const int64_t wide = mixed % 16 == 0 ? bytes / 16 * 16 : 0;
-  copy_units<uint4, 4>(to, from, wide / 16);
+  copy_units<uint4, 4>(to, from, wide / 16, thread, threads);
   const int64_t words = mixed % 4 == 0 ? (bytes - wide) / 4 * 4 : 0;
-  copy_units<uint32_t, 1>(to + wide, from + wide, words / 4);
-  copy_units<uint8_t, 1>(to + wide + words, from + wide + words, bytes - wide - words);
+  copy_units<uint32_t, 1>(to + wide, from + wide, words / 4, thread, threads);
+  copy_units<uint8_t, 1>(to + wide + words, from + wide + words, bytes - wide - words, thread, threads);
 }
 
 // Elements [first, first + count) of rows of `length` that are `pitch` apart.

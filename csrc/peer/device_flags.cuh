@@ -8,6 +8,41 @@
 
 namespace plait {
 
+// The first of a rank's blocks to fail says why; every other ends when it looks. A late peer's other peers end, too. No
+// member of what calls it: that would have to lie in memory.
+__device__ PLAIT_APART inline void tell_failure(const Peers& p, const Said* own, const Said* theirs, Failure why, int peer,
+                                                uint32_t number, int stage) {
+  if (!claim(&p.sticky(p.rank)->failed, 1)) return;
+  FailureReport* const report = p.report;
+  report->peer = uint32_t(peer), report->number = number, report->stage = uint32_t(stage);
+  if (why != Failure::aborted) report->own = *own, report->theirs = *theirs;
+  store_release_sys(&report->code, uint32_t(why));
+  if (why != Failure::late) return;  // all find out by themselves
+  for (int rank = 0; rank < p.size; rank++)
+    if (rank != p.rank) store_relaxed_sys(&p.sticky(rank)->aborted, uint32_t(p.rank + 1) | uint32_t(peer + 1) << 8);
+}
+
+// Until there() holds. False if something has failed meanwhile, or fails since `peer` is late: fail(why, who) tells it.
+template <class There, class Fail>
+__device__ __forceinline__ bool wait_for(const Peers& p, int peer, const There& there, const Fail& fail) {
+  constexpr int LOOKS = 64;  // between looks at the clock and at what has failed
+  if (there()) return true;
+  const uint64_t start = nanoseconds(), limit = p.sticky(p.rank)->limit;
+  for (;;) {
+#pragma unroll 1
+    for (int look = 0; look < LOOKS; look++) {
+      if (there()) return true;
+      spin();
+    }
+    if (load_relaxed_sys(&p.sticky(p.rank)->failed)) return false;
+    const uint32_t by = load_relaxed_sys(&p.sticky(p.rank)->aborted);
+    const bool late = nanoseconds() - start > limit;
+    if (by) fail(Failure::aborted, int(by));
+    if (!by && late) fail(Failure::late, peer);
+    if (by || late) return false;
+  }
+}
+
 class Meeting {
  public:
   // What a block keeps of it in shared memory: registers are for sums.
@@ -97,11 +132,12 @@ class Meeting {
       for (int block = int(gridDim.x + threadIdx.x); block < p_.grid; block += int(blockDim.x)) p_.state(block)->number = next;
   }
 
-  __device__ __forceinline__ void fail(Failure why, int peer) const { tell(p_, heard_, why, peer, state_.number, at_); }
+  __device__ __forceinline__ void fail(Failure why, int peer) const {
+    const int who = why == Failure::aborted ? p_.rank : peer;
+    tell_failure(p_, heard_ + p_.rank, heard_ + who, why, peer, state_.number, at_);
+  }
 
  private:
-  static constexpr int LOOKS = 64;  // at a flag between looks at the clock and at what has failed
-
   __device__ __forceinline__ static bool reached(const uint32_t* flag, uint32_t wanted) {
     return int32_t(load_relaxed_sys(flag) - wanted) >= 0;
   }
@@ -110,34 +146,9 @@ class Meeting {
     if (by) fail(Failure::aborted, int(by));
     return by != 0;
   }
-  // The first to fail says why; every other block of this rank ends when it looks. A late peer's other peers end, too. No
-  // member: the object would have to lie in memory.
-  __device__ PLAIT_APART static void tell(const Peers& p, const Said* heard, Failure why, int peer, uint32_t number, int stage) {
-    if (!claim(&p.sticky(p.rank)->failed, 1)) return;
-    FailureReport* const report = p.report;
-    report->peer = uint32_t(peer), report->number = number, report->stage = uint32_t(stage);
-    if (why != Failure::aborted) report->own = heard[p.rank], report->theirs = heard[peer];
-    store_release_sys(&report->code, uint32_t(why));
-    if (why != Failure::late) return;  // all find out by themselves
-    for (int rank = 0; rank < p.size; rank++)
-      if (rank != p.rank) store_relaxed_sys(&p.sticky(rank)->aborted, uint32_t(p.rank + 1) | uint32_t(peer + 1) << 8);
-  }
   __device__ __forceinline__ bool wait(const uint32_t* flag, int peer) const {
     const uint32_t wanted = state_.epoch + epoch_;
-    if (reached(flag, wanted)) return true;
-    const uint64_t start = nanoseconds(), limit = p_.sticky(p_.rank)->limit;
-    for (;;) {
-#pragma unroll 1
-      for (int look = 0; look < LOOKS; look++) {
-        if (reached(flag, wanted)) return true;
-        spin();
-      }
-      if (load_relaxed_sys(&p_.sticky(p_.rank)->failed) || given_up()) return false;
-      if (nanoseconds() - start > limit) {
-        fail(Failure::late, peer);
-        return false;
-      }
-    }
+    return wait_for(p_, peer, [&] { return reached(flag, wanted); }, [&](Failure why, int who) { fail(why, who); });
   }
 
   const Peers& p_;

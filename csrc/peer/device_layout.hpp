@@ -11,6 +11,7 @@ namespace plait {
 constexpr int MOST_RANKS = 16;    // of a communicator inside a node
 constexpr int MOST_BLOCKS = 128;  // of a collective's grid; not measured: about one for each multiprocessor
 constexpr int64_t LINE = 128;     // bytes: what is written by different ranks lies apart
+constexpr int TILE_FLAGS = 1 << 15;  // of a product whose rows belong to several ranks, over all who write them
 
 // What a rank says to each peer, once for each block of the grid, so that a block waits for its like only.
 struct alignas(64) DeviceLetter {
@@ -62,12 +63,16 @@ struct Peers {
     return letters + (int64_t(block) * size + from) * 2 + call % 2;
   }
   PLAIT_INLINE char* cell_of(int of, int block, uint32_t round) const {
-    return blocks[of] + letters_at() + letter_bytes(size) + (int64_t(round % 2) * grid + block) * cell;
+    return blocks[of] + control_bytes(size) + (int64_t(round % 2) * grid + block) * cell;
+  }
+  // Of a unit of a product (device_product.hpp), which `from` writes to `of`: the number of the collective.
+  PLAIT_INLINE uint32_t* tile_flag(int of, int from, int unit) const {
+    return reinterpret_cast<uint32_t*>(blocks[of] + letters_at() + letter_bytes(size)) + from * (TILE_FLAGS / size) + unit;
   }
 
   static PLAIT_INLINE int64_t letters_at() { return (2 + MOST_BLOCKS) * LINE + int64_t(MOST_BLOCKS) * MOST_RANKS * 4; }
   static PLAIT_INLINE int64_t letter_bytes(int size) { return int64_t(MOST_BLOCKS) * size * 2 * int64_t(sizeof(DeviceLetter)); }
-  static PLAIT_INLINE int64_t control_bytes(int size) { return letters_at() + letter_bytes(size); }
+  static PLAIT_INLINE int64_t control_bytes(int size) { return letters_at() + letter_bytes(size) + TILE_FLAGS * 4; }
 };
 static_assert(sizeof(Sticky) == 2 * LINE, "the blocks' states come after it");
 

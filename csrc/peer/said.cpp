@@ -4,7 +4,6 @@
 namespace plait {
 namespace {
 
-constexpr int ALL_REDUCE = 6;    // after CallKind
 constexpr int OTHER_TYPE = 255;  // that windows do not know
 
 std::string type_text(int64_t number) { return number == OTHER_TYPE ? "another type" : name_of(DType(number)); }
@@ -33,7 +32,7 @@ int64_t number_of(CallKind kind, int64_t detail, int64_t dtype, int64_t out_dtyp
 }
 
 int64_t number_of_reduction(bool gather, Reduce op, int64_t dtype, int64_t out_dtype) {
-  return number_of(gather ? CallKind(ALL_REDUCE) : CallKind::reduce, int64_t(op), dtype, out_dtype);
+  return number_of(gather ? CallKind::all_reduce : CallKind::reduce, int64_t(op), dtype, out_dtype);
 }
 
 int64_t type_number(const std::string& name) {
@@ -58,12 +57,13 @@ bool Said::agrees(const Said& other) const {
 
 std::string Said::text() const {
   static const char* kinds[] = {"a reduce_scatter", "an all_gather",     "an all_to_all", "a broadcast",
-                                "a barrier",        "a call it refuses", "an all_reduce"};
+                                "a barrier",        "a call it refuses", "an all_reduce", "a matmul_reduce_scatter",
+                                "a matmul_all_reduce", "an all_gather_matmul"};
   static const char* ops[] = {"sum", "max", "min"};
   const int kind = this->kind(), detail = int(call >> 24);
   const int64_t type = call >> 8 & 0xff, out_type = call >> 16 & 0xff;
   std::string text = kinds[kind];
-  if (kind == 0 || kind == ALL_REDUCE) {
+  if (kind == 0 || kind == int(CallKind::all_reduce)) {
     text += std::string(" (") + ops[detail] + " of " + type_text(type);
     text += (type == out_type ? "" : " to " + type_text(out_type)) + ")";
   }

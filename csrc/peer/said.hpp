@@ -14,7 +14,11 @@ enum class Reduce : int { sum, max, min };
 // Which reductions a window adds up itself.
 bool can_combine(DType in, DType out, Reduce op);
 
-enum class CallKind { reduce, all_gather, all_to_all, broadcast, barrier, refused };
+enum class CallKind {
+  reduce, all_gather, all_to_all, broadcast, barrier, refused,
+  all_reduce,  // said of a reduction that all ranks get
+  matmul_reduce_scatter, matmul_all_reduce, all_gather_matmul
+};
 
 // One reduction: every rank has nodes (k, outer, n); n is cut at bounds, one slice for each rank.
 struct ReduceSpec {

@@ -45,8 +45,8 @@ def cpu_kernels(peers: Any = None) -> Any:
     }
     shared = {
         name: getattr(peers, name)
-        for name in ("DeviceArena", "DeviceMapping", "DeviceWindow", "ReduceSpec",
-                     "device_identity", "reaches_device")
+        for name in ("DeviceArena", "DeviceMapping", "DeviceWindow", "ReduceSpec", "ProductSpec",
+                     "device_identity", "reaches_device", "product_fits", "wgmma_available")
     } if peers else {
         "DeviceArena": NoArena, "DeviceWindow": NoWindow,
         "device_identity": fake_cupy.device_identity,

@@ -66,6 +66,7 @@ struct Block {
   Barrier all;
   bool any[2];  // of sync_threads_or, by parity of all.passed
   std::map<int, Barrier> named;
+  size_t number = 0, cluster = 0;  // of those that run now; the first of its cluster
   std::map<std::pair<int, unsigned>, Meeting> meetings;  // by warp and mask
 };
 struct Fiber {
@@ -90,8 +91,9 @@ thread_local Fiber* current;
 thread_local void* scheduler;
 thread_local const std::function<void()>* body_;
 thread_local std::exception_ptr failure;
-thread_local std::vector<std::unique_ptr<Block>> cluster_;
-thread_local Barrier cluster_barrier;
+thread_local std::vector<std::unique_ptr<Block>> blocks_;  // that run now: a cluster, or the whole grid
+thread_local std::map<size_t, Barrier> cluster_barriers;
+thread_local size_t cluster_size = 1;
 thread_local dim3 threads_;
 thread_local std::vector<std::function<void()>> late, ends;  // asynchronous operations; checks at the cluster's end
 thread_local std::mt19937_64 chance;
@@ -253,9 +255,10 @@ void sync_named(int barrier, int threads) {
   sync(current->block->named[barrier], "a named barrier", [=] { return threads; });
 }
 void sync_cluster() {
-  sync(cluster_barrier, "a barrier of the cluster", [] {
+  const size_t first = current->block->cluster;
+  sync(cluster_barriers[first], "a barrier of the cluster", [=] {
     int alive = 0;
-    for (const auto& block : cluster_) alive += block->alive;
+    for (size_t i = first; i < first + cluster_size; i++) alive += blocks_[i]->alive;
     return alive;
   });
 }
@@ -281,48 +284,52 @@ const Lanes& exchange(unsigned mask, const char* operation, const void* value, i
 }
 
 unsigned char* shared_memory() { return current->block->shared.data(); }
-unsigned char* shared_memory(unsigned rank) { return cluster_.at(rank)->shared.data(); }
-unsigned cluster_rank() { return unsigned(current->block->index.x % cluster_.size()); }
+unsigned char* shared_memory(unsigned rank) { return blocks_.at(current->block->cluster + rank)->shared.data(); }
+unsigned cluster_rank() { return unsigned(current->block->index.x % cluster_size); }
+size_t block_number() { return current->block->number; }
 uint64_t cluster_number() { return clusters; }
 int thread_index() { return current->index; }
 LateCopies& late_copies() { return current->late; }
 
 namespace {
 
-void start(const Size& blocks, const Size& threads, int64_t shared_bytes, const std::function<void()>& body) {
+void start(const Size& blocks, const Size& threads, unsigned cluster, int64_t shared_bytes, const std::function<void()>& body) {
+  if (blocks.x % cluster) throw std::logic_error("blocks along x are no multiple of the cluster");
   const size_t per_block = size_t(threads.x) * threads.y * threads.z;
   if (!per_block || per_block > 1024) throw std::logic_error("a block of " + std::to_string(per_block) + " threads");
   if (shared_bytes > 227 * 1024) throw std::logic_error("more shared memory than a block can have");
   gridDim = {blocks.x, blocks.y, blocks.z};
   blockDim = threads_ = {threads.x, threads.y, threads.z};
   body_ = &body;
+  cluster_size = cluster;
 }
 
 void clear() {
-  cluster_.clear();
+  blocks_.clear();
   all.clear();
   late.clear();
   ends.clear();
   clusters++;
-  cluster_barrier = {};
+  cluster_barriers.clear();
 }
 
 void add_block(const uint3& index, int64_t shared_bytes) {
   const size_t per_block = size_t(threads_.x) * threads_.y * threads_.z;
-  cluster_.push_back(std::make_unique<Block>());
-  Block& block = *cluster_.back();
+  blocks_.push_back(std::make_unique<Block>());
+  Block& block = *blocks_.back();
   block.index = index;
+  block.number = blocks_.size() - 1;
+  block.cluster = block.number / cluster_size * cluster_size;
   block.alive = int(per_block);
   block.shared.assign(size_t(shared_bytes) + 1024, 0xff);  // NaN: nothing may count on zeros
   for (size_t t = 0; t < per_block; t++)
-    all.push_back({new_stack((cluster_.size() - 1) * per_block + t), &block, int(t), false, false, "", {}, {}});
+    all.push_back({new_stack((blocks_.size() - 1) * per_block + t), &block, int(t), false, false, "", {}, {}});
 }
 
 }  // namespace
 
 void run_grid(const Size& blocks, const Size& threads, unsigned cluster, int64_t shared_bytes, const std::function<void()>& body) {
-  if (blocks.x % cluster) throw std::logic_error("blocks along x are no multiple of the cluster");
-  start(blocks, threads, shared_bytes, body);
+  start(blocks, threads, cluster, shared_bytes, body);
   for (unsigned z = 0; z < blocks.z; z++)
     for (unsigned y = 0; y < blocks.y; y++)
       for (unsigned x = 0; x < blocks.x; x += cluster) {
@@ -332,9 +339,10 @@ void run_grid(const Size& blocks, const Size& threads, unsigned cluster, int64_t
       }
 }
 
-void run_together(const Size& blocks, const Size& threads, int64_t shared_bytes, const std::function<void()>& body) {
+void run_together(const Size& blocks, const Size& threads, unsigned cluster, int64_t shared_bytes,
+                  const std::function<void()>& body) {
   const Baton baton;
-  start(blocks, threads, shared_bytes, body);
+  start(blocks, threads, cluster, shared_bytes, body);
   clear();
   for (unsigned z = 0; z < blocks.z; z++)
     for (unsigned y = 0; y < blocks.y; y++)

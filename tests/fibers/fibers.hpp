@@ -18,7 +18,8 @@ struct Size {
 void run_grid(const Size& blocks, const Size& threads, unsigned cluster, int64_t shared_bytes, const std::function<void()>& body);
 // All blocks run together, and may spin: ranks are OS threads (or processes), each with a kernel of its own, and one of them
 // runs at a time. In orders above 1 they take turns at random.
-void run_together(const Size& blocks, const Size& threads, int64_t shared_bytes, const std::function<void()>& body);
+void run_together(const Size& blocks, const Size& threads, unsigned cluster, int64_t shared_bytes,
+                  const std::function<void()>& body);
 
 // In which order runnable threads take turns: 0 ascending, all in step; 1 descending, others a shuffle of their own, and
 // there each warp goes on alone as long as it can. Copies that run beside a thread are made when it waits; in order 1 at once.
@@ -49,6 +50,7 @@ void at_end(std::function<void()> check);
 unsigned char* shared_memory();                   // of this block
 unsigned char* shared_memory(unsigned rank);      // of a block of this cluster
 unsigned cluster_rank();
+size_t block_number();                            // among the blocks that run now
 uint64_t cluster_number();                        // how many clusters have run before, of all kernels
 int thread_index();                               // x fastest
 

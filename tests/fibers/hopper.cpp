@@ -89,7 +89,7 @@ struct Thread {  // what it has started
   std::vector<Store> stores;
   std::deque<std::vector<Store>> store_groups;
 };
-thread_local std::map<std::pair<unsigned, int>, Thread> threads;  // of this cluster
+thread_local std::map<std::pair<size_t, int>, Thread> threads;  // of the blocks that run
 thread_local uint64_t cluster = 0;
 
 Thread& thread() {
@@ -102,7 +102,7 @@ Thread& thread() {
           wrong("a thread ended without waiting for its wgmma or its stores");
     });
   }
-  return threads[{fibers::cluster_rank(), fibers::thread_index()}];
+  return threads[{fibers::block_number(), fibers::thread_index()}];
 }
 
 void store(const Store& s) {

@@ -74,6 +74,10 @@ class Ranks:
         there[...] = self.xp.asarray(x)
         return there
 
+    def offset(self, rank: int, x: Any) -> int:
+        """Where an array lies in the rank's arena."""
+        return _address(x.view(np.uint8)) - _address(self.arenas[rank])
+
     def get(self, x: Any) -> np.ndarray:
         return x if self.xp is np else x.get()
 
@@ -82,7 +86,7 @@ class Ranks:
 
         def one(rank: int) -> Any:
             stream = self.streams[rank]
-            self.module.set_stream(stream.ptr if stream else 0)
+            self.module.set_stream(stream.ptr if stream else rank + 1)  # its own working memory
             try:
                 with stream or nullcontext():
                     return work(rank)

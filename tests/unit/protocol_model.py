@@ -32,7 +32,8 @@ class Violation(Exception):
 class Call:
     """reduce: sums a slice; gather: results go to all; once: there is one slice, which all add."""
 
-    kind: str  # "all_reduce", "once", "reduce_scatter", "all_gather", "barrier"
+    kind: str  # "all_reduce", "once", "reduce_scatter", "all_gather", "barrier", or a product:
+    # "product_scatter", "product_all", "product_gather"
     rounds: int = 1
     direct: tuple[bool, ...] = ()  # of each rank: its arrays lie in its arena
     blocks: int | None = None  # of the grid
@@ -81,8 +82,46 @@ class Program:
         element = (self.block + number) % self.blocks
         return ("array", owner, part, element)
 
+    def product(self, call: Call, number: int) -> None:
+        """Kernels one after the other: a meeting, the product, for all rows on all ranks a meeting
+        again. A unit of a segment is written by one block, and read by another of its rank."""
+        add, rank = self.steps.append, self.rank
+        counted = 1 if "one number" in self.faults else number + 1
+        given, taken = self.block, (self.block + 1) % self.blocks
+        self.meeting(call, "no entry")
+        for peer in self.peers():
+            add(("write", ("part", peer, rank, given), (number, rank)))
+            add(("release", ("tile", peer, rank, given), counted))
+        for peer in self.peers():
+            if "no tile flags" not in self.faults:
+                add(("wait", ("tile", rank, peer, taken), counted))
+            add(("read", ("part", rank, peer, taken), (number, peer)))
+        if call.kind == "product_all":
+            for peer in self.peers():
+                add(("write", ("row", peer, rank, taken), number))
+            self.meeting(call, "no exit")
+            self.steps.append(("join",))
+            for peer in self.peers():  # the caller
+                add(("read", ("row", rank, peer, taken), number))
+
+    def meeting(self, call: Call, unless: str) -> None:
+        """A kernel that compares letters, and no more."""
+        self.steps += [("join",), ("begin",)]
+        for peer in self.peers():
+            self.steps.append(("write", self.letter(peer, self.rank), call.name()))
+        if unless not in self.faults:
+            self.meet()
+            for peer in self.peers():
+                self.steps.append(("compare", self.letter(self.rank, peer), call.name()))
+        self.calls += 1
+        self.round += 1
+        self.steps.append(("join",))
+
     def collective(self, call: Call, number: int) -> None:
         """Its parts are slices of all ranks; number: of the collective."""
+        if call.kind.startswith("product"):
+            self.product(call, number)
+            return
         add, rank, size = self.steps.append, self.rank, self.size
         direct = call.direct[rank] if call.direct else False
         moves = call.kind == "all_gather"

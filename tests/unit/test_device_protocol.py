@@ -14,6 +14,8 @@ STAGED, SCATTER = (
     Call("reduce_scatter", direct=(True, True)),
 )
 GATHER = Call("all_gather", direct=(True, True))
+PRODUCTS = [Call(f"product_{what}") for what in ("scatter", "all", "gather")]
+PRODUCT, EVERYWHERE = PRODUCTS[:2]
 
 
 def kinds(size: int) -> list[Call]:
@@ -59,6 +61,15 @@ def test_blocks_that_share_arrays_differently_from_call_to_call() -> None:
         assert check(programs(2, pair, blocks=2)) == {("", "")}
 
 
+def test_products_after_every_kind_and_before() -> None:
+    for call, other in itertools.product(PRODUCTS, [*kinds(2), *PRODUCTS]):
+        assert check(programs(2, [call, other, call])) == {("", "")}
+    for pair in itertools.product(PRODUCTS, repeat=2):
+        assert check(programs(2, pair, blocks=2)) == {("", "")}
+    for call in PRODUCTS:
+        assert check(programs(3, [call])) == {("",) * 3}
+
+
 # --- what each part is for ------------------------------------------------------------------------
 
 
@@ -77,6 +88,12 @@ def test_blocks_that_share_arrays_differently_from_call_to_call() -> None:
         ("one buffer", [STAGED]),
         ("one letter", [ONCE, ONCE]),
         ("letter behind the flag", [ONCE]),
+        ("no release", [PRODUCT]),
+        ("no acquire", [PRODUCT]),
+        ("no tile flags", [PRODUCT]),
+        ("one number", [PRODUCT, PRODUCT]),
+        ("no entry", [PRODUCT, PRODUCT]),
+        ("no exit", [EVERYWHERE]),
     ],
 )
 def test_without_it_something_is_read_that_is_not_there(fault: str, calls: list[Call]) -> None:
@@ -119,7 +136,7 @@ def test_a_grid_of_another_size_ends_too() -> None:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_rank_that_dies_anywhere_holds_up_nobody(size: int) -> None:
-    for call in kinds(size)[:: 3 * size - 5]:
+    for call in [*kinds(size)[:: 3 * size - 5], *PRODUCTS[: 4 - size]]:
         ends = check(programs(size, [call, ONCE][: 4 - size]), dies=0, late=True)
         assert {end[0] for end in ends} >= {"died"}
         assert all(x in ("", "late", "aborted", "died") for end in ends for x in end)

@@ -90,6 +90,15 @@ class Communicator(Reductions, Moves):
         """The same for the sum of all ranks' grad, flat and as long as weight (rank = leaf)."""
         raise NotImplementedError(f"{self.transport} does not update")
 
+    def product(self, kind: str, x: Array, w: Array, bounds: Sequence[int], out: Array) -> bool:
+        """out = x @ w and the collective in one kernel, if this communicator has one for these
+        arrays of a device; else False, on all ranks.
+
+        kind: "matmul_all_reduce", "matmul_reduce_scatter" or "all_gather_matmul", whose arguments
+        x, w and out are; bounds: size + 1, where the rows of the product are cut between ranks.
+        """
+        return False
+
     def progress(self) -> None:
         """Advances every Work of this process without waiting."""
         progress()

@@ -22,6 +22,7 @@ from plait.comm.channel import Channel, Run
 from plait.comm.combine import Bounds, Reduction, adds, counts_and_merges
 from plait.comm.communicator import Communicator
 from plait.comm.device_memory import DeviceMemory
+from plait.comm.products import offer
 from plait.comm.ranks import collective
 from plait.comm.staged import Staged
 from plait.comm.tree import Leaves
@@ -42,6 +43,10 @@ class Peer(Staged):
         self.outside = self._channel.outside
         self.transport = "peer, split" if self._channel.split else "peer"
         self.stream_ordered = not self._channel.split
+
+    @property
+    def window(self) -> Any:
+        return self._channel.window
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         from plait.comm.for_device import for_device
@@ -114,6 +119,20 @@ class Peer(Staged):
         call = self._channel.window.reduce_update_gather(grad[None], spec, adamw, weight)
         steps = self._run("reduce_update_gather", call, weight, grad)
         return self._start("reduce_update_gather", grad, steps, weight, blocking)
+
+    def product(self, kind: str, x: Array, w: Array, bounds: Sequence[int], out: Array) -> bool:
+        offered = offer(self, kind, x, w, bounds, out)
+        if offered is None:
+            return False
+
+        def steps() -> Steps:
+            for call in offered.calls:
+                yield from self._run(kind, call, offered.target)
+            if offered.target is not out:
+                assign(out, offered.target)
+
+        self._start(kind, x, steps(), out, True, w)
+        return True
 
     # --- the hooks ----------------------------------------------------------------------------
 

@@ -227,10 +227,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (g.y > 65535 || g.z > 65535) return cudaErrorInvalidConfiguration;
   const auto body = [&] { kernel(P(arguments)...); };
   const int64_t shared = int64_t(config->dynamicSmemBytes);
-  const bool cluster = config->numAttrs && config->attrs[0].id == cudaLaunchAttributeClusterDimension;
-  if (config->numAttrs && config->attrs[0].id == cudaLaunchAttributeCooperative)
-    fibers::run_together({g.x, g.y, g.z}, {b.x, b.y, b.z}, shared, body);
-  else
-    fibers::run_grid({g.x, g.y, g.z}, {b.x, b.y, b.z}, cluster ? config->attrs[0].val.clusterDim.x : 1, shared, body);
+  unsigned cluster = 1;
+  bool together = false;
+  for (unsigned i = 0; i < config->numAttrs; i++) {
+    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) cluster = config->attrs[i].val.clusterDim.x;
+    together = together || config->attrs[i].id == cudaLaunchAttributeCooperative;
+  }
+  (together ? fibers::run_together : fibers::run_grid)({g.x, g.y, g.z}, {b.x, b.y, b.z}, cluster, shared, body);
   return cudaSuccess;
 }

@@ -34,6 +34,7 @@ void tma_store_wait_read() {
 }
 inline void tma_store_wait() { hopper::tma_store_wait(0); }
 inline void fence_async_shared() {}
+inline void fence_async_global() {}
 
 inline void store_matrices(uint32_t row, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
   const auto& rows = fibers::exchange(0xffffffffu, "stmatrix", &row, sizeof row);
