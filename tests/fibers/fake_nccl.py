@@ -1,13 +1,16 @@
 """As much of cupy.cuda.nccl as plait uses, over MPI: what is given are addresses of host memory.
 
-All ranks of the world make a communicator at the same time, each of the one it is in.
+All ranks of the world make a communicator at the same time, each of the one it is in. A captured
+stream keeps what it is told for the graph.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import Any
 
+import fake_cupy
 from mpi4py import MPI
 
 available = True
@@ -18,6 +21,7 @@ _OPS = [MPI.SUM, MPI.MAX, MPI.MIN]
 _numbers = itertools.count()
 _group: list[Any] | None = None
 calls: list[str] = []  # of communicators' methods, in order
+sent: Counter[int] = Counter()  # bytes to each rank
 lost = False  # a peer
 
 
@@ -34,8 +38,8 @@ def groupStart() -> None:
 def groupEnd() -> None:
     global _group
     assert _group is not None
-    requests, _group = [start() for start in _group], None
-    MPI.Request.Waitall(requests)
+    group, _group = _group, None
+    fake_cupy.do(lambda: MPI.Request.Waitall([start() for start in group]))
 
 
 def _buffer(address: int, count: int, kind: int) -> Any:
@@ -49,6 +53,7 @@ class NcclCommunicator:
         assert (self._comm.size, self._comm.rank) == (size, rank)
 
     def send(self, x: int, count: int, kind: int, peer: int, stream: int) -> None:
+        sent[peer] += count * _TYPES[kind].Get_size()
         self._later("send", lambda: self._comm.Isend(_buffer(x, count, kind), peer))
 
     def recv(self, x: int, count: int, kind: int, peer: int, stream: int) -> None:
@@ -61,12 +66,16 @@ class NcclCommunicator:
 
     def bcast(self, x: int, count: int, kind: int, root: int, stream: int) -> None:
         calls.append("bcast")
-        self._comm.Bcast(_buffer(x, count, kind), root)
+        fake_cupy.do(lambda: self._comm.Bcast(_buffer(x, count, kind), root))
 
     def allReduce(self, x: int, out: int, count: int, kind: int, op: int, stream: int) -> None:
         calls.append("allReduce")
-        given: Any = MPI.IN_PLACE if x == out else _buffer(x, count, kind)
-        self._comm.Allreduce(given, _buffer(out, count, kind), _OPS[op])
+
+        def reduce() -> None:
+            given: Any = MPI.IN_PLACE if x == out else _buffer(x, count, kind)
+            self._comm.Allreduce(given, _buffer(out, count, kind), _OPS[op])
+
+        fake_cupy.do(reduce)
 
     def check_async_error(self) -> int:
         return int(lost)

@@ -42,7 +42,7 @@ def make_transports() -> list[Communicator]:
 
 
 def on_nodes(nodes: list[int]) -> Communicator:
-    """All ranks as if rank r were on node nodes[r]."""
+    """All ranks as if rank r were on node nodes[r], for arrays of the host."""
     from mpi4py import MPI
 
     from plait.comm import choose
@@ -52,7 +52,7 @@ def on_nodes(nodes: list[int]) -> Communicator:
 
     real, choose.ranks_of_node = choose.ranks_of_node, pretended
     try:
-        found = choose.communicator(MPI.COMM_WORLD)
+        found = choose.on_hosts(MPI.COMM_WORLD)
     finally:
         choose.ranks_of_node = real
     assert found.transport == "hierarchical"

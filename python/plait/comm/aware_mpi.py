@@ -17,6 +17,7 @@ from plait import backend
 from plait.backend import on_device
 from plait.comm.combine import Bounds, Reduction, adds
 from plait.comm.communicator import Communicator
+from plait.comm.compared import Compared, compared
 from plait.comm.mpi import Mpi
 from plait.comm.staged import Staged
 from plait.comm.work import Array, Steps
@@ -44,9 +45,10 @@ class AwareMpi(Mpi):
         yield self._messages(x, nobody, peers if here else nobody, x, nobody, receives, 0)
 
 
-class Direct(Staged):
+class Direct(Compared):
     """The ranks of `inner`; mpi, the same ones, takes the device's arrays, but for sums of other
-    types than plait's kernels add, and for what has no order."""
+    types than plait's kernels add, and for what has no order. Unless it is `checked` nobody
+    compares what the ranks give to a collective."""
 
     def __init__(self, inner: Communicator, mpi: AwareMpi):
         super().__init__(inner)
@@ -63,24 +65,29 @@ class Direct(Staged):
         self._device.close()
         super().close()
 
+    @compared
     def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
         if on_device(out) and _sums_floats(reduction, out):
             return self._device._all_reduce(reduction, out)
         return super()._all_reduce(reduction, out)
 
+    @compared
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
         if on_device(out) and _sums_floats(reduction, out):
             return self._device._reduce_scatter(reduction, out)
         return super()._reduce_scatter(reduction, out)
 
+    @compared
     def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
         way = self._device if on_device(out) else self.inner
         return way._all_gather(x, lengths, out)
 
+    @compared
     def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:
         way = self._device if on_device(out) else self.inner
         return way._all_to_all(x, sends, out, receives)
 
+    @compared
     def _broadcast(self, x: Array, root: int) -> Steps:
         return (self._device if on_device(x) else self.inner)._broadcast(x, root)
 
@@ -92,7 +99,7 @@ class Direct(Staged):
 
     def _barrier(self) -> Steps:
         backend.wait()
-        return self.inner._barrier()
+        return super()._barrier()
 
 
 def _sums_floats(reduction: Reduction, out: Array) -> bool:

@@ -1,6 +1,6 @@
-"""Communicators for arrays of the device in use: over peer memory where ranks share it, else by
-NCCL, by a CUDA-aware MPI, or through host memory. Who of a node does not share memory, and why, is
-said once, on rank 0."""
+"""Communicators for arrays of the device in use: over peer memory where ranks share it, and between
+nodes by NCCL, by a CUDA-aware MPI, or through host memory; so, too, where ranks of a node share no
+memory. Who does not, and why, is said once, on rank 0."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from plait import backend
 from plait.comm import channel
 from plait.comm.communicator import Communicator
 from plait.comm.device_memory import DeviceMemory
+from plait.comm.hierarchical_device import HierarchicalDevice
 from plait.comm.nccl import Nccl
 from plait.comm.peer import Peer
 from plait.comm.staged import Staged
@@ -84,7 +85,7 @@ def for_device(inner: Communicator, memory: DeviceMemory | None) -> Communicator
         return inner
     if inner.size == 1:
         return Staged(inner)
-    return _over_peer_memory(inner, memory) or _between_nodes(inner)
+    return _over_peer_memory(inner, memory) or _hierarchical(inner, memory) or _between_nodes(inner)
 
 
 def _over_peer_memory(inner: Communicator, memory: DeviceMemory | None) -> Peer | None:
@@ -97,6 +98,20 @@ def _over_peer_memory(inner: Communicator, memory: DeviceMemory | None) -> Peer 
     place = memory.arena.allocate(block)
     least = inner.all_reduce(np.array([int(place is not None)]), "min")
     return Peer(inner, memory, keys, place) if int(least[0]) else None
+
+
+def _hierarchical(inner: Communicator, memory: DeviceMemory | None) -> HierarchicalDevice | None:
+    """Where inner has several nodes, and on each of them its ranks share memory, two at least."""
+    if memory is None or not 1 < len(set(inner.nodes)) < inner.size:
+        return None
+    inside = inner.split(inner.nodes[inner.rank], inner.rank)
+    assert inside is not None
+    mates = Staged(inside) if inside.size == 1 else _over_peer_memory(inside, memory)
+    if not all(inner.all_gather_object(mates is not None)):
+        (mates or inside).close()
+        return None
+    assert mates is not None
+    return HierarchicalDevice(inner, memory, mates, _between_nodes(inner))
 
 
 def _between_nodes(inner: Communicator) -> Communicator:

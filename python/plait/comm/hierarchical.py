@@ -1,41 +1,30 @@
 """Collectives over several nodes of several ranks: inside each node, then across.
 
-Each rank of a node collects what goes to or comes from a contiguous range of ranks, so every byte
-crosses between two nodes once. A sum adds inside a node only complete nodes of the tree; the owner
-of a slice adds the rest. Three stages, each entered in the order in which the collectives were
-started: the first windows, the messages across, the second windows.
+A rank of each node collects for every rank (machines.py). A sum adds inside a node only complete
+nodes of the tree; the owner of a slice adds the rest. Three stages, each entered in the order in
+which the collectives were started: the first windows, the messages across, the second windows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from plait.backend.host import contiguous, empty
-from plait.comm.combine import FLOAT32, Bounds, Parts, Reduction, adds
+from plait.comm.combine import FLOAT32, Bounds, Reduction, adds
 from plait.comm.communicator import Communicator
 from plait.comm.exchange import SMALL
+from plait.comm.machines import Machines
 from plait.comm.mpi import Mpi, all_of
 from plait.comm.topology import Topology
-from plait.comm.tree import Leaves, Node, merges
 from plait.comm.work import Array, Poll, Steps, Turns
 
 _REDUCE, _GATHER, _BROADCAST = 2, 3, 4  # tags of messages across; Mpi has its own
-
-
-@dataclass(frozen=True)
-class Group:
-    """A complete node of the tree that the ranks of one machine add up among themselves."""
-
-    span: Node
-    parts: Parts  # how many of their nodes go into it, and the merges
-    first: tuple[int, ...]  # of each of these ranks, the index of its first node in it
 
 
 @dataclass(frozen=True)
@@ -47,24 +36,6 @@ class _Arriving:
     requests: list[Any]
 
 
-@cache
-def groups(leaves: Leaves, ranks: tuple[int, ...]) -> list[Group]:
-    """The complete nodes that these ranks' leaves make up, in leaf order."""
-    pushed = [(i, node) for i, rank in enumerate(ranks) for node in leaves.nodes(rank)]
-    counts = merges(leaves.count, [node for _, node in pushed])
-    starts: list[int] = []  # a stack of the first pushed node of each group
-    for index, count in enumerate(counts):
-        starts = [*starts, index][: len(starts) + 1 - count]
-    found = []
-    for start, stop in zip(starts, [*starts[1:], len(pushed)]):
-        owners = [i for i, _ in pushed]
-        inside = tuple(owners[start:stop].count(i) for i in range(len(ranks)))
-        first = tuple(owners[:start].count(i) for i in range(len(ranks)))
-        span = (pushed[start][1][0], pushed[stop - 1][1][1])
-        found.append(Group(span, (inside, counts[start:stop]), first))
-    return found
-
-
 class Hierarchical(Communicator):
     """mpi: all ranks; nodes: the number of each rank's node."""
 
@@ -73,12 +44,7 @@ class Hierarchical(Communicator):
     def __init__(self, mpi: Mpi, topology: Topology, nodes: Sequence[int]):
         super().__init__(mpi.rank, mpi.size)
         self._mpi, self._topology = mpi, topology
-        numbers = sorted(set(nodes))
-        self._machines = [
-            tuple(rank for rank in range(mpi.size) if nodes[rank] == number) for number in numbers
-        ]
-        self._machine = numbers.index(nodes[mpi.rank])
-        self._mates = self._machines[self._machine]
+        self._machines = Machines(mpi.rank, nodes)
         inside = [topology.connect(mpi.split(nodes[mpi.rank])) for _ in range(2)]
         assert inside[0] is not None
         assert inside[1] is not None
@@ -101,21 +67,7 @@ class Hierarchical(Communicator):
         self._second.close()
         self._mpi.close()
 
-    # --- who collects for whom ----------------------------------------------------------------
-
-    def _served(self, machine: int) -> list[int]:
-        """The i-th rank of a machine serves ranks [served[i], served[i + 1])."""
-        count = len(self._machines[machine])
-        return [i * self.size // count for i in range(count + 1)]
-
-    def _collector(self, machine: int, rank: int) -> int:
-        """Who on this machine collects for a rank."""
-        served = self._served(machine)
-        return next(r for i, r in enumerate(self._machines[machine]) if rank < served[i + 1])
-
-    def _own_served(self) -> range:
-        served, own = self._served(self._machine), self._mates.index(self.rank)
-        return range(served[own], served[own + 1])
+    # --- the order of stages ------------------------------------------------------------------
 
     def _turn(self, turns: Turns, turn: int) -> Poll:
         def poll() -> bool:
@@ -165,47 +117,32 @@ class Hierarchical(Communicator):
 
     def _reduce(self, reduction: Reduction, out: Array, turn: int) -> Steps:
         """out = this rank's slice of the sum."""
-        nodes, bounds, leaves = reduction.nodes, reduction.bounds, reduction.leaves
-        _, outer, _, inner = nodes.shape
-        everywhere = [groups(leaves, ranks) for ranks in self._machines]
+        bounds, machines = reduction.bounds, self._machines
+        _, outer, _, inner = reduction.nodes.shape
+        everywhere = machines.groups(reduction.leaves)
         arrived = [empty((len(found), *out.shape), FLOAT32) for found in everywhere]
-        sources = [self._collector(machine, self.rank) for machine in range(len(arrived))]
+        sources = zip(machines.collectors(self.rank), arrived)
         requests = self._mpi.expect(
-            [(r, x.reshape(-1)) for r, x in zip(sources, arrived) if r != self.rank], _REDUCE
+            [(r, x.reshape(-1)) for r, x in sources if r != self.rank], _REDUCE
         )
 
         yield self._turn(self._first_turns, turn)
-        served = [bounds[rank] for rank in self._served(self._machine)]
-        own = self._mates.index(self.rank)
-        start, stop = served[own], served[own + 1]
-        partial = empty((len(everywhere[self._machine]), outer, stop - start, inner), FLOAT32)
-        for group, target in zip(everywhere[self._machine], partial):
-            count = group.parts[0][own]
-            mine = nodes[group.first[own] : group.first[own] + count]
-            inside = Reduction(mine, leaves, "sum", tuple(served), parts=group.parts)
+        served = machines.served
+        start, stop = bounds[served.start], bounds[served.stop]
+        partial = empty((len(everywhere[machines.own]), outer, stop - start, inner), FLOAT32)
+        for inside, target in zip(machines.inside(reduction), partial):
             yield from self._agreed(self._first._reduce_scatter(inside, target))
         self._first_turns.now += 1
 
         pieces = []
-        for rank in self._own_served():
+        for rank in served:
             piece = partial[:, :, bounds[rank] - start : bounds[rank + 1] - start]
             if rank == self.rank:
-                arrived[self._machine][:] = piece
+                arrived[machines.own][:] = piece
             else:
                 pieces.append((rank, contiguous(piece).reshape(-1)))
         yield all_of(requests + self._mpi.post(pieces, _REDUCE))
-
-        parts = [
-            (group.span, part)
-            for found, x in zip(everywhere, arrived)
-            for group, part in zip(found, x)
-        ]
-        parts.sort(key=lambda entry: entry[0])
-        order = merges(leaves.count, [span for span, _ in parts])
-        rest = Reduction(
-            nodes, leaves, "sum", bounds, reduction.bias, reduction.bias_cut, parts=((), order)
-        )
-        rest.combine([x for _, x in parts], bounds[self.rank], bounds[self.rank + 1], out)
+        machines.add_groups(reduction, arrived, self.rank, out)
 
     # --- moves --------------------------------------------------------------------------------
 
@@ -216,7 +153,7 @@ class Hierarchical(Communicator):
 
     def _arriving(self, lengths: Sequence[int], dtype: np.dtype[Any]) -> _Arriving:
         """Where what this rank collects for its node comes in; expected from now on."""
-        served = self._own_served()
+        served = self._machines.served
         offsets = [0, *accumulate(lengths[rank] for rank in served)]
         held = self._second.empty(offsets[-1], dtype)
         places = {rank: held[a:b] for rank, a, b in zip(served, offsets, offsets[1:])}
@@ -235,27 +172,27 @@ class Hierarchical(Communicator):
         yield self._turn(self._across_turns, across)
         if arriving.own is not None:
             arriving.own[:] = x
-        collectors = [self._collector(machine, self.rank) for machine in range(len(self._machines))]
+        collectors = self._machines.collectors(self.rank)
         sent = self._mpi.post([(rank, x) for rank in collectors if rank != self.rank], _GATHER)
         self._across_turns.now += 1
         yield all_of(arriving.requests + sent)
         yield self._turn(self._second_turns, second)
-        served = self._served(self._machine)
-        shares = [sum(lengths[a:b]) for a, b in pairwise(served)]
+        shares = self._machines.shares(lengths)
         yield from self._agreed(self._second._all_gather(arriving.held, shares, out))
         self._second_turns.now += 1
 
     def _broadcast(self, x: Array, root: int) -> Steps:
         second = self._second_turns.take()
-        leaders = [root if root in ranks else ranks[0] for ranks in self._machines]
-        leader, requests = leaders[self._machine], []
+        machines = self._machines
+        leaders = [root if root in ranks else ranks[0] for ranks in machines.ranks]
+        leader, requests = leaders[machines.own], []
         if self.rank == root:
             requests = self._mpi.post([(rank, x) for rank in leaders if rank != root], _BROADCAST)
         elif self.rank == leader:
             requests = self._mpi.expect([(root, x)], _BROADCAST)
         yield all_of(requests)
         yield self._turn(self._second_turns, second)
-        yield from self._agreed(self._second._broadcast(x, self._mates.index(leader)))
+        yield from self._agreed(self._second._broadcast(x, machines.mates.index(leader)))
         self._second_turns.now += 1
 
     def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:

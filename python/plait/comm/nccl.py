@@ -15,6 +15,7 @@ from plait import backend
 from plait.backend import address, assign, on_device
 from plait.comm.combine import BFLOAT16, FLOAT32, Bounds, Reduction
 from plait.comm.communicator import Communicator
+from plait.comm.compared import Compared, compared
 from plait.comm.exchange import Exchange, offsets_of
 from plait.comm.staged import Staged
 from plait.comm.transport import PeerFailed
@@ -73,9 +74,9 @@ class Link:
             comm.destroy()
 
 
-class Nccl(Staged, Exchange):
-    """The ranks of `inner`, each with a GPU of its own. Collective. Nobody compares what the ranks
-    give to a collective: what does not fit waits for ever."""
+class Nccl(Compared, Exchange):
+    """The ranks of `inner`, each with a GPU of its own. Collective. Unless it is `checked` nobody
+    compares what the ranks give to a collective: what does not fit waits for ever."""
 
     def __init__(self, inner: Communicator):
         Staged.__init__(self, inner)
@@ -101,6 +102,7 @@ class Nccl(Staged, Exchange):
 
     # --- sums -----------------------------------------------------------------------------------
 
+    @compared
     def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
         if not on_device(out):
             return self.inner._all_reduce(reduction, out)
@@ -108,6 +110,7 @@ class Nccl(Staged, Exchange):
             return Exchange._all_reduce(self, reduction, out)
         return self._unordered(reduction, out.reshape(-1))
 
+    @compared
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
         if on_device(out) and _sums_floats(reduction, out):
             return Exchange._reduce_scatter(self, reduction, out)
@@ -124,6 +127,7 @@ class Nccl(Staged, Exchange):
 
     # --- moves ----------------------------------------------------------------------------------
 
+    @compared
     def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
         if not on_device(out):
             yield from self.inner._all_gather(x, lengths, out)
@@ -149,6 +153,7 @@ class Nccl(Staged, Exchange):
             [(rank, out[a : a + n]) for rank, (a, n) in enumerate(zip(receive_offsets, receives))],
         )
 
+    @compared
     def _all_to_all(self, x: Array, sends: Bounds, out: Array, receives: Bounds) -> Steps:
         if not on_device(out):
             yield from self.inner._all_to_all(x, sends, out, receives)
@@ -159,6 +164,7 @@ class Nccl(Staged, Exchange):
         peers = [rank for rank in range(self.size) if rank != self.rank]
         yield self._move([(r, of[r]) for r in peers], [(r, into[r]) for r in peers])
 
+    @compared
     def _broadcast(self, x: Array, root: int) -> Steps:
         if not on_device(x):
             yield from self.inner._broadcast(x, root)
