@@ -19,6 +19,7 @@ from mpi4py import MPI
 import plait
 from plait import backend, models, optim, train
 from plait.comm import Communicator, aware_mpi
+from plait.comm.after import Norm, Normed
 from plait.comm.alone import Alone
 from plait.comm.combine import BFLOAT16
 from plait.comm.for_device import for_device
@@ -91,6 +92,8 @@ def staged_collectives(world: Communicator) -> None:
             comm.reduce_scatter_nodes(there[None], axis=1),
             world.reduce_scatter_nodes(mine[None], axis=1),
         )
+        for n in (0, 1, 5):
+            compare(world, comm, n)
         bounds = [4 * r // world.size for r in range(world.size + 1)]
         same(
             comm.reduce_scatter(there, bounds=bounds, blocking=False).wait(),
@@ -106,12 +109,18 @@ def staged_collectives(world: Communicator) -> None:
         same(comm.recv(comm.empty((4, 3)), before), values[before])
         work.wait()
         assert comm.all_reduce(np.ones(3, np.int64)).tolist() == [world.size] * 3
-        try:
-            comm.all_reduce(there, out=mine)
-        except ValueError as error:
-            assert "x lies on the device, out in host memory" in str(error)  # noqa: PT017
-        else:
-            raise AssertionError("a host's out was taken")
+        mixed: tuple[tuple[dict[str, Any], str], ...] = (
+            ({"out": mine}, "x lies on the device, out in host memory"),
+            ({"residual": mine}, "residual and norm must lie where the result does"),
+            ({"norm": Norm(bias)}, "residual and norm must lie where the result does"),
+        )
+        for options, message in mixed:
+            try:
+                comm.all_reduce(there, **options)
+            except ValueError as error:
+                assert message in str(error)  # noqa: PT017
+            else:
+                raise AssertionError(f"a host's {list(options)} was taken")
         comm.barrier()
 
 
@@ -127,14 +136,21 @@ def compare(world: Communicator, comm: Communicator, n: int) -> None:
     numbers = rng.integers(-99, 99, (n, 3))
 
     def same(name: str, x: Any, *more: Any, **options: Any) -> None:
-        there = {
-            key: backend.to_device(y) if isinstance(y, np.ndarray) else y
-            for key, y in options.items()
-        }
+        def carried(y: Any) -> Any:
+            if isinstance(y, Norm):
+                return Norm(*map(carried, y))
+            return backend.to_device(y) if isinstance(y, np.ndarray) else y
+
+        there = {key: carried(y) for key, y in options.items()}
         got = getattr(comm, name)(backend.to_device(x.copy()), *more, **there)
         expected = getattr(world, name)(x.copy(), *more, **options)
-        assert backend.on_device(got)
-        assert backend.to_host(got).tobytes() == expected.tobytes(), (name, x.dtype, n)
+        pairs = [(got, expected)]
+        if isinstance(expected, Normed):
+            assert (got.mean is None) == (expected.mean is None)
+            pairs = [(y, z) for y, z in zip(got, expected, strict=True) if z is not None]
+        for y, z in pairs:
+            assert backend.on_device(y)
+            assert backend.to_host(y).tobytes() == z.tobytes(), (name, x.dtype, n, options)
 
     for dtype in (np.dtype("f4"), BFLOAT16, *map(np.dtype, ("i8", "u4", "i2"))):
         x = numbers.astype(dtype)
@@ -150,6 +166,12 @@ def compare(world: Communicator, comm: Communicator, n: int) -> None:
     bias = np.arange(6, dtype=np.float32)
     for dtype in (np.float32, BFLOAT16):
         same("all_reduce_nodes", nodes, bias=bias, dtype=dtype)
+        residual = np.arange(6 * n, dtype=np.float32).reshape(n, 6).astype(dtype)
+        weight = bias.astype(dtype)
+        for norm in (None, Norm(bias), Norm(weight, weight, 1e-3)):
+            same("all_reduce_nodes", nodes, bias=bias, residual=residual, norm=norm, dtype=dtype)
+            if norm is not None:
+                same("all_reduce", nodes[0].astype(dtype), norm=norm)
         same("reduce_scatter_nodes", nodes, bias=bias, dtype=dtype, axis=0, bounds=uneven)
         same("reduce_scatter_nodes", nodes, bias=bias, dtype=dtype, axis=1)
 

@@ -19,6 +19,7 @@ from harness import case
 import plait
 from plait import backend, optim
 from plait.comm import Communicator
+from plait.comm.after import Norm
 from plait.comm.alone import Alone
 from plait.comm.device_memory import DeviceMemory
 from plait.comm.for_device import device_communicator
@@ -213,6 +214,15 @@ def arrays_of_other_libraries(world: Communicator) -> None:
                 work = comm.all_reduce(given, out=given, blocking=False)
                 assert work.wait() is given
                 assert given.array.tobytes() == expected.tobytes()
+                weight = np.linspace(1, 2, 9, dtype=np.float32)
+                wanted = world.all_reduce(x, residual=x, norm=Norm(weight))
+                given, residual = (Other(x.copy(), where=where) for _ in "xr")
+                norm: Any = Norm(Other(weight, where=where))  # type: ignore[arg-type]
+                found = comm.all_reduce(given, residual=residual, norm=norm, out=given)
+                assert found.stream is given
+                assert given.array.tobytes() == wanted.stream.tobytes()
+                normed = found.normed if where == (1, 0) else backend.to_host(found.normed)
+                assert normed.tobytes() == wanted.normed.tobytes()
             same(comm.all_reduce(Other(x, where=(2, 0))), expected)
             assert isinstance(comm.all_reduce(Other(x)), np.ndarray)
             comm.close()

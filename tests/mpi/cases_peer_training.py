@@ -24,8 +24,9 @@ from plait.train.run import transport_text
 
 def digest(comm: Communicator, layout: tuple[int, int, int], wanted: Any, **changes: Any) -> str:
     layers = models.gpt(
-        layers=2, hidden_dim=24, heads=4, vocabulary=50, sequence_length=12, dropout=0.1
-    )
+        layers=2, hidden_dim=24, heads=4, vocabulary=50, sequence_length=12,
+        dropout=changes.pop("dropout", 0.1),
+    )  # fmt: skip
     mesh = plait.Mesh(*layout, comm=comm)
     trainer = train.Trainer(
         layers, synthetic(samples=40, vocabulary=50, sequence_length=12, seed=3), mesh=mesh,
@@ -62,27 +63,27 @@ TRAININGS: dict[tuple[int, bool], list[tuple[tuple[int, int, int], dict[str, Any
     (2, False): [
         ((2, 1, 1), {"zero": 1}),
         ((2, 1, 1), {"zero": 1, "precision": "float32"}),
-        ((1, 2, 1), {}),
+        ((1, 2, 1), {"dropout": 0.0}),
     ],
-    (4, True): [((2, 2, 1), {"zero": 1}), ((1, 2, 2), {})],
+    (4, True): [((2, 2, 1), {"zero": 1, "dropout": 0.0}), ((1, 2, 2), {})],
     (4, False): [((2, 2, 1), {"sequence_parallel": True}), ((4, 1, 1), {})],
 }
 
 
 @case(ranks=(2, 4), cuda=True)
 def training_has_the_bits_of_one_rank(world: Communicator) -> None:
-    expected: dict[str, str] = {}
-    for precision in ("bfloat16", "float32"):
+    expected: dict[tuple[str, float], str] = {}
+    for precision, dropout in (("bfloat16", 0.1), ("float32", 0.1), ("bfloat16", 0.0)):
         with gpus(world, True) if REAL else contextlib.nullcontext():
-            expected[precision] = digest(
-                Alone(), (1, 1, 1), "cuda" if REAL else "cpu", precision=precision
+            expected[precision, dropout] = digest(
+                Alone(), (1, 1, 1), "cuda" if REAL else "cpu", precision=precision, dropout=dropout
             )
     for shared in SHARED:
         with gpus(world, shared):
             for layout, changes in TRAININGS[world.size, shared]:
                 found = digest(world, layout, "cuda", **changes)
-                precision = changes.get("precision", "bfloat16")
-                assert found == expected[precision], (layout, changes, shared)
+                setting = changes.get("precision", "bfloat16"), changes.get("dropout", 0.1)
+                assert found == expected[setting], (layout, changes, shared)
 
 
 @case(ranks=(2, 4), cuda=True)

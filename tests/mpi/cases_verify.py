@@ -222,13 +222,13 @@ def a_missing_all_reduce_over_tensor(world: Communicator) -> None:
     plant = Plant("2x2x1", 1)
 
     def partial(result: Any, ctx: Context, x: Any, weight: Any, *_: Any) -> Any:
-        if weight.name != "blocks.0.attention.out.weight":
+        if weight.name != "blocks.0.mlp.down.weight":
             return result
         own = x.astype(np.float32) @ weight.array.astype(np.float32)
         return own.astype(result.dtype)
 
     plant.wrap(ops.RowLinear, "forward", partial)
-    plant.named("in step 1: output of RowLinear (blocks.0.attention.out.weight", "sample 0")
+    plant.named("in step 1: output of RowLinear (blocks.0.mlp.down.weight", "sample 0")
 
 
 @case(4, limit=60.0)

@@ -15,10 +15,12 @@ from plait import backend, data, models, optim, train
 from plait.comm.alone import Alone
 from plait.comm.transport import PeerFailed
 from plait.errors import UserError
+from plait.mesh import Layout
 from plait.train import config as train_config
 from plait.train.build import build_dataset, build_model
-from plait.train.device import Shares, device_shares, take_backend
+from plait.train.device import Shares, device_shares, shared_room, take_backend
 from plait.train.digest import state_digest
+from plait.train.settings import Settings
 from plait.train.setup import Here, check_memory
 
 TEXT = data.synthetic(samples=40, vocabulary=50, sequence_length=12, seed=3)
@@ -262,6 +264,21 @@ def test_the_identity_is_that_of_the_device_in_use(monkeypatch: pytest.MonkeyPat
             found.append(backend.device_identity())
     assert found[0] == found[2] == f"0000:01:00.0 {'01' * 16}"
     assert found[1] == f"0000:81:00.0 {'02' * 16}"
+
+
+@pytest.mark.parametrize("tensor", [2, 4])
+def test_peers_find_room_for_the_residual_stream(tensor: int) -> None:
+    """Each block's two sums, which every tensor rank keeps whole; cut along the sequence, none."""
+    layers, c, s, samples = 12, 768, 256, 4
+    specs = models.gpt(layers=layers, hidden_dim=c, heads=12, vocabulary=50257, sequence_length=s)
+    room = {
+        cut: shared_room(
+            specs, Layout(1, tensor, 1), Settings(samples, samples, sequence_parallel=cut), 1
+        )
+        for cut in (False, True)
+    }
+    assert room[False] - room[True] >= 2 * 2 * layers * samples * s * c
+    assert room[False] - room[True] <= 2 * 2 * layers * samples * s * c * 2
 
 
 def test_what_is_watched_goes_on_while_the_host_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Linear layers that also do GELU, its gradient and the residual connection give the bits of one op
 after the other: values, gradients of inputs and of parameters."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,73 @@ def test_what_is_dropped_keeps_the_residual_apart() -> None:
     expected = Net(in_turn, 2, BFLOAT16, 0.4).run(BFLOAT16)
     same(Net(in_matmuls, 2, BFLOAT16, 0.4).run(BFLOAT16), expected)
     assert expected[0].tobytes() != Net(in_turn, 2, BFLOAT16).run(BFLOAT16)[0].tobytes()
+
+
+class NormedNet(Net):
+    """What comes out of a block: the stream, and its norm."""
+
+    def __init__(self, norm: Any, *given: Any, **more: Any):
+        super().__init__(*given, **more)
+        self.norm2 = norm(Build(self.norm.comm, "net.norm2"), C)
+        for seed, p in enumerate(self.norm2.parameters(), 20):
+            p.array = random((C,), self.up.weight.array.dtype, seed)
+            p.grads = np.full((self.share.slots, self.norm.comm.leaves.count, C), np.nan, FLOAT32)
+
+    def both(self, dtype: np.dtype, used: tuple[bool, bool], recomputed: bool) -> list[Array]:
+        (position,) = self.share.microbatches(0, 7)
+        with Tape(position, fan_in) as tape:
+            layer: Any = Recomputed(self) if recomputed else self
+            outputs = layer(tape.input(random((B, S, C), dtype, 9)))
+        grads = [random((B, S, C), dtype, 10), random((B, S, C), dtype, 11)]
+        given = [(y, g) for y, g, use in zip(outputs, grads, used, strict=True) if use]
+        before = [g.tobytes() for g in grads]
+        (grad,) = tape.backward([y for y, _ in given], [g for _, g in given])
+        assert [g.tobytes() for g in grads] == before  # nothing is written over them
+        assert grad is not None
+        for p in self.norm2.parameters() if not used[1] else ():
+            p.skip(position)
+        return [*(y.array for y in outputs), grad, *(p.grads for p in self.parameters())]
+
+
+def norm_in_turn(net: Any, x: Tensor) -> Any:
+    y: Any = ops.GELU.apply(net.up(net.norm(x)))
+    z: Tensor = ops.Add.apply(x, net.dropout(net.down(y)))
+    return z, net.norm2(z)
+
+
+def norm_in_one(net: Any, x: Tensor) -> Any:
+    return net.dropout.normed(x, Branch(net), net.norm(x), net.norm2)
+
+
+class Branch:
+    """net's MLP, as a layer that can go on to a norm."""
+
+    def __init__(self, net: NormedNet):
+        self.net = net
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return self.net.mlp(y)
+
+    def normed(self, y: Tensor, residual: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
+        activated, x = self.net.up.gelu(y)
+        return self.net.down.normed(activated, residual, norm, x)
+
+
+@pytest.mark.parametrize("dtype", STORAGE, ids=str)
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_the_norm_that_follows(norm: Any, dtype: np.dtype) -> None:
+    every = itertools.product((1, 3), ((True, True), (True, False), (False, True)), (False, True))
+    for leaves, used, recomputed in every:
+        expected = NormedNet(norm, norm_in_turn, leaves, dtype).both(dtype, used, False)
+        same(NormedNet(norm, norm_in_one, leaves, dtype).both(dtype, used, recomputed), expected)
+
+
+def test_the_norm_of_what_is_dropped() -> None:
+    def run(forward: Any) -> list[Array]:
+        net = NormedNet(nn.RMSNorm, forward, 2, BFLOAT16, 0.4)
+        return net.both(BFLOAT16, (True, True), False)
+
+    same(run(norm_in_one), run(norm_in_turn))
 
 
 def test_other_uses_of_gelu_and_its_input() -> None:

@@ -106,6 +106,20 @@ def test_a_stream_of_one_is_its_input(norm: Any) -> None:
 
 
 @every_norm
+@pytest.mark.parametrize("epsilon", [1e-5, 0.5])
+def test_epsilon(norm: Any, epsilon: float) -> None:
+    made = norm(Build(Alone()), CHANNELS, epsilon=epsilon)
+    for p, value in zip(made.parameters(), (1, 0)):
+        p.array = np.full(CHANNELS, value, float32)
+    x = values(float32)[0].astype(float)
+    away = x - x.mean(-1, keepdims=True) * (norm is nn.LayerNorm)
+    want = away / np.sqrt((away**2).mean(-1, keepdims=True) + epsilon)
+    with Tape(next(microbatches()), recording=False) as tape:
+        found = made(tape.input(values(float32)[0]))
+    np.testing.assert_allclose(found.array, want, rtol=1e-4, atol=1e-5)
+
+
+@every_norm
 def test_gradients_are_finite_differences(norm: Any) -> None:
     x, y, *grads = (a[:2] for a in values(float32))
     made, position = layer(norm), next(microbatches())

@@ -4,14 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from plait.comm.after import Norm, Normed
     from plait.comm.communicator import Communicator
     from plait.comm.tree import Leaves
     from plait.comm.work import Work
 
-__all__ = ["Communicator", "Leaves", "Work"]
+__all__ = ["Communicator", "Leaves", "Norm", "Normed", "Work"]
 
 # Loaded at first use: the tree and the launcher's variables are for programs without numpy too.
-_LAZY = {"Communicator": "communicator", "Leaves": "tree", "Work": "work"}
+_LAZY = {
+    "Communicator": "communicator", "Leaves": "tree", "Norm": "after", "Normed": "after",
+    "Work": "work",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -51,22 +51,27 @@ def checked_out(
     return out
 
 
-def checked_nodes(
-    name: str, leaves: Leaves, rank: int, nodes: Array, bias: Array | None
-) -> tuple[Array, Array | None]:
-    """Both contiguous."""
+def checked_nodes(name: str, leaves: Leaves, rank: int, nodes: Array) -> Array:
+    """Contiguous."""
     count = len(leaves.nodes(rank))
     if nodes.dtype != FLOAT32 or nodes.ndim == 0 or len(nodes) != count:
         raise ValueError(
             f"{name}: rank {rank} needs ({count}, ...) float32, one for each tree node of "
             f"its leaves, got {nodes.shape} {nodes.dtype}"
         )
-    if bias is not None and (bias.dtype != FLOAT32 or bias.shape != nodes.shape[1:][-1:]):
+    return contiguous(nodes)
+
+
+def checked_bias(name: str, bias: Array | None, shape: tuple[int, ...]) -> Array | None:
+    """Contiguous. shape: of the sum."""
+    if bias is None:
+        return None
+    if bias.dtype != FLOAT32 or bias.shape != shape[-1:]:
         raise ValueError(
-            f"{name}: bias must be ({', '.join(map(str, nodes.shape[1:][-1:]))}) float32, "
+            f"{name}: bias must be ({', '.join(map(str, shape[-1:]))}) float32, "
             f"got {bias.shape} {bias.dtype}"
         )
-    return contiguous(nodes), None if bias is None else contiguous(bias)
+    return contiguous(bias)
 
 
 def checked_axis(name: str, axis: int, ndim: int) -> int:
@@ -94,17 +99,23 @@ def reducible(name: str, x: Array, op: Op) -> tuple[bool, Array]:
 
 
 def flat_reduction(
-    nodes: Array, leaves: Leaves, op: Op, bias: Array | None, size: int
+    nodes: Array, leaves: Leaves, op: Op, bias: Array | None, size: int, rows: bool = False
 ) -> Reduction:
-    """A reduction whose cut does not matter: by elements, by rows where there is a bias."""
+    """A reduction whose cut does not matter: by elements, by rows where there is a bias. rows: by
+    rows, though there may be fewer of them than ranks."""
     k, n = len(nodes), math.prod(nodes.shape[1:])
+    if rows:
+        count = math.prod(nodes.shape[1:-1])
+        bounds = even_bounds(count, size)
+        return Reduction(nodes.reshape(k, 1, count, nodes.shape[-1]), leaves, op, bounds, bias)
     if bias is not None and 0 < n < size * bias.size:
         tiled = np.tile(to_host(bias), n // bias.size)
         bias = to_device(tiled) if on_device(nodes) else tiled
         return Reduction(nodes.reshape(k, 1, n, 1), leaves, op, even_bounds(n, size), bias, True)
     inner = 1 if bias is None or n == 0 else bias.size
-    rows = n // inner
-    return Reduction(nodes.reshape(k, 1, rows, inner), leaves, op, even_bounds(rows, size), bias)
+    count = n // inner
+    bounds = even_bounds(count, size)
+    return Reduction(nodes.reshape(k, 1, count, inner), leaves, op, bounds, bias)
 
 
 def direct(out: Array, dtype: np.dtype[Any]) -> Array:

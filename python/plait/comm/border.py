@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from plait import backend
+from plait.comm.after import Norm, Normed
 from plait.comm.work import Work
 
 Given = ParamSpec("Given")
@@ -28,7 +29,7 @@ def bordered(function: Callable[Given, Result]) -> Callable[Given, Result]:
 
     @wraps(function)
     def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-        if not any(map(foreign, args)) and not any(map(_holds, kwargs.values())):
+        if not any(map(foreign, args)) and not any(map(holds_foreign, kwargs.values())):
             return function(*args, **kwargs)
         border = _Border()
         result: Any = function(
@@ -44,8 +45,10 @@ def bordered(function: Callable[Given, Result]) -> Callable[Given, Result]:
     return call
 
 
-def _holds(x: object) -> bool:
-    return foreign(x) or (isinstance(x, dict) and any(map(foreign, x.values())))
+def holds_foreign(x: object) -> bool:
+    if isinstance(x, (dict, Norm)):
+        return any(map(foreign, x.arrays if isinstance(x, Norm) else x.values()))
+    return foreign(x)
 
 
 class _Border:
@@ -55,6 +58,8 @@ class _Border:
     def take(self, x: Any) -> Any:
         if isinstance(x, dict):
             return {key: self.take(each) for key, each in x.items()}
+        if isinstance(x, Norm):
+            return Norm(*map(self.take, x))
         if not foreign(x):
             return x
         self._taken.append((backend.from_dlpack(x), x))
@@ -64,4 +69,9 @@ class _Border:
         if any(backend.on_device(own) for own, _ in self._taken):
             backend.wait()
             backend.synchronize()
+        if isinstance(result, Normed):
+            return result._replace(stream=self._given(result.stream))
+        return self._given(result)
+
+    def _given(self, result: Any) -> Any:
         return next((given for own, given in self._taken if own is result), result)

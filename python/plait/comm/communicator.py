@@ -35,12 +35,13 @@ class Communicator(Reductions, Moves):
     nodes: a number for each rank's node. outside: how many arrays of a device, and their bytes,
     peers could not read where they lay, so that they were copied. stream_ordered: whether a
     collective of a device's arrays is work of its stream, and of nothing else. updates: whether
-    update_gather and reduce_update_gather are there, for a device's arrays.
+    update_gather and reduce_update_gather are there, for a device's arrays. fuses: whether its
+    kernel also does what follows a sum of them, which then should go to an array of `empty`.
     """
 
     transport: str
     stream_ordered = False
-    updates = False
+    updates = fuses = False
 
     def __init__(self, rank: int, size: int, leaves: Leaves | None = None):
         super().__init__(rank, size, leaves)

@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike
 
 from plait import backend
 from plait.backend import address, assign, on_device, put, to_host
+from plait.comm.after import NOTHING, After, others_of
 from plait.comm.channel import Channel, Run
 from plait.comm.combine import Bounds, Reduction, adds, counts_and_merges
 from plait.comm.communicator import Communicator
@@ -33,7 +34,7 @@ class Peer(Staged):
     """The ranks of `inner`, which does what device memory is not needed for: host arrays, messages,
     types that a kernel cannot add. All of them share memory."""
 
-    updates = True
+    updates = fuses = True
 
     def __init__(self, inner: Communicator, memory: DeviceMemory, keys: Sequence[str], place: Any):
         """keys: of the ranks' processes; place: room for a window in this rank's arena."""
@@ -131,7 +132,7 @@ class Peer(Staged):
             if offered.target is not out:
                 assign(out, offered.target)
 
-        self._start(kind, x, steps(), out, True, w)
+        self._start(kind, x, steps(), out, True, [w])
         return True
 
     # --- the hooks ----------------------------------------------------------------------------
@@ -143,6 +144,11 @@ class Peer(Staged):
             return super()._all_reduce(reduction, out)
         return self._reduce(reduction, out, True)
 
+    def _all_reduce_after(self, reduction: Reduction, after: After, out: Array) -> Steps:
+        if not on_device(out):
+            return super()._all_reduce_after(reduction, after, out)
+        return self._reduce(reduction, out, True, after)
+
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
         if not on_device(out):
             return self.inner._reduce_scatter(reduction, out)
@@ -150,7 +156,9 @@ class Peer(Staged):
             return super()._reduce_scatter(reduction, out)
         return self._reduce(reduction, out, False)
 
-    def _reduce(self, reduction: Reduction, out: Array, gather: bool) -> Steps:
+    def _reduce(
+        self, reduction: Reduction, out: Array, gather: bool, after: After = NOTHING
+    ) -> Steps:
         counts, merges = reduction.plan()
         _, outer, n, inner = reduction.nodes.shape
         if outer * n * inner == 0:
@@ -160,9 +168,11 @@ class Peer(Staged):
         nodes, bias = reduction.nodes, reduction.bias
         if nodes.dtype.kind == "u":  # whose sums are those of signed ones, bit by bit
             nodes, out = (x.view(f"i{x.itemsize}") for x in (nodes, out))
-        call = self._channel.window.reduction(nodes, spec, bias, out)
+        residual, norm, to = after
+        normed = None if norm is None or to is None else (*norm, *map(_flat, to[1:]))
+        call = self._channel.window.reduction(nodes, spec, bias, out, residual, normed)
         name = "all_reduce" if gather else "reduce_scatter"
-        return self._run(name, call, out, nodes, *(() if bias is None else (bias,)))
+        return self._run(name, call, out, nodes, *others_of(bias, residual, norm))
 
     def _all_gather(self, x: Array, lengths: Sequence[int], out: Array) -> Steps:
         if not on_device(out):
@@ -276,6 +286,10 @@ def _adds(reduction: Reduction, out: Array) -> bool:
     if dtype.kind not in "iu":
         return adds(reduction, out)
     return dtype.itemsize >= 4 and (dtype.kind == "i" or reduction.op == "sum")
+
+
+def _flat(x: Array | None) -> Array | None:
+    return None if x is None else x.reshape(-1)
 
 
 def _bytes(x: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from plait.backend import address
@@ -26,12 +27,13 @@ class Plan:
     __slots__ = ("_name", "_nbytes", "_quick", "_result", "_steps", "_tally", "prepared")
 
     def __init__(
-        self, comm: Ranks, name: str, x: Array | None, bias: Array | None, steps: Steps, result: Any
-    ) -> None:
+        self, comm: Ranks, name: str, x: Array | None, others: Sequence[Array], steps: Steps,
+        result: Any,
+    ) -> None:  # fmt: skip
         self._name, self._steps, self._result = name, steps, result
         self._tally = comm.tally[name]
         self._nbytes = 0 if x is None else x.nbytes
-        self.prepared = isinstance(steps, Quick) and _reads(steps, x, bias)
+        self.prepared = isinstance(steps, Quick) and _reads(steps, x, *others)
         self._quick = steps.quick if isinstance(steps, Quick) else _never
 
     def __call__(self) -> Any:

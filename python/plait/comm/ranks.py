@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from plait.backend import on_device
 from plait.backend.host import kernels
 from plait.backend.recorder import Recorder
-from plait.comm.border import bordered, foreign
+from plait.comm.border import bordered, holds_foreign
 from plait.comm.plan import PLANS, Plan
 from plait.comm.transport import PeerFailed, Transport
 from plait.comm.tree import Leaves
@@ -72,7 +72,7 @@ class Ranks(Transport):
             raise ValueError(f"plan: {collective!r} is none of {', '.join(PLANS)}")
         if "blocking" in kwargs:
             raise ValueError("plan: a plan's call returns when its result is there: no blocking=")
-        if any(map(foreign, (*args, *kwargs.values()))):
+        if any(map(holds_foreign, (*args, *kwargs.values()))):
             return partial(getattr(self, collective), *args, **kwargs)
         other = copy.copy(self)
         other._plans = []
@@ -87,12 +87,13 @@ class Ranks(Transport):
         steps: Steps,
         result: Any,
         blocking: bool,
-        bias: Array | None = None,
+        others: Sequence[Array] = (),
     ) -> Any:
+        """x and others: the arrays that are read."""
         if Recorder.recording and self.size > 1 and (x is None or not on_device(x)):
             raise RuntimeError(f"{name} is the host's, and would not be done again")
         if self._plans is not None:
-            self._plans.append(Plan(self, name, x, bias, steps, result))
+            self._plans.append(Plan(self, name, x, others, steps, result))
             return None
         if x is not None:
             tally = self.tally[name]

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 
 from plait import backend
 from plait.backend import on_device, put, to_host
+from plait.comm.after import After
 from plait.comm.combine import Bounds, Reduction
 from plait.comm.communicator import Communicator
 from plait.comm.work import Array, Steps
@@ -59,6 +60,11 @@ class Staged(Communicator):
         held = self.inner.empty(out.shape, out.dtype)
         yield from self.inner._all_reduce(_on_host(reduction), held)
         put(out, held)
+
+    def _all_reduce_after(self, reduction: Reduction, after: After, out: Array) -> Steps:
+        if on_device(out):
+            return super()._all_reduce_after(reduction, after, out)
+        return self.inner._all_reduce_after(reduction, after, out)
 
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:
         if self.size == 1 or not on_device(out):

@@ -5,6 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import DTypeLike
+
+from plait.backend import copied, share_memory
+from plait.comm.after import After
 from plait.comm.combine import Bounds, Reduction
 from plait.comm.work import Array, Steps
 
@@ -19,8 +24,25 @@ class Transport(ABC):
     and does nothing before the first is asked for."""
 
     @abstractmethod
+    def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> Array:
+        """An uninitialised array where this transport needs no copy of it."""
+
+    @abstractmethod
     def _all_reduce(self, reduction: Reduction, out: Array) -> Steps:
         """out (n, inner) contiguous = the reduction on every rank; out may be one of the nodes."""
+
+    def _all_reduce_after(self, reduction: Reduction, after: After, out: Array) -> Steps:
+        """The same, and what follows: in one pass over the sum, but where a transport's own kernel
+        does it. out may be the residual; where there is a norm its rows are the norm's."""
+        if after.residual is None:
+            yield from self._all_reduce(reduction, out)
+            after.follow(out, out)
+            return
+        total = self.empty(out.shape, out.dtype)
+        yield from self._all_reduce(reduction, total)
+        if share_memory(after.residual, out):
+            after = after._replace(residual=copied(after.residual))
+        after.follow(total, out)
 
     @abstractmethod
     def _reduce_scatter(self, reduction: Reduction, out: Array) -> Steps:

@@ -44,7 +44,7 @@ class Block(nn.Layer):
 
     def __call__(self, x: Tensor) -> Tensor:
         x, n = self.norm1.residual(x)
-        x, n = self.norm2.residual(*self.dropout1.branch(x, self.attention, n))
+        x, n = self.dropout1.normed(x, self.attention, n, self.norm2)
         return self.dropout2.residual(x, self.mlp, n)
 
 

@@ -34,7 +34,7 @@ class Block(nn.Layer):
 
     def __call__(self, x: Tensor) -> Tensor:
         x, n = self.norm1.residual(x)
-        x, n = self.norm2.residual(self.attention(n, residual=x))
+        x, n = self.attention.normed(n, x, self.norm2)
         return self.mlp(n, residual=x)
 
 

@@ -6,6 +6,7 @@ from plait import ops
 from plait.autograd import Tensor
 from plait.nn.layer import Build, Layer
 from plait.nn.linear import ColumnLinear, RowLinear
+from plait.nn.norm import LayerNorm, RMSNorm
 
 
 class SelfAttention(Layer):
@@ -40,7 +41,16 @@ class SelfAttention(Layer):
         self.out = RowLinear(build.at("out"), size, size, bias=bias, std=std_out, unit=head)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        y = ops.Attention.apply(
+        return self.out(self._attended(x), residual=residual)
+
+    def normed(
+        self, x: Tensor, residual: Tensor, norm: LayerNorm | RMSNorm
+    ) -> tuple[Tensor, Tensor]:
+        """(s, norm(s)), s the output with the residual."""
+        return self.out.normed(self._attended(x), residual, norm)
+
+    def _attended(self, x: Tensor) -> Tensor:
+        result: Tensor = ops.Attention.apply(
             self.qkv(x), self.leaves, self.heads, self.kv_heads, self.causal, self.rope
         )
-        return self.out(y, residual=residual)
+        return result

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from plait import backend, ops
 from plait.autograd import Tape, Tensor
+from plait.nn.attention import SelfAttention
 from plait.nn.layer import Build, Layer
 from plait.nn.linear import padded
+from plait.nn.norm import LayerNorm, RMSNorm
 from plait.ops.parameter import Init
 
 
@@ -48,22 +50,24 @@ class Dropout(Layer):
     def __call__(self, x: Tensor) -> Tensor:
         return ops.dropout(x, self.probability, self.number, self.comm, self._training())
 
-    def branch(
-        self, x: Tensor, layer: Callable[..., Tensor], y: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """What adds up to x + dropout(layer(y)): layer(y, residual=x), whose last product adds x as
-        it is stored, and None, where nothing is dropped."""
-        if self.probability == 0.0 or not self._training():
-            return layer(y, residual=x), None
-        return x, self(layer(y))
-
     def residual(self, x: Tensor, layer: Callable[..., Tensor], y: Tensor) -> Tensor:
-        """x + dropout(layer(y))."""
-        stream, rest = self.branch(x, layer, y)
-        if rest is None:
-            return stream
-        result: Tensor = ops.Add.apply(stream, rest)
+        """x + dropout(layer(y)). Where nothing is dropped, layer's last product adds x as it is
+        stored."""
+        if not self._drops():
+            return layer(y, residual=x)
+        result: Tensor = ops.Add.apply(x, self(layer(y)))
         return result
+
+    def normed(
+        self, x: Tensor, layer: SelfAttention, y: Tensor, norm: LayerNorm | RMSNorm
+    ) -> tuple[Tensor, Tensor]:
+        """That sum and its norm."""
+        if not self._drops():
+            return layer.normed(y, x, norm)
+        return norm.residual(x, self(layer(y)))
+
+    def _drops(self) -> bool:
+        return self.probability > 0.0 and self._training()
 
     @staticmethod
     def _training() -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from plait import ops
 from plait.autograd import Tensor
 from plait.nn.layer import Build, Layer
+from plait.nn.norm import LayerNorm, RMSNorm
 from plait.ops.parameter import Init
 
 
@@ -55,6 +56,17 @@ class RowLinear(Layer):
         result: Tensor = ops.RowLinear.apply(
             x, self.weight, self.bias, self.comm, gelu_input, residual
         )
+        return result
+
+    def normed(
+        self, x: Tensor, residual: Tensor, norm: LayerNorm | RMSNorm,
+        gelu_input: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """(s, norm(s)), s the output with the residual."""
+        result: tuple[Tensor, Tensor] = ops.RowLinearNorm.apply(
+            x, self.weight, self.bias, self.comm, gelu_input, residual,
+            norm.weight, norm.bias, norm.epsilon,
+        )  # fmt: skip
         return result
 
 

@@ -30,6 +30,7 @@ class RMSNorm(Layer):
     def __init__(self, build: Build, size: int, *, epsilon: float = 1e-5):
         self.comm, self.epsilon = build.comm, epsilon
         self.weight = build.constant("weight", size, 1.0)
+        self.bias = None
 
     def __call__(self, x: Tensor) -> Tensor:
         result: Tensor = ops.RMSNorm.apply(x, self.weight, self.comm, self.epsilon)

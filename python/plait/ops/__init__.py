@@ -12,12 +12,13 @@ from plait.ops.parameter import Init, Parameter
 from plait.ops.patches import MeanPositions, Patches
 from plait.ops.pool import MaxPool, MeanPool
 from plait.ops.position import Position, Segment, Share
+from plait.ops.row_norm import RowLinearNorm
 from plait.ops.sums import fan_in
 
 __all__ = [
     "GELU", "Add", "Attention", "BatchNorm", "ColumnConv", "ColumnGELU", "ColumnLinear",
     "CrossEntropy", "Dropout", "GatherChannels", "Init", "LayerNorm", "MaxPool", "MeanPool",
     "MeanPositions", "Parameter", "Patches", "Position", "PositionEmbedding", "RMSNorm", "ReLU",
-    "ResidualLayerNorm", "ResidualRMSNorm", "RowConv", "RowLinear", "Segment", "Share", "SwiGLU",
-    "VocabEmbedding", "dropout", "fan_in",
+    "ResidualLayerNorm", "ResidualRMSNorm", "RowConv", "RowLinear", "RowLinearNorm", "Segment",
+    "Share", "SwiGLU", "VocabEmbedding", "dropout", "fan_in",
 ]  # fmt: skip

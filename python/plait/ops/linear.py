@@ -14,7 +14,9 @@ from typing import Any
 from plait.autograd import Context, Function
 from plait.backend import Array, empty, kernels
 from plait.comm import Communicator
+from plait.comm.after import Norm
 from plait.ops.parameter import Parameter
+from plait.ops.position import Position
 from plait.ops.sums import (
     Last,
     cut_sequence,
@@ -145,44 +147,58 @@ class RowLinear(Function):
         gelu_input: Array | None = None, residual: Array | None = None,
     ) -> Any:  # fmt: skip
         ctx.save(x, weight, bias, comm, gelu_input, residual is not None)
-        n = weight.array.shape[1]
-        rows = flat(x)
-
-        def part(start: int, stop: int, leaves: list[int], last: Last, out: Array) -> None:
-            kernels.matmul(
-                rows[:, start:stop], weight.array[start:stop], False, False, leaves, False, 0,
-                last.bias, flat(out), residual=flat_or_none(last.residual),
-            )  # fmt: skip
-
-        return sum_over_leaves(
-            comm, list(weight.leaf_rows), (*x.shape[:-1], n), x.dtype, part,
-            last=Last(None if bias is None else bias.array, residual),
-            sequence=ctx.position.sequence,
-        ).wait()  # fmt: skip
+        return row_forward(ctx.position, x, weight, bias, comm, residual)
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
-        x, weight, bias, comm, gelu_input, has_residual = ctx.saved
-        position = ctx.position
-        local = grad
-        grad = gather_sequence(comm, position, grad)
-        k, n = weight.array.shape
+        return row_backward(ctx, grad, *ctx.saved)
 
-        def parameters() -> None:
-            add_weight_grad(weight, position, x, grad)
-            if bias is not None:
-                chunks = position_chunks(comm, position, local.shape[1])
-                for segment, where, total in replicated_chains(bias, position, chunks):
-                    kernels.sum_rows(local[where], not segment.begins, total)
 
-        ctx.later(parameters)
-        behind = () if gelu_input is None else (None,)  # x, whose gradient went on to gelu_input
-        others = (local,) if has_residual else ()
-        if not ctx.needs_input_grad[len(behind)]:
-            return (*behind, None, *others)
-        grad_x = empty((*grad.shape[:-1], k), x.dtype)
+def row_forward(
+    position: Position, x: Array, weight: Parameter, bias: Parameter | None, comm: Communicator,
+    residual: Array | None, norm: Norm | None = None,
+) -> Any:  # fmt: skip
+    """An array, or a Normed if there is a norm."""
+    n = weight.array.shape[1]
+    rows = flat(x)
+
+    def part(start: int, stop: int, leaves: list[int], last: Last, out: Array) -> None:
         kernels.matmul(
-            flat(grad), weight.array, False, True, [0, n], False, 0, None, flat(grad_x),
-            gelu_backward=flat_or_none(gelu_input),
+            rows[:, start:stop], weight.array[start:stop], False, False, leaves, False, 0,
+            last.bias, flat(out), residual=flat_or_none(last.residual),
         )  # fmt: skip
-        return (*behind, grad_x, *others)
+
+    return sum_over_leaves(
+        comm, list(weight.leaf_rows), (*x.shape[:-1], n), x.dtype, part,
+        last=Last(None if bias is None else bias.array, residual, norm), sequence=position.sequence,
+    ).wait()  # fmt: skip
+
+
+def row_backward(
+    ctx: Context, grad: Array, x: Array, weight: Parameter, bias: Parameter | None,
+    comm: Communicator, gelu_input: Array | None, has_residual: bool,
+) -> tuple[Array | None, ...]:  # fmt: skip
+    """Gradients of x or gelu_input, and of the residual."""
+    position = ctx.position
+    local = grad
+    grad = gather_sequence(comm, position, grad)
+    k, n = weight.array.shape
+
+    def parameters() -> None:
+        add_weight_grad(weight, position, x, grad)
+        if bias is not None:
+            chunks = position_chunks(comm, position, local.shape[1])
+            for segment, where, total in replicated_chains(bias, position, chunks):
+                kernels.sum_rows(local[where], not segment.begins, total)
+
+    ctx.later(parameters)
+    behind = () if gelu_input is None else (None,)  # x, whose gradient went on to gelu_input
+    others = (local,) if has_residual else ()
+    if not ctx.needs_input_grad[len(behind)]:
+        return (*behind, None, *others)
+    grad_x = empty((*grad.shape[:-1], k), x.dtype)
+    kernels.matmul(
+        flat(grad), weight.array, False, True, [0, n], False, 0, None, flat(grad_x),
+        gelu_backward=flat_or_none(gelu_input),
+    )  # fmt: skip
+    return (*behind, grad_x, *others)

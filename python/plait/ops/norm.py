@@ -11,10 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 from plait.autograd import Context, Function
-from plait.backend import Array, contiguous, empty, float32, kernels
+from plait.backend import Array, contiguous, empty, kernels
 from plait.comm import Communicator
+from plait.comm.after import Norm, normed
 from plait.ops.linear import flat
 from plait.ops.parameter import Parameter
+from plait.ops.position import Position
 from plait.ops.sums import position_chunks
 
 
@@ -30,11 +32,11 @@ class LayerNorm(Function):
         comm: Communicator,
         epsilon: float = 1e-5,
     ) -> Array:
-        return _forward(ctx, x, None, (weight, bias), comm, epsilon)[1]
+        return _forward(ctx, x, None, weight, bias, comm, epsilon)[1]
 
     @staticmethod
-    def backward(ctx: Context, grad: Array) -> Array:
-        return _backward(ctx, None, grad)
+    def backward(ctx: Context, grad: Array) -> Array | None:
+        return norm_backward(ctx.position, None, grad, *ctx.saved)
 
 
 class RMSNorm(Function):
@@ -44,11 +46,11 @@ class RMSNorm(Function):
     def forward(
         ctx: Context, x: Array, weight: Parameter, comm: Communicator, epsilon: float = 1e-5
     ) -> Array:
-        return _forward(ctx, x, None, (weight,), comm, epsilon)[1]
+        return _forward(ctx, x, None, weight, None, comm, epsilon)[1]
 
     @staticmethod
-    def backward(ctx: Context, grad: Array) -> Array:
-        return _backward(ctx, None, grad)
+    def backward(ctx: Context, grad: Array) -> Array | None:
+        return norm_backward(ctx.position, None, grad, *ctx.saved)
 
 
 class ResidualLayerNorm(Function):
@@ -64,7 +66,7 @@ class ResidualLayerNorm(Function):
         comm: Communicator,
         epsilon: float = 1e-5,
     ) -> tuple[Array, Array]:
-        return _forward(ctx, x, y, (weight, bias), comm, epsilon)
+        return _forward(ctx, x, y, weight, bias, comm, epsilon)
 
     @staticmethod
     def backward(ctx: Context, grad_stream: Array | None, grad: Array | None) -> Any:
@@ -83,66 +85,61 @@ class ResidualRMSNorm(Function):
         comm: Communicator,
         epsilon: float = 1e-5,
     ) -> tuple[Array, Array]:
-        return _forward(ctx, x, y, (weight,), comm, epsilon)
+        return _forward(ctx, x, y, weight, None, comm, epsilon)
 
     @staticmethod
     def backward(ctx: Context, grad_stream: Array | None, grad: Array | None) -> Any:
         return _backward_residual(ctx, grad_stream, grad)
 
 
-# A layer norm has weight and bias, mean and rstd; an RMS norm has weight and rstd.
-
-
-def _kernel(parameters: tuple[Parameter, ...], part: str) -> Any:
-    return getattr(kernels, f"{'layer' if len(parameters) == 2 else 'rms'}_norm_{part}")
-
-
-def _rows(x: Array | None) -> Array | None:
-    return None if x is None else flat(contiguous(x))
+def norm_of(weight: Parameter, bias: Parameter | None, epsilon: float) -> Norm:
+    return Norm(weight.array, None if bias is None else bias.array, epsilon)
 
 
 def _forward(
-    ctx: Context,
-    x: Array,
-    y: Array | None,
-    parameters: tuple[Parameter, ...],
-    comm: Communicator,
-    epsilon: float,
-) -> tuple[Array, Array]:
+    ctx: Context, x: Array, y: Array | None, weight: Parameter, bias: Parameter | None,
+    comm: Communicator, epsilon: float,
+) -> tuple[Array, Array]:  # fmt: skip
     """The stream and its norm."""
-    stream = x if y is None else empty(x.shape, x.dtype)
-    out, statistics = empty(x.shape, x.dtype), [empty(x.shape[:-1], float32) for _ in parameters]
-    _kernel(parameters, "forward")(
-        _rows(x), _rows(y), *(p.array for p in parameters), epsilon,
-        None if y is None else flat(stream), flat(out), *(s.ravel() for s in statistics),
-    )  # fmt: skip
-    ctx.save(stream, parameters, comm, statistics)
-    return stream, out
+    found = normed(x, y, norm_of(weight, bias, epsilon))
+    ctx.save(found.stream, found.statistics, weight, bias, comm)
+    return found.stream, found.normed
 
 
-def _backward(ctx: Context, grad_stream: Array | None, grad: Array) -> Array:
-    x, parameters, comm, statistics = ctx.saved
+def norm_backward(
+    position: Position, grad_stream: Array | None, grad: Array | None, x: Array,
+    statistics: list[Array], weight: Parameter, bias: Parameter | None, comm: Communicator,
+) -> Array | None:  # fmt: skip
+    """The gradient of x, what was normed. Where the norm was not used its weights get nothing, as
+    where a Function's backward is not called."""
+    if grad is None:
+        return grad_stream
+    kind = "rms" if bias is None else "layer"
     grad_x = empty(x.shape, x.dtype)
-    _kernel(parameters, "backward")(
-        _rows(grad), _rows(grad_stream), _rows(x), parameters[0].array,
+    getattr(kernels, f"{kind}_norm_backward")(
+        _rows(grad), None if grad_stream is None else _rows(grad_stream), _rows(x), weight.array,
         *(s.ravel() for s in statistics), flat(grad_x),
     )  # fmt: skip
-    chunks = position_chunks(comm, ctx.position, x.shape[1])
-    for each in zip(*(p.segments(ctx.position) for p in parameters), strict=True):
+    parameters = [weight] if bias is None else [weight, bias]
+    chunks = position_chunks(comm, position, x.shape[1])
+    for each in zip(*(p.segments(position) for p in parameters), strict=True):
         segment, sums = each[0][0], [total for _, total in each]
         for leaf, chunk in enumerate(chunks):
             where = segment.samples, chunk
-            _kernel(parameters, "backward_weight")(
+            getattr(kernels, f"{kind}_norm_backward_weight")(
                 grad[where], x[where], *(s[where] for s in statistics), not segment.begins,
                 *(total[leaf] for total in sums),
             )  # fmt: skip
     return grad_x
 
 
+def _rows(x: Array) -> Array:
+    return flat(contiguous(x))
+
+
 def _backward_residual(
     ctx: Context, grad_stream: Array | None, grad: Array | None
 ) -> tuple[Array | None, ...]:
-    """The same for each input. Where the norm was not used its weights get nothing, as where a
-    Function's backward is not called."""
-    grad_x = grad_stream if grad is None else _backward(ctx, grad_stream, grad)
+    """The same for each input."""
+    grad_x = norm_backward(ctx.position, grad_stream, grad, *ctx.saved)
     return (grad_x,) * len(ctx.needs_input_grad)

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from plait.backend import Array, as_type, contiguous, empty, float32, kernels
 from plait.comm import Communicator
+from plait.comm.after import Norm, normed
 from plait.ops.parameter import Parameter
 from plait.ops.position import Position, Segment
 
 
 class Last(NamedTuple):
-    """What is added to a sum: the bias before it is rounded, the residual to what is stored."""
+    """What is added to a sum: the bias before it is rounded, the residual to what is stored; and
+    the norm of that."""
 
     bias: Array | None = None
     residual: Array | None = None
+    norm: Norm | None = None
 
 
 NOTHING = Last()
@@ -40,11 +44,12 @@ def sum_over_leaves(
     last: Last = NOTHING,
     sequence: int | None = None,
 ) -> Any:
-    """The canonical sum over tensor leaves of a sharded dimension: a Work whose result has `shape`.
+    """The canonical sum over tensor leaves of a sharded dimension: a Work whose result has `shape`,
+    or is a Normed where a norm comes last.
 
     bounds: this rank's leaves in its own indices. part(start, stop, leaves, last, out) writes the
-    sum of [start, stop), cut at `leaves` (relative to start), for one complete tree node; last is
-    `last` if that is the whole tree, else nothing.
+    sum of [start, stop), cut at `leaves` (relative to start), for one complete tree node; it adds
+    what is to be added if that is the whole tree, where last is `last`, else nothing.
     sequence: its length, to give each rank its own positions (axis 1) of the sum instead of the
     whole; those of the residual are the rank's own, too.
     """
@@ -55,7 +60,7 @@ def sum_over_leaves(
         # The whole tree is here: the kernel itself rounds to the storage type, as the owner would.
         out = empty(shape, dtype)
         part(0, bounds[-1] - bounds[0], [b - bounds[0] for b in bounds], last, out)
-        return Ready(out)
+        return Ready(out if last.norm is None else normed(out, None, last.norm))
     bias = None if last.bias is None else as_type(last.bias, float32)
     stack = comm.empty((len(nodes), *shape), float32)
     for out, (low, high) in zip(stack, nodes, strict=True):
@@ -63,34 +68,31 @@ def sum_over_leaves(
         start = cut[0] - bounds[0]
         part(start, cut[-1] - bounds[0], [b - cut[0] for b in cut], NOTHING, out)
     if sequence is None:
-        out = comm.empty(shape, dtype)
-        work = comm.all_reduce_nodes(stack, bias=bias, dtype=dtype, out=out, blocking=False)
-    else:
-        bounds = sequence_bounds(comm, sequence)
-        work = comm.reduce_scatter_nodes(
-            stack, axis=1, bounds=bounds, bias=bias, dtype=dtype, blocking=False
-        )
-    # A reduction that takes the residual as it takes the bias would make this a pass less.
-    return work if last.residual is None else Added(last.residual, work)
-
-
-class Added:
-    """x + the result of a Work, as the residual connection adds."""
-
-    def __init__(self, x: Array, work: Any):
-        self._x, self._work = x, work
-
-    def wait(self) -> Array:
-        return fan_in((self._x, self._work.wait()))
+        # What follows is another pass, to memory of this rank alone, or the same on the way there.
+        apart = not comm.fuses and (last.residual is not None or last.norm is not None)
+        out = (empty if apart else comm.empty)(shape, dtype)
+        return comm.all_reduce_nodes(
+            stack, bias=bias, residual=last.residual, norm=last.norm, dtype=dtype, out=out,
+            blocking=False,
+        )  # fmt: skip
+    bounds = sequence_bounds(comm, sequence)
+    work = comm.reduce_scatter_nodes(
+        stack, axis=1, bounds=bounds, bias=bias, dtype=dtype, blocking=False
+    )
+    if last.norm is not None:
+        work.then(partial(normed, residual=last.residual, norm=last.norm))
+    elif last.residual is not None:
+        work.then(lambda total: fan_in((last.residual, total)))
+    return work
 
 
 class Ready:
     """A result that needs no communication, in the form of a Work."""
 
-    def __init__(self, result: Array):
+    def __init__(self, result: Any):
         self._result = result
 
-    def wait(self) -> Array:
+    def wait(self) -> Any:
         return self._result
 
 

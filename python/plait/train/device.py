@@ -75,8 +75,9 @@ def device_shares(world: Communicator) -> Shares:
 
 
 def shared_room(specs: Sequence[Spec], layout: Layout, settings: Settings, grains: int) -> int:
-    """Bytes of a rank's arrays that its peers read or write: gradients, with ZeRO weights too, and
-    the few activations under way. What there is no room for is copied instead."""
+    """Bytes of a rank's arrays that its peers read or write: gradients, with ZeRO weights too, the
+    few activations under way, and what tensor ranks add up to, the residual stream, which each has
+    whole: a ninth of a transformer's activations. What there is no room for is copied instead."""
     found = memory(
         specs,
         Request(
@@ -93,4 +94,5 @@ def shared_room(specs: Sequence[Spec], layout: Layout, settings: Settings, grain
         ),
     )
     kept = found.gradients + (found.weights if settings.zero else 0)
-    return int(kept * 1.05) + found.activations // 8 + (1 << 20)
+    summed = layout.tensor if layout.tensor > 1 and not settings.sequence_parallel else 0
+    return int(kept * 1.05) + found.activations * (1 + summed) // 8 + (1 << 20)
