@@ -57,8 +57,9 @@ test-fibers: $(VENV)/.dev $(FIBERS)/.built
 check-cuda: $(VENV)/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/check-cuda
 
-test-long: $(VENV)/.dev  ## every layout with every setting, loss curves, and the unit tests on the other Pythons found
+test-long: $(VENV)/.dev $(FIBERS)/.built  ## every layout, setting and size, loss curves, and the unit tests on the other Pythons found
 	$(BIN)/python -m pytest tests/unit $(wildcard tests/mpi) --long
+	$(BIN)/python -m pytest tests/unit tests/gpu $(wildcard tests/mpi) --cuda --long -m long
 	@for python in $(PYTHONS); do $(MAKE) --no-print-directory test-python PYTHON=$$python || exit 1; done
 
 test-python:  ## unit tests on another Python: make test-python PYTHON=python3.13

@@ -40,6 +40,7 @@ void bind_device_memory(py::module_& m) {
         return arena.find(reinterpret_cast<const void*>(address), bytes);
       })
       .def("keep", &DeviceArena::keep)
+      .def("forget", &DeviceArena::forget)
       .def("clear", &DeviceArena::clear, nogil);
 
   py::class_<DeviceBlock>(m, "DeviceBlock")

@@ -1,5 +1,6 @@
 #include "peer/device_arena.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -81,7 +82,10 @@ int64_t DeviceArena::allocate(int64_t bytes) {
     }
   }
   const int64_t offset = list_.allocate(bytes);
-  if (keeping_ && offset >= 0) kept_[offset] = need;
+  if (keeping_ && offset >= 0) {
+    kept_[offset] = need;
+    recorded_.push_back(offset);
+  }
   return offset;
 }
 
@@ -97,6 +101,21 @@ void DeviceArena::release(int64_t offset) {
 void DeviceArena::keep(bool on) {
   std::lock_guard<std::mutex> lock(mutex_);
   keeping_ = on;
+  if (on) recorded_.clear();
+}
+
+void DeviceArena::forget() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const int64_t offset : recorded_) {
+    const auto [first, last] = kept_free_.equal_range(kept_.at(offset));
+    const auto found = std::find_if(first, last, [=](const auto& each) { return each.second == offset; });
+    if (found != last) {  // else somebody still has it, and gives it back to the list
+      kept_free_.erase(found);
+      list_.release(offset);
+    }
+    kept_.erase(offset);
+  }
+  recorded_.clear();
 }
 
 int64_t DeviceArena::find(const void* p, int64_t bytes) const {

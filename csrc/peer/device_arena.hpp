@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "peer/free_list.hpp"
 
@@ -38,6 +39,8 @@ class DeviceArena {
   // While work is recorded as a graph, which knows its addresses: what is allocated then is the next recording's again when
   // it is released, and nobody else's.
   void keep(bool on);
+  // The last recording came to nothing: what it was the first to take is like any other memory again.
+  void forget();
   // The offset of [p, p + bytes), or -1 if it is not inside this arena.
   int64_t find(const void* p, int64_t bytes) const;
   // Zeros, there when this returns: also for peers.
@@ -50,6 +53,7 @@ class DeviceArena {
   bool keeping_ = false;
   std::map<int64_t, int64_t> kept_;            // offset -> bytes
   std::multimap<int64_t, int64_t> kept_free_;  // bytes -> offset
+  std::vector<int64_t> recorded_;              // offsets that the last recording was the first to take
   mutable std::mutex mutex_;
 };
 

@@ -6,6 +6,7 @@
 #include "cuda/check.hpp"
 #include "cuda_memory.hpp"
 #include "fibers.hpp"
+#include "streams.hpp"
 
 namespace py = pybind11;
 
@@ -31,5 +32,10 @@ PYBIND11_MODULE(_cuda, m) {
   }, py::arg("number") = 0, py::arg("name") = "fibers of a CPU", py::arg("sees") = true, py::arg("reaches") = true,
         py::arg("opens") = true, py::arg("arrives") = true);
   m.def("device_allocations", &fibers::allocations);
+  py::class_<fibers::Graph>(m, "Graph", py::module_local())
+      .def("launch", &fibers::Graph::launch, py::call_guard<py::gil_scoped_release>());
+  m.def("begin_capture", [](uintptr_t stream) { fibers::begin_capture(reinterpret_cast<cudaStream_t>(stream)); });
+  m.def("end_capture", [](uintptr_t stream) { return fibers::end_capture(reinterpret_cast<cudaStream_t>(stream)); });
+  m.def("stream_waits", &fibers::waits);
   m.def("set_device", [](int device) { PLAIT_CUDA(cudaSetDevice(device)); });
 }

@@ -4,6 +4,7 @@ gone, or in another collective."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import warnings
@@ -182,6 +183,39 @@ def ranks_that_call_different_collectives(world: Communicator) -> None:
                 raise AssertionError("nobody noticed")
             assert "all_reduce (sum of float32) of 128 bytes" in text, text
             assert "256 bytes" in text, text
+            world.barrier()
+            comm.close()
+
+
+@case(ranks=(2, 3), cuda=True)
+def an_all_to_all_that_one_rank_is_not_in(world: Communicator) -> None:
+    """Nobody knows how long it takes before all have said what they mean: also in stages it is both
+    calls that are told, and not what the hosts of one say to each other."""
+    bounds = [2 * rank for rank in range(world.size + 1)]
+    for shared, refuses in itertools.product(SHARED, (True, False)):
+        with gpus(world, shared):
+            comm = peers(world)
+            comm._channel.checked = True
+            x = there(comm, values(world.rank, (bounds[-1],), np.float32), True)
+            comm.all_to_all(x, bounds, bounds)
+            alone = world.rank == 1
+            try:
+                if alone and not refuses:
+                    comm.all_reduce(x)
+                else:
+                    comm.all_to_all(x, [*bounds[:-1], bounds[-1] + alone], bounds)
+                backend.to_host(x)
+            except (ValueError, PeerFailed) as error:
+                text, found = str(error), type(error)
+            else:
+                raise AssertionError("nobody noticed")
+            if alone and refuses:
+                assert found is ValueError
+            else:
+                other = "a call it refuses" if refuses else "an all_reduce (sum of float32) of "
+                assert "in an all_to_all (float32)" in text, text
+                assert f"in {other}" in text, text
+                assert "rank 1 is in" in text or ", rank 1 in " in text, text
             world.barrier()
             comm.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import warnings
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,42 @@ def a_step_is_one_graph(world: Communicator) -> None:
             before = fake_cupy.Graph.launches
             assert losses(world, layout, "cuda") == expected, layout
             assert fake_cupy.Graph.launches - before == 5
+
+
+@case(ranks=2, cuda=True)
+def a_recording_that_fails_keeps_no_memory(world: Communicator) -> None:
+    """It says why, once; the work then runs op by op, and what it drops is free again."""
+    if REAL:
+        return
+    with gpus(world, False), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        comm = peers(world)
+        fake_cupy.Stream().use()
+        recorder = backend.recorder()
+        assert recorder is not None
+        arena, ones = comm.memory.arena, np.ones(3000, np.float32)
+        first = comm.empty(5)
+
+        def work(x: Any) -> Any:
+            out = comm.empty(x.shape)
+            comm.all_reduce(x, out=out)
+            if Recorder.recording:
+                raise RuntimeError("this cannot be recorded")
+            return out
+
+        before = arena.used
+        for number in range(5):
+            found = recorder.run("", [ones], work, lambda: True)
+            assert not recorder.recorded
+            same(found, ones * 2)
+            del found
+            gc.collect()
+            assert arena.used == before, (number, arena.used - before)
+        assert ["this cannot be recorded" in str(each.message) for each in said] == [True]
+        assert not Recorder.recording
+        fake_cupy.Stream.null.use()
+        del first
+        comm.close()
 
 
 @case(ranks=2, cuda=True)

@@ -25,6 +25,7 @@ import kernel_backends  # noqa: E402
 
 REAL = importlib.util.find_spec("plait._cuda") is not None
 SHARED = [True] if REAL else [True, False]  # whether the ranks can share a GPU, or have one each
+SMALL = {"once_bytes": 2048, "block_bytes": 512}  # thresholds at which arrays of a test are large
 
 
 @cache
@@ -34,13 +35,14 @@ def fibers() -> Any:
 
 @contextmanager
 def gpus(
-    world: Communicator, shared: bool, staging: int = 1 << 14, room: int = 1 << 20, **pretended: Any
-) -> Iterator[None]:
+    world: Communicator, shared: bool, staging: int = 1 << 14, room: int = 1 << 20,
+    tuning: dict[str, int] = SMALL, **pretended: Any,
+) -> Iterator[None]:  # fmt: skip
     """The CUDA backend in use on every rank, with little memory for peers. pretended: what the GPUs
     of fibers say of themselves besides."""
     before = channel.STAGING, for_device.ROOM
     channel.STAGING, for_device.ROOM = staging, room
-    channel.TUNING.update(once_bytes=2048, block_bytes=512)  # so that arrays of a test are large
+    channel.TUNING.update(tuning)
     try:
         if REAL:
             backend.use("cuda", world.rank)
@@ -82,5 +84,6 @@ def same(got: Any, expected: Any) -> None:
     found = backend.to_host(got)
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype
-    differing = np.flatnonzero((found != expected).ravel())
-    assert found.tobytes() == expected.tobytes(), (len(differing), differing[:9], found.size)
+    if found.tobytes() != expected.tobytes():
+        differing = np.flatnonzero((found != expected).ravel())
+        raise AssertionError((len(differing), differing[:9], found.size))

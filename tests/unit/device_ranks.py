@@ -4,11 +4,12 @@ on a GPU, or on fibers, where arrays are numpy's."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from typing import Any
 
+import fake_stream
 import kernel_backends
 import ml_dtypes
 import numpy as np
@@ -23,14 +24,19 @@ LINE = 256
 class Ranks:
     def __init__(
         self, size: int, *, arena: int = 1 << 20, staging: int = 4096, blocks: int = 2,
-        once: int | None = None, work: int = 512, split: bool = False, windows: int = 1,
+        once: int | None = None, work: int | None = 512, split: bool = False, windows: int = 1,
     ):  # fmt: skip
+        """blocks: of a rank's grid, 0 for as many as there can be; once, work: None for the
+        device's own thresholds."""
         found = kernel_backends.kernels("cuda")
         self.module = getattr(found, "module", found)
         self.xp: Any = getattr(found, "cupy", np)
         self.size = size
+        if not blocks:  # on a GPU the ranks share it
+            room = self.module.DeviceWindow.resident_blocks()
+            blocks = room if self.xp is np else room // size
         self.threads = [ThreadPoolExecutor(1) for _ in range(size)]
-        self.streams = [self._stream() for _ in range(size)]
+        self.streams = [self.stream() for _ in range(size)]
         self.arenas = [self._bytes(arena) for _ in range(size)]
         bases = [_address(x) for x in self.arenas]
         need = -(-self.module.DeviceWindow.block_bytes(size, staging) // LINE) * LINE
@@ -50,8 +56,10 @@ class Ranks:
         for window in itertools.chain(*self.sets):
             window.set_deadline(5.0)  # after a test's mistake, too
 
-    def _stream(self) -> Any:
-        return self.xp.cuda.Stream(non_blocking=True) if self.xp is not np else None
+    def stream(self) -> Any:
+        if self.xp is np:
+            return fake_stream.Stream(self.module)
+        return self.xp.cuda.Stream(non_blocking=True)
 
     def _bytes(self, count: int) -> Any:
         raw = self.xp.zeros(count + LINE, np.uint8)
@@ -81,25 +89,45 @@ class Ranks:
     def get(self, x: Any) -> np.ndarray:
         return x if self.xp is np else x.get()
 
-    def run(self, work: Callable[[int], Any], ranks: Sequence[int] | None = None) -> list[Any]:
-        """work(rank) of all ranks at once; what each returns or raises."""
+    def run(
+        self, work: Callable[[int], Any], ranks: Sequence[int] | None = None, limit: float = 60.0
+    ) -> list[Any]:
+        """work(rank) of all ranks at once, within `limit` seconds; what each returns or raises."""
 
         def one(rank: int) -> Any:
-            stream = self.streams[rank]
-            self.module.set_stream(stream.ptr if stream else rank + 1)  # its own working memory
             try:
-                with stream or nullcontext():
+                with self.on(rank, self.streams[rank]):
                     return work(rank)
             except Exception as error:
                 return error
             finally:
-                if stream:
-                    stream.synchronize()
+                self.streams[rank].synchronize()
 
+        if self.xp is not np:  # what the test has put there is there
+            self.xp.cuda.get_current_stream().synchronize()
         chosen = range(self.size) if ranks is None else ranks
-        return [
-            found.result(60) for found in [self.threads[rank].submit(one, rank) for rank in chosen]
-        ]
+        started = [self.threads[rank].submit(one, rank) for rank in chosen]
+        return [each.result(limit) for each in started]
+
+    @contextmanager
+    def on(self, rank: int, stream: Any) -> Iterator[None]:
+        """What this rank's thread is told inside goes to another stream than its own."""
+        self.module.set_stream(stream.ptr)
+        try:
+            with stream:
+                yield
+        finally:
+            self.module.set_stream(self.streams[rank].ptr)
+
+    def capture(self, rank: int, work: Callable[[], Any]) -> Any:
+        """work() as a graph of this rank's stream, told to it by launch(); for use inside run()."""
+        stream = self.streams[rank]
+        stream.begin_capture()
+        try:
+            work()
+        finally:
+            graph = stream.end_capture()
+        return graph
 
     def collect(self, calls: Sequence[Any], number: int = 0) -> None:
         """Launches a call on every rank, and raises what goes wrong."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from device_calls import fiber_order, reduction
 from device_ranks import Ranks, even, leaves_of
-from test_device_window import check, fiber_order, reduction
 
 pytestmark = pytest.mark.cuda
 
@@ -23,9 +23,7 @@ def errors(ranks: Ranks, calls: list[Any]) -> list[str]:
     def work(rank: int) -> str:
         window = ranks.windows[rank]
         window.launch(calls[rank])
-        stream = ranks.streams[rank]
-        if stream:
-            stream.synchronize()
+        ranks.streams[rank].synchronize()
         try:
             window.check()
         except (RuntimeError, ValueError) as error:
@@ -126,7 +124,7 @@ def test_calls_that_differ_are_named_on_both_ranks(mine: str, theirs: str, messa
 def test_a_rank_that_never_comes_is_named_and_the_others_end(missing: int) -> None:
     for order, what in itertools.product((0, 3), ("sum 100", "sum 5000", "scatter 6")):
         ranks = Ranks(3, once=1000)
-        check(ranks, reduction(ranks, 10, True, True))
+        reduction(ranks, 10, True, True).check(ranks)
         for window in ranks.windows:
             window.set_deadline(0.02)
         calls = [None if rank == missing else a_call(ranks, rank, what) for rank in range(3)]
@@ -154,8 +152,7 @@ def test_abort_ends_those_that_wait_and_names_who_gave_up() -> None:
     waiting = ranks.threads[0].submit(window.launch, call)
     ranks.windows[1].abort()
     waiting.result(30)
-    if ranks.streams[0]:
-        ranks.streams[0].synchronize()
+    ranks.streams[0].synchronize()
     for each in ranks.windows:
         if each is ranks.windows[1]:
             each.launch(each.barrier())

@@ -80,6 +80,32 @@ def test_what_a_recording_uses_is_its_own(arena: Any) -> None:
     arena.keep(False)
 
 
+def test_what_a_recording_that_failed_took_is_free(arena: Any) -> None:
+    """But for what an earlier one had, whose graph is there."""
+    arena.keep(True)
+    earlier = arena.allocate(512)
+    place = earlier.offset
+    arena.keep(False)
+    del earlier
+    assert arena.used == 512
+    arena.keep(True)
+    again, dropped, held = (arena.allocate(size) for size in (512, 256, 1024))
+    assert again.offset == place
+    del dropped
+    arena.keep(False)
+    arena.forget()
+    assert arena.used == 512 + 1024
+    del held
+    assert arena.used == 512
+    del again
+    assert arena.used == 512
+    assert arena.allocate(512).offset != place
+    arena.forget()
+    arena.keep(True)
+    assert arena.allocate(512).offset == place
+    arena.keep(False)
+
+
 def test_sizes(arena: Any) -> None:
     module = cuda()
     assert module.DeviceArena(1).bytes == PAGE

@@ -115,6 +115,9 @@ class Shared(Protocol):
     def keep(self, on: bool) -> None:
         """Until keep(False), what is allocated is a recorded graph's."""
 
+    def forget(self) -> None:
+        """There is no such graph: what was allocated for it is given back."""
+
 
 _shared: weakref.WeakSet[Shared] = weakref.WeakSet()
 

@@ -60,27 +60,36 @@ class Recorder:
             return self._record(work)
 
     def _record(self, work: Callable[..., Any]) -> Any:
-        cuda = self._cupy.cuda
-        stream = cuda.get_current_stream()
-        self._keep(True)
-        stream.begin_capture(cuda.runtime.streamCaptureModeRelaxed)
         try:
-            self._result = work(*(there for _, there in self._places))
-            self._keep(False)
-            self._graph = stream.end_capture()
-        except BaseException as error:
-            self._keep(False)
-            with contextlib.suppress(Exception):  # it may be broken off already
-                stream.end_capture()
-            if not isinstance(error, Exception):
-                raise
+            self._result, self._graph = self._captured(work)
+        except Exception as error:
             self._refused = True
             text = f"the step is no CUDA graph, but runs op by op: {error}"
             warnings.warn(text, stacklevel=2)
+        if self._graph is None:  # the error is gone, and with it the arrays of what it broke off
             return work(*(there for _, there in self._places))
         self._graph.launch()
         self.recorded = True
         return self._result
+
+    def _captured(self, work: Callable[..., Any]) -> tuple[Any, Any]:
+        """What work returns, and its graph. If there is none, nothing is kept for it."""
+        cuda = self._cupy.cuda
+        stream = cuda.get_current_stream()
+        self._keep(True)
+        try:
+            stream.begin_capture(cuda.runtime.streamCaptureModeRelaxed)
+            result = work(*(there for _, there in self._places))
+            graph = stream.end_capture()
+        except BaseException:
+            with contextlib.suppress(Exception):  # it may be broken off already
+                stream.end_capture()
+            self._keep(False)
+            for each in tuple(self._others):
+                each.forget()
+            raise
+        self._keep(False)
+        return result, graph
 
     def _keep(self, on: bool) -> None:
         Recorder.recording = on

@@ -169,14 +169,17 @@ class Run(Quick):
         turn = channel.turns.take()
         yield lambda: channel.turns.now == turn
         try:
-            stages = self._call.stages
-            if self._name == "all_to_all":  # no rank knows how much others move
-                most = np.array([stages])
-                yield meeting.all_reduce(most, "max", out=most, blocking=False).done
-                stages = int(most[0])
-            for stage in range(stages):
+            stage, stages = 0, self._call.stages
+            while stage < stages:
                 channel.launch(self._name, self._call, stage)
                 yield channel.done
                 yield from meeting._barrier()
+                stage += 1
+                if stage == 2 and self._name == "all_to_all":
+                    # All are known to be in it, as the kernels have compared their letters; no rank
+                    # knows how much others move.
+                    most = np.array([stages])
+                    yield meeting.all_reduce(most, "max", out=most, blocking=False).done
+                    stages = int(most[0])
         finally:
             channel.turns.now += 1

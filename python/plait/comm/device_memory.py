@@ -99,6 +99,10 @@ class DeviceMemory:
         if self.arena is not None:
             self.arena.keep(on)
 
+    def forget(self) -> None:
+        if self.arena is not None:
+            self.arena.forget()
+
     def gone(self, key: str) -> bool:
         """Whether a process of this node has ended."""
         rank = self._at[key]

@@ -1,9 +1,11 @@
-// As much of CUDA as the plain kernels use, on the CPU: device memory is memory, streams do at once what they are told,
-// kernels run on fibers (fibers.hpp). csrc/cuda is compiled against this by g++, unchanged.
+// As much of CUDA as the plain kernels use, on the CPU: device memory is memory, streams do at once what they are told (or
+// keep it for a graph), kernels run on fibers (fibers.hpp). csrc/cuda is compiled against this by g++, unchanged.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <tuple>
 
 #include "fibers.hpp"
 
@@ -154,6 +156,9 @@ enum cudaError_t {
   cudaErrorIllegalAddress = 700,
   cudaErrorMisalignedAddress = 716,
   cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureIsolation = 905,
+  cudaErrorCapturedEvent = 907,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
 enum cudaDeviceAttr {
@@ -215,17 +220,19 @@ cudaError_t cudaIpcCloseMemHandle(void* data);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemset(void* to, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream);
-cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
 #include "cuda_streams.h"
 cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned version, unsigned long long flags,
                                              cudaDriverEntryPointQueryResult* found);
 
+namespace fibers {
+void tell(cudaStream_t stream, std::function<void()> work);  // it does it now, or when its graph is launched
+}
+
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
-  const dim3 &g = config->gridDim, &b = config->blockDim;
+  const dim3 g = config->gridDim, b = config->blockDim;
   if (g.y > 65535 || g.z > 65535) return cudaErrorInvalidConfiguration;
-  const auto body = [&] { kernel(P(arguments)...); };
   const int64_t shared = int64_t(config->dynamicSmemBytes);
   unsigned cluster = 1;
   bool together = false;
@@ -233,6 +240,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) cluster = config->attrs[i].val.clusterDim.x;
     together = together || config->attrs[i].id == cudaLaunchAttributeCooperative;
   }
-  (together ? fibers::run_together : fibers::run_grid)({g.x, g.y, g.z}, {b.x, b.y, b.z}, cluster, shared, body);
+  fibers::tell(config->stream, [=, kept = std::tuple<P...>(P(arguments)...)] {
+    const auto body = [&] { std::apply(kernel, kept); };
+    (together ? fibers::run_together : fibers::run_grid)({g.x, g.y, g.z}, {b.x, b.y, b.z}, cluster, shared, body);
+  });
   return cudaSuccess;
 }
