@@ -109,7 +109,7 @@ void bind_device_window(py::module_& m) {
            }),
            py::arg("bounds"), py::arg("leaves"), py::arg("merges"), py::arg("places"), py::arg("outs") = Bounds(),
            py::arg("wgmma") = false);
-  m.def("product_fits", &product_fits, py::arg("x"), py::arg("w"), py::arg("leaves"), py::arg("bounds"));
+  m.def("product_fits", &product_fits, py::arg("x"), py::arg("w"), py::arg("leaves"), py::arg("bounds"), py::arg("sums"));
 
   py::class_<DevicePrepared>(m, "DevicePrepared")
       .def_property_readonly("stages", [](const DevicePrepared& prepared) { return prepared.call.stages; })

@@ -27,14 +27,39 @@ struct Same {
   using type = T;
 };
 
+inline void allow_shared(const At& at, const void* kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+  if (error != cudaSuccess) cuda_failed(error, at.kernel, at.file, at.line);
+}
+
+// How many blocks of a kernel run at once on this device, at most. The kernel is loaded then.
+template <class... P>
+int resident_blocks(const At& at, void (*kernel)(P...), const Grid& grid) {
+  const void* const function = reinterpret_cast<const void*>(kernel);
+  allow_shared(at, function, grid.shared);
+  int count = 0;
+  if (grid.cluster == 1) {
+    const cudaError_t error =
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, function, int(grid.threads.x), grid.shared);
+    if (error != cudaSuccess) cuda_failed(error, at.kernel, at.file, at.line);
+    return count * device_properties().multiprocessors;
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = grid.cluster, attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid.cluster * unsigned(device_properties().multiprocessors)), config.blockDim = grid.threads;
+  config.dynamicSmemBytes = grid.shared, config.attrs = &attribute, config.numAttrs = 1;
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&count, function, &config);
+  if (error != cudaSuccess) cuda_failed(error, at.kernel, at.file, at.line);
+  return count * int(grid.cluster);
+}
+
 template <class... P>
 void launch(const At& at, void (*kernel)(P...), const Grid& grid, typename Same<P>::type... arguments) {
   if (!grid.blocks.x || !grid.blocks.y || !grid.blocks.z) return;  // nothing to do
-  if (grid.shared > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared));
-    if (error != cudaSuccess) cuda_failed(error, at.kernel, at.file, at.line);
-  }
+  allow_shared(at, reinterpret_cast<const void*>(kernel), grid.shared);
   cudaLaunchAttribute attributes[2] = {};
   unsigned count = 0;
   if (grid.together) {

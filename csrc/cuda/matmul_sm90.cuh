@@ -102,6 +102,7 @@ struct Alone {
   static constexpr bool SUMS = false, GATHERS = false;
   static constexpr int HELD = 0;  // pending sums in registers: held_sums(N), or as many as this
   static constexpr int LOADING = 40, MULTIPLYING = 232;  // registers of a thread
+  __device__ __forceinline__ bool starts() const { return true; }
   __device__ __forceinline__ int begin() const { return 0; }
   __device__ __forceinline__ int end(int items) const { return items; }
   template <int N>

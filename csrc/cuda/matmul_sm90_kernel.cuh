@@ -216,6 +216,8 @@ template <int N, bool K_MAJOR_A, bool K_MAJOR_B, class Spread = Alone>
 __global__ void __launch_bounds__(WGMMA_THREADS, 1)
     wgmma_kernel(const __grid_constant__ WgmmaArguments g, const __grid_constant__ Spread spread) {
 #if PLAIT_SM90
+  static_assert(Spread::LOADING + CONSUMERS * Spread::MULTIPLYING <= 3 * 168, "the block has 168 for each: more are waited for for ever");
+  if (!spread.starts()) return;
   const WgmmaBlock<N> block = {shared_address(dynamic_shared<unsigned char>()), cluster_rank()};
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < WgmmaShared<N>::STAGES; stage++) {

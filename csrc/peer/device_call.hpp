@@ -80,7 +80,8 @@ std::vector<DeviceCall> device_all_gather_matmul_calls(const DeviceRoom& room, c
                                                        const ProductSpec& spec, const Array& out);
 // Whether x, w and the cuts are as those calls need them: bfloat16, contiguous, beside boundaries of 16 bytes, with as many
 // tiles as there are flags.
-bool product_fits(const ConstArray& x, const ConstArray& w, const std::vector<int64_t>& leaves, const std::vector<int64_t>& bounds);
+bool product_fits(const ConstArray& x, const ConstArray& w, const std::vector<int64_t>& leaves, const std::vector<int64_t>& bounds,
+                  bool sums);
 // As refused_call of the CPU's windows: ranks hear that one refuses.
 DeviceCall device_refused_call();
 

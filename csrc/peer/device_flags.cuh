@@ -132,6 +132,15 @@ class Meeting {
       for (int block = int(gridDim.x + threadIdx.x); block < p_.grid; block += int(blockDim.x)) p_.state(block)->number = next;
   }
 
+  // Of a product, whose kernel is the next: before begin(), and after end(). One block.
+  __device__ __forceinline__ void leave() const {
+    if (threadIdx.x == 0 && only_ <= 0) p_.sticky(p_.rank)->entered = 0;
+  }
+  __device__ __forceinline__ void enter() const {
+    const uint32_t number = state_.number + 1;
+    if (threadIdx.x == 0 && on()) p_.sticky(p_.rank)->entered = number ? number : 1;
+  }
+
   __device__ __forceinline__ void fail(Failure why, int peer) const {
     const int who = why == Failure::aborted ? p_.rank : peer;
     tell_failure(p_, heard_ + p_.rank, heard_ + who, why, peer, state_.number, at_);

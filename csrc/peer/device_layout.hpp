@@ -32,6 +32,7 @@ struct BlockState {
 struct Sticky {
   uint64_t limit;   // nanoseconds that a meeting may take
   uint32_t failed;  // by a block of this rank: it ends, and whatever comes later does nothing
+  uint32_t entered;  // the number of the product whose ranks have met, 0 where they have not
   alignas(LINE) uint32_t aborted;  // by a peer or a host: its rank + 1
 };
 

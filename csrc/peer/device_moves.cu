@@ -75,6 +75,8 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
     moves_kernel(const __grid_constant__ Peers p, const __grid_constant__ MoveTask task, int only) {
   Meeting meeting(p, *dynamic_shared<Meeting::Kept>(), only);
   const Moves block{p, task, meeting};
+  const bool product = task.kind > int(CallKind::all_reduce);
+  if (product) meeting.leave();
   if (!meeting.begin()) return;
   meeting.announce([&](int peer) {
     Said said = task.said;
@@ -104,6 +106,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 1)
     if (round < rounds) block.take(round, window);
   }
   meeting.end(rounds);
+  if (product) meeting.enter();
 }
 
 }  // namespace

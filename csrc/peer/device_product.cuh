@@ -34,8 +34,8 @@ struct ProductFlags {
   const Peers& p;
   const ProductTask& task;
 
-  // Of this collective: what a flag becomes. The kernel before this one has counted it.
-  __device__ __forceinline__ uint32_t number() const { return p.state(0)->number; }
+  // Of this collective: what a flag becomes. The kernel before this one has left it; 0: its ranks have not met.
+  __device__ __forceinline__ uint32_t number() const { return p.sticky(p.rank)->entered; }
   __device__ __forceinline__ void tell(int peer, int unit) const { store_release_sys(p.tile_flag(peer, p.rank, unit), number()); }
   // By one thread; acquire_sys() comes after the last.
   __device__ __forceinline__ bool wait(int peer, int unit) const {
@@ -53,6 +53,9 @@ struct SumRows {
   ProductTask task;
   ProductWalk walk;
   bool waits;  // else all parts are there
+
+  // The same for all blocks. What no rank waits for is not written, either: the memory may be another's.
+  __device__ __forceinline__ bool starts() const { return ProductFlags{p, task}.number() != 0; }
 
   // Where this rank's part of a segment's sum lies at its owner, or that of `from` at this rank.
   __device__ __forceinline__ float* part(int owner, int from) const {
@@ -82,7 +85,7 @@ struct SumRows {
 
  private:
   __device__ __forceinline__ void add(int row, int rows, int column, int columns, int thread, int threads) const {
-    constexpr int N = AFTER_PACK, DEPTH = 4;
+    constexpr int N = AFTER_PACK, DEPTH = PRODUCT_DEPTH;
     const int own = task.rows(p.rank), across = columns / N;
     const float* const parts = part(p.rank, 0);
     const int64_t gap = int64_t(own) * task.n;
@@ -141,6 +144,8 @@ struct GatherRows {
   ProductTask task;
   ProductWalk walk;
   bool sends, waits;  // this launch does
+
+  __device__ __forceinline__ bool starts() const { return ProductFlags{p, task}.number() != 0; }
 
   __device__ __forceinline__ static int pieces(int rows) { return (rows + PIECE_ROWS - 1) / PIECE_ROWS; }
   // Units of this rank's rows: to the peer first that multiplies them first.

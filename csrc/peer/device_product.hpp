@@ -11,7 +11,8 @@
 
 namespace plait {
 
-constexpr int PIECE_ROWS = 32;  // not measured
+constexpr int PIECE_ROWS = 32;    // not measured
+constexpr int PRODUCT_DEPTH = 4;  // sums set aside while a tree of ranks is added up, in registers
 constexpr int WIDE_SUMS = 192, WIDE_GATHER = 256;  // columns of wgmma's tiles; with 256 the sums' kernel spills
 
 struct ProductTask {
@@ -51,6 +52,9 @@ ProductWalk product_walk(const Peers& peers, const ProductCall& call, int tile_r
 
 // Launches it: stage `only` of two, between which all ranks meet, or both (-1).
 void launch_product(const Peers& peers, const ProductCall& call, int only);
+// What must not wait until peers do: kernels and working memory are there from then on.
+void prepare_product_mma(const ProductCall& call);
+void prepare_product_wgmma(const ProductCall& call);
 void launch_product_mma(const Peers& peers, const ProductCall& call, int only);
 void launch_product_wgmma(const Peers& peers, const ProductCall& call, int only);
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cuda/device.hpp"
+#include "cuda/matmul_engine.hpp"
 #include "peer/device_cut.hpp"
 #include "peer/device_window.hpp"
 
@@ -27,7 +28,7 @@ std::vector<DeviceCall> calls_of(const DeviceRoom& room, CallKind kind, ProductC
                                  const ConstArray& x, const ConstArray& w, const Array& out, int64_t m) {
   const int size = room.size;
   ProductTask& task = call.task;
-  PLAIT_CHECK(product_fits(x, w, spec.leaves, spec.bounds), WINDOW, "a product of ", shape_text(x), " and ",
+  PLAIT_CHECK(product_fits(x, w, spec.leaves, spec.bounds, task.sums), WINDOW, "a product of ", shape_text(x), " and ",
               shape_text(w), " cut at ", spec.bounds.size(), " bounds is not as its kernel needs it");
   const int64_t k = w.shape[0], n = w.shape[1];
   PLAIT_CHECK(std::max({m, n, k}) < (int64_t(1) << 30), WINDOW, "a product of ", m, " x ", n, " x ", k, " is too large");
@@ -41,6 +42,7 @@ std::vector<DeviceCall> calls_of(const DeviceRoom& room, CallKind kind, ProductC
                   (out.dtype == DType::float32 || out.dtype == DType::bfloat16) &&
                   reinterpret_cast<uintptr_t>(out.data) % 16 == 0 && !overlap(x, out) && !overlap(w, out),
               WINDOW, "a product of ", shape_text(x), " and ", shape_text(w), " into ", shape_text(out));
+  PLAIT_CHECK(!spec.wgmma || wgmma_available(), WINDOW, "this device has no wgmma");
   call.x = x.data, call.w = w.data, call.leaves = spec.leaves, call.wgmma = spec.wgmma;
   task.m = int(m), task.n = int(n), task.k = int(k);
   std::copy(spec.bounds.begin(), spec.bounds.end(), task.bounds);
@@ -55,11 +57,12 @@ std::vector<DeviceCall> calls_of(const DeviceRoom& room, CallKind kind, ProductC
   call.blocks = room.grid < DeviceWindow::resident_blocks() ? room.grid : 0;
 
   Said& said = task.said;
-  said.call = number_of(kind, 0, int64_t(DType::bfloat16), int64_t(out.dtype));
-  said.size = m * n * size_of(out.dtype);
+  said.call = number_of(kind, 0, int64_t(DType::bfloat16), int64_t(task.sums ? out.dtype : DType::bfloat16));
+  said.size = task.sums ? m * n * size_of(out.dtype) : m * k * 2;  // of the rows that are gathered: what each rank makes is its own
   mix(said.layout, spec.bounds);
-  mix<int64_t>(said.layout, {n, spec.wgmma, task.sums ? 0 : k});
+  mix<int64_t>(said.layout, {spec.wgmma, task.sums ? n : k});
   mix(said.layout, spec.merges);
+  call.wgmma ? prepare_product_wgmma(call) : prepare_product_mma(call);
   DeviceCall product;
   product.stages = 2;
   product.product = std::make_shared<const ProductCall>(std::move(call));
@@ -70,13 +73,14 @@ std::vector<DeviceCall> calls_of(const DeviceRoom& room, CallKind kind, ProductC
 
 }  // namespace
 
-bool product_fits(const ConstArray& x, const ConstArray& w, const std::vector<int64_t>& leaves, const std::vector<int64_t>& bounds) {
+bool product_fits(const ConstArray& x, const ConstArray& w, const std::vector<int64_t>& leaves, const std::vector<int64_t>& bounds,
+                  bool sums) {
   if (!fits(x) || !fits(w) || x.shape[1] != w.shape[0] || leaves.size() < 2 || leaves.size() > 65 || bounds.size() < 2) return false;
   if (leaves.front() != 0 || leaves.back() != x.shape[1] || !std::is_sorted(leaves.begin(), leaves.end())) return false;
   int64_t most = 0;
   for (size_t q = 0; q + 1 < bounds.size(); q++) most = std::max(most, bounds[q + 1] - bounds[q]);
   // flags of a rank's own rows, by tiles of 128 x 128 at most a cluster's more, or by pieces
-  const int64_t units = std::max((ceil_div(most, TILE_ROWS) + 1) * ceil_div(w.shape[1], 128) * 2, ceil_div(most, PIECE_ROWS));
+  const int64_t units = sums ? (ceil_div(most, TILE_ROWS) + 1) * ceil_div(w.shape[1], 128) * 2 : ceil_div(most, PIECE_ROWS);
   return units <= TILE_FLAGS / int64_t(bounds.size() - 1) &&
          std::all_of(leaves.begin(), leaves.end() - 1, [](int64_t leaf) { return leaf % 16 == 0; });
 }
@@ -87,6 +91,13 @@ std::vector<DeviceCall> device_matmul_reduce_calls(const DeviceRoom& room, const
   ProductTask& task = call.task;
   task.sums = true, task.gather = gather;
   PLAIT_CHECK(int(spec.merges.size()) == room.size, WINDOW, "a product of ", spec.merges.size(), " nodes on ", room.size, " ranks");
+  int open = 0;
+  for (int merges : spec.merges) {
+    open++;
+    PLAIT_CHECK(merges >= 0 && merges < open && open - 1 <= PRODUCT_DEPTH, WINDOW, "a product whose tree sets ", open - 1,
+                " sums aside, at most ", PRODUCT_DEPTH);
+    open -= merges;
+  }
   std::copy(spec.merges.begin(), spec.merges.end(), task.merges);
   if (gather) {
     PLAIT_CHECK(int(spec.outs.size()) == room.size &&

@@ -36,6 +36,7 @@ __device__ PLAIT_APART void give_tile(const SumRows& spread, int item) {
 template <class Spread>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     mma_product_kernel(const __grid_constant__ MmaCall call, const __grid_constant__ Spread spread) {
+  if (!spread.starts()) return;
   const SharedAddress shared = shared_address(dynamic_shared<unsigned char>());
   float2* const kept = call.kept + int64_t(blockIdx.x) * call.depth * Tile::PAIRS * Tile::THREADS + threadIdx.x;
   const ProductTask& task = spread.task;
@@ -69,22 +70,46 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
   }
 }
 
+constexpr At AT = PLAIT_AT("a product of several ranks' rows, mma.sync");
+
+Grid grid_of(unsigned blocks) {
+  Grid grid{blocks, Tile::THREADS, size_t(Tile::SHARED)};
+  grid.together = true;  // all blocks run at once, or one would wait for a peer's that waits for a place
+  return grid;
+}
+
+template <class Spread>
+int most_blocks(const ProductCall& c) {
+  const int resident = resident_blocks(AT, mma_product_kernel<Spread>, grid_of(1));
+  return c.blocks ? std::min(resident, c.blocks * Tile::BLOCKS) : resident;
+}
+
+LeafPlan plan_of(const ProductCall& c) {
+  const std::vector<int> merges = tree_merges(int64_t(c.leaves.size()) - 1);
+  return plan_leaves(c.leaves, merges, 0, merges.size());
+}
+
+float2* room(int blocks, int depth) { return scratch<float2>(int64_t(blocks) * depth * Tile::PAIRS * Tile::THREADS); }
+
 template <class Spread>
 void run(const ProductCall& c, const Spread& spread, MmaCall& call) {
-  const int resident = device_properties().multiprocessors * Tile::BLOCKS;
-  const int blocks = std::max(1, std::min(spread.walk.end - spread.walk.begin, c.blocks ? c.blocks * Tile::BLOCKS : resident));
-  call.kept = scratch<float2>(int64_t(blocks) * call.depth * Tile::PAIRS * Tile::THREADS);
-  Grid grid{unsigned(blocks), Tile::THREADS, size_t(Tile::SHARED)};
-  grid.together = true;  // all blocks run at once, or one would wait for a peer's that waits for a place
-  launch(PLAIT_AT("a product of several ranks' rows, mma.sync"), mma_product_kernel<Spread>, grid, call, spread);
+  const int blocks = std::max(1, std::min(spread.walk.end - spread.walk.begin, most_blocks<Spread>(c)));
+  call.kept = room(blocks, call.depth);
+  launch(AT, mma_product_kernel<Spread>, grid_of(unsigned(blocks)), call, spread);
 }
 
 }  // namespace
 
+void prepare_product_mma(const ProductCall& c) {
+  if (c.task.sums)
+    room(most_blocks<SumRows>(c), plan_of(c).depth);
+  else
+    most_blocks<GatherRows>(c);
+}
+
 void launch_product_mma(const Peers& peers, const ProductCall& c, int only) {
   const ProductTask& task = c.task;
-  const std::vector<int> merges = tree_merges(int64_t(c.leaves.size()) - 1);
-  const LeafPlan plan = plan_leaves(c.leaves, merges, 0, merges.size());
+  const LeafPlan plan = plan_of(c);
   MmaCall call = {};
   call.a = static_cast<const bfloat16*>(c.x), call.b = static_cast<const bfloat16*>(c.w);
   call.stride_a = task.k, call.stride_b = task.n, call.period = task.k;

@@ -21,7 +21,7 @@ struct ProductItem : WgmmaItem {  // row: of the whole product
 template <class Base>
 struct OnWgmma : Base {
   static constexpr int HELD = 8;  // what else the kernel does takes registers
-  static constexpr int LOADING = 64, MULTIPLYING = 224;
+  static constexpr int LOADING = 56, MULTIPLYING = 224;
   __device__ __forceinline__ int begin() const { return this->walk.begin; }
   __device__ __forceinline__ int end(int) const { return this->walk.end; }
   template <int N>
@@ -69,15 +69,26 @@ struct WgmmaGather : OnWgmma<GatherRows> {
   }
 };
 
+constexpr At AT = PLAIT_AT("a product of several ranks' rows, wgmma");
+
+template <int N>
+Grid grid_of(const ProductCall& c, int blocks) {
+  Grid grid{unsigned(blocks), WGMMA_THREADS, WgmmaShared<N>::BYTES, unsigned(c.cluster)};
+  grid.together = true;  // all blocks run at once, or one would wait for a peer's that waits for a place
+  return grid;
+}
+
+template <int N, class Spread>
+int most_blocks(const ProductCall& c) {
+  const int resident = resident_blocks(AT, wgmma_kernel<N, true, false, Spread>, grid_of<N>(c, c.cluster));
+  return c.blocks ? std::min(resident, c.blocks) : resident;
+}
+
 template <int N, class Spread>
 void start(const ProductCall& c, const WgmmaCall& call, const Spread& spread) {
-  const auto kernel = wgmma_kernel<N, true, false, Spread>;
-  const int cluster = call.arguments.cluster;
-  const int most = std::min(call.blocks, c.blocks ? c.blocks : call.blocks) / cluster;
-  const int items = spread.walk.end - spread.walk.begin;
-  Grid grid{unsigned(std::max(1, std::min(most, items)) * cluster), WGMMA_THREADS, WgmmaShared<N>::BYTES, unsigned(cluster)};
-  grid.together = true;  // all blocks run at once, or one would wait for a peer's that waits for a place
-  launch(PLAIT_AT("a product of several ranks' rows, wgmma"), kernel, grid, call.arguments, spread);
+  const int most = std::min(call.blocks, most_blocks<N, Spread>(c)) / c.cluster, items = spread.walk.end - spread.walk.begin;
+  const Grid grid = grid_of<N>(c, std::max(1, std::min(most, items)) * c.cluster);
+  launch(AT, wgmma_kernel<N, true, false, Spread>, grid, call.arguments, spread);
 }
 
 template <class Spread>
@@ -85,21 +96,36 @@ void start(const ProductCall& c, const WgmmaCall& call, const Spread& spread) {
   c.columns == 128 ? start<128>(c, call, spread) : start<Spread::WIDE>(c, call, spread);
 }
 
-}  // namespace
-
-void launch_product_wgmma(const Peers& peers, const ProductCall& c, int only) {
+// a: what the map of A describes.
+WgmmaCall call_of(const ProductCall& c, const void* a, void* out, int64_t items) {
   const ProductTask& task = c.task;
   const std::vector<int> merges = tree_merges(int64_t(c.leaves.size()) - 1);
-  const char* const place = peers.bases[peers.rank] + task.places[peers.rank];
   MatmulProblem p = {};
-  p.a = static_cast<const bfloat16*>(task.sums ? c.x : place), p.b = static_cast<const bfloat16*>(c.w);
+  p.a = static_cast<const bfloat16*>(a), p.b = static_cast<const bfloat16*>(c.w);
   p.row_stride_a = task.k, p.row_stride_b = task.n;
   p.m = task.m, p.n = task.n, p.k = task.k;
   p.leaves = &c.leaves, p.merges = &merges;
-  p.out = task.sums ? const_cast<char*>(place) : task.out, p.row_stride_out = task.n;
+  p.out = out, p.row_stride_out = task.n;
   p.out_dtype = !task.sums && task.half ? DType::bfloat16 : DType::float32;
+  return wgmma_call(p, {c.columns, c.cluster, false}, items);
+}
+
+}  // namespace
+
+void prepare_product_wgmma(const ProductCall& c) {
+  call_of(c, c.x, c.task.out, int64_t(1) << 20);
+  const bool narrow = c.columns == 128;
+  if (c.task.sums)
+    narrow ? most_blocks<128, WgmmaSums>(c) : most_blocks<WIDE_SUMS, WgmmaSums>(c);
+  else
+    narrow ? most_blocks<128, WgmmaGather>(c) : most_blocks<WIDE_GATHER, WgmmaGather>(c);
+}
+
+void launch_product_wgmma(const Peers& peers, const ProductCall& c, int only) {
+  const ProductTask& task = c.task;
+  char* const place = peers.bases[peers.rank] + task.places[peers.rank];
   const ProductWalk walk = product_walk(peers, c, TILE_M * c.cluster, only);
-  WgmmaCall call = wgmma_call(p, {c.columns, c.cluster, false}, std::max(1, walk.end));
+  WgmmaCall call = call_of(c, task.sums ? c.x : place, task.sums ? place : task.out, std::max(1, walk.end));
   if (task.sums) return start(c, call, WgmmaSums{{{peers, task, walk, only < 0}}});
   for (int q = 0; q < peers.size; q++)  // boxes of 64 rows go out whole
     call.arguments.by_tma = call.arguments.by_tma && task.rows(q) % (TILE_M * c.cluster) == 0;

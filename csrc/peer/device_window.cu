@@ -83,9 +83,14 @@ void DeviceWindow::launch(const DeviceCall& call, int stage) {
   Grid grid{call.blocks, call.threads, size_t(call.shared)};
   grid.together = true;  // all blocks run at once, or one would wait for a peer's that waits for a place
   const int only = room_.split ? stage : -1;
-  if (call.product)
-    launch_product(peers_, *call.product, only);
-  else if (call.reduce)
+  if (call.product) {
+    try {
+      launch_product(peers_, *call.product, only);
+    } catch (...) {  // its peers have met this rank, and would wait for what it does not send
+      abort();
+      throw;
+    }
+  } else if (call.reduce)
     plait::launch(PLAIT_AT("a reduction of a device window"), call.reduce, grid, peers_, call.reduce_task, only);
   else
     plait::launch(PLAIT_AT("a move of a device window"), call.move, grid, peers_, call.move_task, only);

@@ -46,13 +46,20 @@ def ranks_on(size: int, engine: str, **how: Any) -> Iterator[Ranks]:
     ranks = Ranks(size, arena=6 << 20, **how)
     choose = getattr(ranks.module, "set_device", None) if ranks.xp is np else None
     if choose is not None:
-        ranks.run(lambda rank: choose(1 if engine == "wgmma" else 0))
+        device = 1 if engine == "wgmma" else 0
+        choose(device)  # where calls are made
+        ranks.run(lambda rank: choose(device))
     try:
         yield ranks
     finally:
         if choose is not None:
-            ranks.run(lambda rank: choose(0))
+            choose(0)
         ranks.close()
+
+
+def chosen(ranks: Ranks, engine: str) -> bool:
+    """Whether it is wgmma: a GPU has one of the two."""
+    return engine == "wgmma" if ranks.xp is np else bool(ranks.module.wgmma_available())
 
 
 def multiply(
@@ -101,7 +108,7 @@ def reduce(
     ]
     spec = ranks.module.ProductSpec(
         bounds, leaves_in(k, leaves), merges, [ranks.offset(r, p) for r, p in enumerate(places)],
-        [ranks.offset(r, o) for r, o in enumerate(outs)] if gather else [], engine == "wgmma",
+        [ranks.offset(r, o) for r, o in enumerate(outs)] if gather else [], chosen(ranks, engine),
     )  # fmt: skip
     calls = [
         window.matmul_reduce(
@@ -121,18 +128,19 @@ def gather(
     bounds = [0, *sorted((RNG.choice(m - 1, size - 1, replace=False) + 1).tolist()), m]
     if evenly:
         bounds = cut(m, size, evenly)
-    x, ws = randoms(m, k), [randoms(k, n) for _ in range(size)]
+    # every rank its own columns, some more than others
+    x, ws = randoms(m, k), [randoms(k, n + 8 * rank) for rank in range(size)]
     places = [ranks.empty(rank, (m, k), BFLOAT16) for rank in range(size)]
     spec = ranks.module.ProductSpec(
         bounds, [0, k], leaves_of(size)[1], [ranks.offset(r, p) for r, p in enumerate(places)], [],
-        engine == "wgmma",
+        chosen(ranks, engine),
     )  # fmt: skip
     found, calls = [], []
     for r, window in enumerate(ranks.windows):
-        out = ranks.empty(r, (m, n), dtype, inside=False)
+        out = ranks.empty(r, (m, n + 8 * r), dtype if r else FLOAT32, inside=False)
         own = ranks.put(r, np.ascontiguousarray(x[bounds[r] : bounds[r + 1]]), inside=False)
         calls.append(window.all_gather_matmul(own, ranks.put(r, ws[r], inside=False), spec, out))
-        found.append((out, multiply(ranks, x, ws[r], [0, k], dtype)))
+        found.append((out, multiply(ranks, x, ws[r], [0, k], out.dtype)))
     return calls, found
 
 
@@ -220,14 +228,33 @@ def test_what_a_product_refuses():
     with ranks_on(2, "mma") as ranks:
         fits, put = ranks.module.product_fits, lambda x: ranks.put(0, x, inside=False)
         x, w = put(randoms(40, 64)), put(randoms(64, 24))
-        assert fits(x, w, [0, 64], [0, 20, 40])
-        assert fits(x, w, [0, 32, 64], [0, 20, 40])
-        assert not fits(x, w, [0, 24, 64], [0, 20, 40])  # a leaf that begins within a step
-        assert not fits(x, w, [0, 48], [0, 20, 40])
-        assert not fits(x[:, :32], w[:32], [0, 32], [0, 20, 40])  # rows apart
-        assert not fits(put(randoms(40, 60)), put(randoms(60, 24)), [0, 60], [0, 20, 40])
-        assert not fits(x, put(randoms(64, 23)), [0, 64], [0, 20, 40])
+        assert fits(x, w, [0, 64], [0, 20, 40], True)
+        assert fits(x, w, [0, 32, 64], [0, 20, 40], True)
+        assert not fits(x, w, [0, 24, 64], [0, 20, 40], True)  # a leaf that begins within a step
+        assert not fits(x, w, [0, 48], [0, 20, 40], True)
+        assert not fits(x[:, :32], w[:32], [0, 32], [0, 20, 40], True)  # rows apart
+        assert not fits(put(randoms(40, 60)), put(randoms(60, 24)), [0, 60], [0, 20, 40], True)
+        assert not fits(x, put(randoms(64, 23)), [0, 64], [0, 20, 40], True)
         assert not fits(
-            put(np.zeros((40, 64), FLOAT32)), put(np.zeros((64, 24), FLOAT32)), [0, 64], [0, 40]
+            put(np.zeros((40, 64), FLOAT32)),
+            put(np.zeros((64, 24), FLOAT32)),
+            [0, 64],
+            [0, 40],
+            True,
         )
-        assert not fits(x, w, [0, 64], [0, 128 * 10000, 128 * 10000])  # more tiles than flags
+        assert not fits(x, w, [0, 64], [0, 128 * 10000, 128 * 10000], True)  # more tiles than flags
+
+
+def test_a_product_after_a_meeting_that_failed_touches_nothing():
+    with ranks_on(2, "mma") as ranks:
+        calls, found = calls_of(ranks, "reduce_scatter", "mma", SHAPES[1], BFLOAT16)
+        launch(ranks, calls)
+        check(ranks, found, "before")
+        for out, _ in found:
+            out[...] = 0
+        ranks.windows[0].set_deadline(0.05)
+        for call in calls[0]:
+            ranks.run(lambda rank, call=call: ranks.windows[0].launch(call, 0), [0])
+        with pytest.raises(RuntimeError, match="rank 0 gave up waiting for rank 1"):
+            ranks.windows[0].check()
+        assert not ranks.get(found[0][0]).any()

@@ -16,8 +16,10 @@ from plait.comm.work import Array
 if TYPE_CHECKING:
     from plait.comm.peer import Peer
 
-# Elements of a product that is worth it: a tile for each multiprocessor of a GPU. Not measured.
+# Elements of a sum, or of the rows that are gathered, that are worth it: a tile for each
+# multiprocessor of a GPU. Not measured.
 LEAST = 1 << 21
+_ASIDE = 4  # sums that the kernel can set aside
 
 
 class Offer(NamedTuple):
@@ -39,15 +41,18 @@ def offer(
     counts, merges = counts_and_merges(comm.leaves)
 
     place = target = None
-    if (sums and max(counts) > 1) or bounds[-1] * n < LEAST:
-        return None  # on all ranks
-    if _takes(x, w, out, leaves, bounds):
+    if bounds[-1] * (n if sums else k) < LEAST:  # of rows each rank may make other columns
+        return None
+    if sums and (max(counts) > 1 or _aside(merges) > _ASIDE):
+        return None
+    if _takes(x, w, out, leaves, bounds, sums):
         rows = bounds[rank + 1] - bounds[rank]
         place = arena.allocate(4 * comm.size * rows * n if sums else 2 * bounds[-1] * k)
         target = _inside(arena, out) if everywhere else out
-    mine = [0, 0, 0, backend.kernels.wgmma_available()]
+    mine = [0, 0, 0, 0]
     if place is not None and target is not None:
-        mine[:3] = 1, place.offset, arena.find(address(target), target.nbytes)
+        found = arena.find(address(target), target.nbytes)
+        mine = [1, place.offset, found, int(backend.kernels.wgmma_available())]
     told = comm.inner.all_gather(np.array([mine], np.int64))
     if target is None or not told[:, 0].all():
         return None
@@ -62,17 +67,28 @@ def offer(
     return Offer(calls, target, place)
 
 
-def _takes(x: Array, w: Array, out: Array, leaves: list[int], bounds: Sequence[int]) -> bool:
+def _takes(
+    x: Array, w: Array, out: Array, leaves: list[int], bounds: Sequence[int], sums: bool
+) -> bool:
     """Whether the kernel does, on this rank."""
     return (
         all(map(on_device, (x, w, out)))
-        and bool(backend.kernels.product_fits(x, w, leaves, list(bounds)))
+        and bool(backend.kernels.product_fits(x, w, leaves, list(bounds), sums))
         and bool(out.flags.c_contiguous)
         and out.size > 0
         and address(out) % 16 == 0
         and not share_memory(out, x)
         and not share_memory(out, w)
     )
+
+
+def _aside(merges: list[int]) -> int:
+    """The most sums that wait for their sibling while the tree is added up."""
+    waiting = most = 0
+    for count in merges:
+        most = max(most, waiting)
+        waiting += 1 - count
+    return most
 
 
 def _inside(arena: Any, out: Array) -> Array | None:

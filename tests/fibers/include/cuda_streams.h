@@ -22,6 +22,9 @@ inline cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned) {
   return *data ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 inline cudaError_t cudaFreeHost(void* data) { return std::free(data), cudaSuccess; }
+inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t* config) {
+  return *clusters = int(config->gridDim.x / config->attrs[0].val.clusterDim.x / config->attrs[0].val.clusterDim.x), cudaSuccess;
+}
 inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
   return *blocks = 2, cudaSuccess;
 }
