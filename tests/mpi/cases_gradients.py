@@ -63,7 +63,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
-@case((1, 2, 3, 4, 6, 8), limit=240.0, long=(6,))
+@case((1, 2, 3, 4, 6, 8), limit=240.0, long=(6, 8))
 def gpt_gradients(world: Communicator) -> None:
     layouts = [
         (d, t, p) for d, t, p in factorisations(world.size) if t <= GRAINS["tensor"] and p <= 10
@@ -108,7 +108,7 @@ def vit_gradients(world: Communicator) -> None:
         compare_layouts(world, specs, batch, [variant], layouts, GRAINS, precision=precision)
 
 
-@case((1, 2, 3, 4, 6, 8), limit=120.0, long=(6,))
+@case((1, 2, 3, 4, 6, 8), limit=120.0, long=(6, 8))
 def resnet_gradients(world: Communicator) -> None:
     """Batch norm makes the microbatch count: where it is given, only layouts that cut a batch into
     the same ones. The totals of running statistics are compared like gradients."""

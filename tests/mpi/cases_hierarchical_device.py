@@ -63,7 +63,7 @@ def hierarchical(world: Communicator, nodes: list[int], way: str) -> Iterator[Hi
         comm.close()
 
 
-@case(ranks=(3, 4, 6), limit=300, long=(6,), cuda=True)
+@case(ranks=(3, 4, 6), limit=300, long=(4, 6), cuda=True)
 def collectives_have_the_bits_of_the_host(world: Communicator) -> None:
     for nodes in NODES[world.size]:
         for way in WAYS if nodes == NODES[world.size][0] else WAYS[:1]:
