@@ -288,8 +288,10 @@ def as_host(xp: Any, x: Any) -> Any:
     return x if xp is np else x.view(np.uint16).get()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def started(text: str | None, room: int) -> tuple[argparse.Namespace, Ranks, Any, dict[str, Any]]:
+    """The arguments, ranks with so many bytes each (few on fibers), what empties L2, and what the
+    JSON begins with."""
+    parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", type=Path)
@@ -303,13 +305,14 @@ def main() -> None:
     print(device, flush=True)
     junk = xp.empty(1 << 28 if fast else 1 << 10, np.uint8)
     blocks = kernels.DeviceWindow.resident_blocks() // a.ranks if fast else 2
-    room = (3 << 30) if fast else (1 << 22)
-    ranks = Ranks(a.ranks, room // a.ranks * 2, xp, STAGING if fast else 4096, blocks)
-    bandwidth = copy_bandwidth(xp, a.rounds, fast)
-    found: dict[str, Any] = {
-        "device": device, "ranks": a.ranks, "blocks": blocks, "copy GB/s": bandwidth,
-        "rows": [], "updates": [],
-    }  # fmt: skip
+    ranks = Ranks(a.ranks, room if fast else 1 << 22, xp, STAGING if fast else 4096, blocks)
+    return a, ranks, junk, {"device": device, "ranks": a.ranks, "blocks": blocks}
+
+
+def main() -> None:
+    a, ranks, junk, found = started(__doc__, 3 << 30)
+    bandwidth = copy_bandwidth(ranks.xp, a.rounds, ranks.fast)
+    found |= {"copy GB/s": bandwidth, "rows": [], "updates": []}
     sizes = [(1, 96), (3, 96)] if a.small else [
         (1, 512), (1, 2048), (2, WIDTH), (16, WIDTH), (64, WIDTH), (256, WIDTH), (1024, WIDTH),
         (4096, WIDTH), (16384, WIDTH),

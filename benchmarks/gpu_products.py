@@ -10,18 +10,15 @@ peers' memory is this GPU's, and every rank has its share of the multiprocessors
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_collectives import STAGING, Ranks, as_host, turns
+from gpu_collectives import Ranks, as_host, started, turns
 from turns import ratio_text
 
-from plait import backend
 from plait.backend import bfloat16, float32, kernels
 from plait.comm.tree import Leaves
 
@@ -116,22 +113,8 @@ def product(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--small", action="store_true")
-    a = parser.parse_args()
-    device = backend.use("cuda")
-    import cupy
-
-    xp: Any = cupy if hasattr(cupy, "asarray") else np  # the stand-in has none
-    fast = xp is not np
-    print(device, flush=True)
-    junk = xp.empty(1 << 28 if fast else 1 << 10, np.uint8)
-    blocks = kernels.DeviceWindow.resident_blocks() // a.ranks if fast else 2
-    ranks = Ranks(a.ranks, (2 << 30) if fast else (1 << 22), xp, STAGING if fast else 4096, blocks)
-    found: dict[str, Any] = {"device": device, "ranks": a.ranks, "blocks": blocks, "rows": []}
+    a, ranks, junk, found = started(__doc__, 2 << 30)
+    found["rows"] = []
     shapes = [(130, 64, 32)] if a.small else [
         (2048, 4096, 4096), (8192, 4096, 4096), (8192, 4096, 16384), (8192, 768, 3072),
     ]  # fmt: skip

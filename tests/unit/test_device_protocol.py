@@ -6,7 +6,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from protocol_model import Call, Explorer, Program, Violation, programs
+from protocol_model import Explorer, Violation
+from protocol_program import Call, Program, programs
 
 ONCE, DIRECT = Call("once"), Call("all_reduce", direct=(True, True))
 STAGED, SCATTER = (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from plait.backend import on_device
 from plait.comm.combine import Bounds, Reduction
@@ -17,7 +17,8 @@ from plait.comm.staged import Staged
 from plait.comm.transport import PeerFailed
 from plait.comm.work import Array, Poll, Steps
 
-Hook = TypeVar("Hook", bound=Callable[..., Steps])
+Given = ParamSpec("Given")
+Self = TypeVar("Self", bound="Compared")
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,18 @@ class Compared(Staged):
         return _once_agreed(self.inner, call, steps) if self.checked else steps
 
 
-def compared(hook: Hook) -> Hook:
+def compared(
+    hook: Callable[Concatenate[Self, Given], Steps],
+) -> Callable[Concatenate[Self, Given], Steps]:
     """A collective of a Compared communicator, by its hook of transport.py."""
     call_of: Callable[..., Call] = _CALLS[hook.__name__]
 
     @wraps(hook)
-    def steps(self: Compared, *given: Any) -> Steps:
-        found = hook(self, *given)
-        return self.first(call_of(*given), found) if self.checked else found
+    def steps(self: Self, /, *args: Given.args, **kwargs: Given.kwargs) -> Steps:
+        found = hook(self, *args, **kwargs)
+        return self.first(call_of(*args, **kwargs), found) if self.checked else found
 
-    return steps  # type: ignore[return-value]
+    return steps
 
 
 def _once_agreed(host: Communicator, call: Call, steps: Steps) -> Iterator[Poll]:
