@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import warnings
 from functools import partial
 from itertools import product
 
 import numpy as np
 import pytest
-from harness import case
+from harness import case, kept
 from mpi4py import MPI
 from reference import FLOATS, RANKS, assert_same, finish, nodes_of, of_ranks, tree, values
 from transports import transports
@@ -96,11 +98,11 @@ def the_arena_takes_back_what_is_dropped(world: Communicator) -> None:
         del x
         assert part.sum() == 1_000_000
     assert arena.used <= before + (40 << 20)
-    kept = [world.empty(n, np.int8) for n in (0, 1, 63, 64, 65, 100_000)]
-    for i, array in enumerate(kept):
+    arrays = [world.empty(n, np.int8) for n in (0, 1, 63, 64, 65, 100_000)]
+    for i, array in enumerate(arrays):
         array[:] = i
-    assert [set(array.tolist()) for array in kept] == [set(), {1}, {2}, {3}, {4}, {5}]
-    assert all(array.__array_interface__["data"][0] % 64 == 0 for array in kept)
+    assert [set(array.tolist()) for array in arrays] == [set(), {1}, {2}, {3}, {4}, {5}]
+    assert all(array.__array_interface__["data"][0] % 64 == 0 for array in arrays)
 
 
 @case(4)
@@ -158,6 +160,24 @@ def a_living_peer_is_not_gone(world: Communicator) -> None:
     world.barrier()
     if world.rank == 1:
         assert memory.gone(0), "the peer's end is closed"
+
+
+@case((2, 4))
+def what_a_dropped_communicator_held_is_closed(world: Communicator) -> None:
+    """By plait, not by Python, which would warn of it."""
+    for _ in range(2):  # the first time it is what earlier cases have left
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", ResourceWarning)
+            gc.collect()
+            before = len(os.listdir("/proc/self/fd"))
+            with kept():
+                comm = communicator(MPI.COMM_WORLD)
+            assert len(os.listdir("/proc/self/fd")) > before
+            comm.close()
+            del comm
+            gc.collect()
+    assert not said
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @case((1, 2, 3))

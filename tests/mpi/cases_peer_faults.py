@@ -43,7 +43,7 @@ def what_stands_in_the_way(world: Communicator) -> None:
     x = values(world.rank, (9,), np.float32)
     for pretended, cause in OBSTACLES:
         with gpus(world, False, **pretended), warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
+            warnings.simplefilter("always", UserWarning)
             inner = world.split(0, world.rank)
             assert inner is not None
             comm = device_communicator(inner)
@@ -62,7 +62,7 @@ def some_ranks_share_memory(world: Communicator) -> None:
     if REAL:
         return
     with gpus(world, False, opens=world.rank != 3), warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         inner = world.split(0, world.rank)
         assert inner is not None
         comm = device_communicator(inner)

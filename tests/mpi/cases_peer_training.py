@@ -130,7 +130,7 @@ def a_recording_that_fails_keeps_no_memory(world: Communicator) -> None:
     if REAL:
         return
     with gpus(world, False), warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         comm = peers(world)
         fake_cupy.Stream().use()
         recorder = backend.recorder()

@@ -12,6 +12,8 @@ import select
 import socket
 import struct
 import uuid
+import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from plait.backend.host import kernels
@@ -30,6 +32,7 @@ class NodeMemory:
 
     def __init__(self, arena: Any, mappings: list[Any], sockets: list[socket.socket | None]):
         self.arena, self.mappings, self._sockets = arena, mappings, sockets
+        weakref.finalize(self, _close, sockets).atexit = False
 
     @staticmethod
     def connect(node: MPI.Intracomm) -> NodeMemory | None:
@@ -66,6 +69,12 @@ class NodeMemory:
         poll = select.poll()
         poll.register(peer, select.POLLRDHUP)
         return bool(poll.poll(0))
+
+
+def _close(sockets: Iterable[socket.socket | None]) -> None:
+    for each in sockets:
+        if each is not None:
+            each.close()
 
 
 def _exchange(
