@@ -45,10 +45,18 @@ class Ranks:
         self.arenas = [self._raw(total) for _ in range(size)]
         bases = [self._address(x) for x in self.arenas]
         self.used = [block] * size
+        self._settle()
         self.windows = [
             kernels.DeviceWindow(rank, size, bases, bases, [total] * size, staging, blocks, False)
             for rank in range(size)
         ]
+        for window in self.windows:
+            window.set_deadline(5.0)
+
+    def _settle(self) -> None:
+        """What the main thread has put there is there."""
+        if self.fast:
+            self.xp.cuda.get_current_stream().synchronize()
 
     def _raw(self, count: int) -> Any:
         raw = self.xp.zeros(count + LINE, np.uint8)
@@ -86,13 +94,24 @@ class Ranks:
             done.record(self.streams[rank])
             return done
 
-        for done in self.each(queue):
+        for done in self._queued(queue):
             main.wait_event(done)
         last.record(main)
         last.synchronize()
+        for window in self.windows:
+            window.check()
         return 1e-3 * float(cuda.get_elapsed_time(gate, last))
 
-    def each(self, work: Callable[[int], Any]) -> list[Any]:
+    def each(self, work: Callable[[int], Any]) -> None:
+        """Until all ranks have done work(rank)."""
+        self._settle()
+        self._queued(work)
+        for stream in self.streams:
+            stream.synchronize()
+        for window in self.windows:
+            window.check()
+
+    def _queued(self, work: Callable[[int], Any]) -> list[Any]:
         def one(rank: int) -> Any:
             if not self.fast:
                 return work(rank)
@@ -100,13 +119,8 @@ class Ranks:
                 kernels.set_stream(self.streams[rank].ptr)
                 return work(rank)
 
-        found = [
-            each.result()
-            for each in [self.threads[rank].submit(one, rank) for rank in range(self.size)]
-        ]
-        for window in self.windows:
-            window.check()
-        return found
+        started = [self.threads[rank].submit(one, rank) for rank in range(self.size)]
+        return [each.result() for each in started]
 
     def close(self) -> None:
         self.each(lambda rank: None)

@@ -50,7 +50,7 @@ def ours(model: str, batch: int, microbatch: int) -> tuple[Callable[[], float], 
     specs = models.gpt(vocabulary=VOCABULARY[model], **SIZES[model])
     leaves = auto_grains(specs, batch)
     mesh = Mesh(grains=dict(zip(("data", "tensor"), leaves, strict=True)))
-    engine = Engine(specs, mesh.staged(), AdamW(weight_decay=0.1), Settings(batch, microbatch))
+    engine = Engine(specs, mesh.for_device(), AdamW(weight_decay=0.1), Settings(batch, microbatch))
     inputs, targets = samples(batch, model)
     done = iter(range(1 << 30))
     return lambda: engine.step(next(done), 3e-4, inputs, targets).loss, engine.parameter_count
@@ -95,7 +95,7 @@ def curve(steps: int, small: bool) -> dict[str, Any]:
         backend.use(name)
         specs = models.gpt(vocabulary=512, **sizes)
         mesh = Mesh(grains={"data": 8, "tensor": 2})
-        engine = Engine(specs, mesh.staged(), AdamW(weight_decay=0.1), Settings(8, 4))
+        engine = Engine(specs, mesh.for_device(), AdamW(weight_decay=0.1), Settings(8, 4))
         batches = np.random.default_rng(1).integers(0, 512, (8, 8, length + 1), np.int32)
         losses = []
         for step in range(steps):
@@ -110,9 +110,9 @@ def curve(steps: int, small: bool) -> dict[str, Any]:
 
 def wait() -> None:
     """Until the device has done all it was given."""
-    import torch
-
-    if torch.cuda.is_available():
+    backend.synchronize()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
@@ -126,9 +126,12 @@ def main() -> None:
     parser.add_argument("--curve", action="store_true")
     parser.add_argument("--no-torch", action="store_true")
     a = parser.parse_args()
+    found: dict[str, Any] = {"model": a.model, "batch": a.batch}
+    if a.curve:
+        found["curve"] = curve(3 if a.model == "tiny" else 50, a.model == "tiny")
     device, sizes = backend.use("cuda"), SIZES[a.model]
+    found["device"] = device
     print(device, flush=True)
-    found: dict[str, Any] = {"device": device, "model": a.model, "batch": a.batch}
     step, parameters = ours(a.model, a.batch, a.microbatch)
     tokens = a.batch * sizes["sequence_length"]
     attention = 6 * sizes["layers"] * sizes["hidden_dim"] * sizes["sequence_length"]
@@ -167,8 +170,6 @@ def main() -> None:
         del other
     found["memory"] = backend.memory_bytes()
     print(f"device memory of plait: {found['memory'] / 1e9:.2f} GB", flush=True)
-    if a.curve:
-        found["curve"] = curve(3 if a.model == "tiny" else 50, a.model == "tiny")
     if a.json:
         a.json.write_text(json.dumps(found, indent=1))
 

@@ -52,7 +52,21 @@ PLAIT_INLINE void pack_body(const T* x, int64_t wide_stride, At at, int64_t wide
   }
 }
 
-PLAIT_KERNEL(pack, pack_body)
+// Whether a tile of the path has panels of this width in this form. The emulated AMX has its own on
+// every path.
+constexpr bool packed(Isa path, int panel, Packing form) {
+  if (form == Packing::pairs && panel == 32) return true;
+  if (path == Isa::avx512) return panel == 14 || panel == 32;
+  return form != Packing::pairs && (panel == 16 || panel == (path == Isa::avx2 ? 6 : 4));
+}
+template <Isa, class...>
+constexpr bool pack_called = false;
+template <Isa PATH, class T, class At, int PANEL, Packing FORM>
+constexpr bool pack_called<PATH, const T*, int64_t, At, int64_t, int64_t,
+                           std::integral_constant<int, PANEL>, int64_t, Form<FORM>, float*> =
+    packed(PATH, PANEL, FORM);
+
+PLAIT_KERNEL_WHERE(pack, pack_body, pack_called)
 
 // One panel of any width, of rows that lie along w.
 template <class T, class At, Packing FORM>

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <stdexcept>
+#include <string>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -82,6 +84,11 @@ void set_isa(Isa isa) {
               name_of(best_isa()), ", not ", name_of(isa));
   active.store(isa, std::memory_order_relaxed);
   vectors.store(vectors_of(isa), std::memory_order_relaxed);
+}
+
+void not_compiled(const char* kernel) {
+  throw std::logic_error(std::string(kernel) + " was not compiled for path " +
+                         name_of(vector_isa()) + " and these arguments");
 }
 
 const char* name_of(Isa isa) {

@@ -129,6 +129,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, WIDE == 64 ? 3 : 2)
     if (lane % 4 == 0 && mine + 8 * half < n.queries)
       call.log_sum[row * n.queries + mine + 8 * half] = fma(softmax[half].peak, LN_2, math::log(sum));
   }
+  wait_copies<0>();  // of queries that see no key
   store_rows<WIDE>(o, call.out.head(sample, head), call.out.row_stride, first + warp * 16, n.queries, n.size, call.aligned);
 }
 

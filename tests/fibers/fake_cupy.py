@@ -197,10 +197,8 @@ class Stream:
     def use(self) -> None:
         Stream.current = self
 
-    done = True  # all is done at once
-
-    def synchronize(self) -> None:
-        pass
+    def synchronize(self) -> None:  # all is done at once
+        _raise_fault()
 
     def begin_capture(self, mode: int) -> None:
         global recording
@@ -219,12 +217,14 @@ Stream.null = Stream.current = Stream()
 
 class Event:
     def __init__(self, disable_timing: bool = False):
-        self.done = False
+        self.ptr = id(self)
 
     def record(self, stream: Stream) -> None:
         assert stream is Stream.current
         assert recording is None, "an event of a captured stream is asked whether it is done"
-        self.done = True
+
+    def synchronize(self) -> None:
+        _raise_fault()
 
 
 class MemoryPool:
@@ -233,6 +233,19 @@ class MemoryPool:
 
     def total_bytes(self) -> int:
         return 1 << 10
+
+
+fault = 0  # of a kernel: what CUDA answers to whatever it is asked from then on
+
+
+def _raise_fault() -> None:
+    if fault not in (0, 600):  # 600: it goes on
+        raise RuntimeError(f"cudaErrorIllegalAddress: {fault}")
+
+
+def _query(address: int) -> int:
+    assert recording is None, "a captured stream is asked whether it is done"
+    return fault
 
 
 # Visible devices: their place on the host's bus, and UUID. Tests set others.
@@ -269,10 +282,11 @@ cuda = SimpleNamespace(
     get_current_stream=lambda: Stream.current,
     using_allocator=lambda _: contextlib.nullcontext(),
     Device=Device,
-    nccl=SimpleNamespace(available=False),
     runtime=SimpleNamespace(
         getDeviceCount=lambda: len(devices),
         streamCaptureModeRelaxed=2,
+        streamQuery=_query,
+        eventQuery=_query,
         memGetInfo=lambda: (1 << 30, 1 << 30),
         getDeviceProperties=lambda _: {"name": b"fibers of a CPU", "major": 8, "minor": 0},
     ),

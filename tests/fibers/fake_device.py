@@ -113,8 +113,12 @@ def recorded_window(window: Any) -> Any:
 @contextmanager
 def device(kernels: Any) -> Iterator[None]:
     """A device whose kernels are cpu_kernels(), or those of kernel_backends.fibers()."""
-    before = {name: sys.modules.get(name) for name in ("cupy", "plait._cuda")}
-    sys.modules.update({"cupy": fake_cupy, "plait._cuda": recorded(kernels)})
+    modules = {
+        "cupy": fake_cupy, "cupy.cuda.nccl": SimpleNamespace(available=False),
+        "plait._cuda": recorded(kernels),
+    }  # fmt: skip
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
     try:
         yield
     finally:

@@ -25,6 +25,10 @@ sent: Counter[int] = Counter()  # bytes to each rank
 lost = False  # a peer
 
 
+class NcclError(RuntimeError):
+    pass
+
+
 def get_unique_id() -> tuple[int, ...]:
     return (MPI.COMM_WORLD.rank, next(_numbers))
 
@@ -77,8 +81,9 @@ class NcclCommunicator:
 
         fake_cupy.do(reduce)
 
-    def check_async_error(self) -> int:
-        return int(lost)
+    def check_async_error(self) -> None:
+        if lost:
+            raise NcclError("NCCL_ERROR_REMOTE_ERROR: remote process exited")
 
     def abort(self) -> None:
         calls.append("abort")

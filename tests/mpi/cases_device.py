@@ -193,6 +193,7 @@ def nccl_collectives(world: Communicator) -> None:
             backend.wait()
         except PeerFailed as error:
             assert "NCCL lost a peer" in str(error)  # noqa: PT017
+            assert "NCCL_ERROR_REMOTE_ERROR" in str(error)  # noqa: PT017
         else:
             raise AssertionError("a peer was lost and nobody said so")
         finally:
@@ -228,14 +229,14 @@ def collectives_of_a_cuda_aware_mpi(world: Communicator) -> None:
 @contextmanager
 def over_nccl() -> Iterator[None]:
     """And a GPU for each rank."""
-    before, fake_cupy.cuda.nccl = fake_cupy.cuda.nccl, fake_nccl
+    before, sys.modules["cupy.cuda.nccl"] = sys.modules["cupy.cuda.nccl"], fake_nccl
     rank, device_before = MPI.COMM_WORLD.rank, fake_cupy.devices[0]
     fake_cupy.devices[0] = f"0000:{rank:02x}:00.0", bytes([rank + 1]) * 16
     fake_nccl.calls.clear()
     try:
         yield
     finally:
-        fake_cupy.cuda.nccl = before
+        sys.modules["cupy.cuda.nccl"] = before
         fake_cupy.devices[0] = device_before
 
 

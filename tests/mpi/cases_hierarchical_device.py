@@ -41,14 +41,16 @@ TRANSPORTS = {
 @contextlib.contextmanager
 def ranks_on(way: str, world: Communicator) -> Iterator[None]:
     """What lies between nodes; a GPU for each rank, or (shared) one for all of a node."""
-    refusal = aware_mpi.refusal
+    refusal, nccl = aware_mpi.refusal, backend.nccl
+    if REAL:  # it knows that the nodes are one
+        backend.nccl = lambda: None
     with gpus(world, way == "shared"), over_nccl() if way == "nccl" else contextlib.nullcontext():
         if way == "aware":
             aware_mpi.refusal = lambda: None
         try:
             yield
         finally:
-            aware_mpi.refusal = refusal
+            aware_mpi.refusal, backend.nccl = refusal, nccl
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ def memory_is_shared(world: Communicator) -> None:
                 backend.view(block.address, (1024,), np.float32, block),
                 np.full(1024, world.rank, np.float32),
             )
+            backend.synchronize()  # what is put is there when peers are told where
             offsets = world.all_gather_object(block.offset)
             for rank, key in enumerate(keys):
                 x = memory.view(key, offsets[rank], (1024,), np.float32)

@@ -158,11 +158,11 @@ def a_peer_that_has_ended(world: Communicator) -> None:
 
 @contextlib.contextmanager
 def stream_that_waits() -> Iterator[None]:
-    fake_cupy.Stream.done = False
+    fake_cupy.fault = 600
     try:
         yield
     finally:
-        fake_cupy.Stream.done = True
+        fake_cupy.fault = 0
 
 
 @case(ranks=(2, 3), cuda=True)

@@ -4,6 +4,7 @@ on a GPU, or on fibers, where arrays are numpy's."""
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from plait.comm.tree import Leaves
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 LINE = 256
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # else streams queue behind each other
 
 
 class Ranks:
@@ -41,6 +43,7 @@ class Ranks:
         bases = [_address(x) for x in self.arenas]
         need = -(-self.module.DeviceWindow.block_bytes(size, staging) // LINE) * LINE
         self.used = [windows * need] * size
+        self.settle()
         self.sets = [
             [
                 self.module.DeviceWindow(
@@ -103,11 +106,15 @@ class Ranks:
             finally:
                 self.streams[rank].synchronize()
 
-        if self.xp is not np:  # what the test has put there is there
-            self.xp.cuda.get_current_stream().synchronize()
+        self.settle()
         chosen = range(self.size) if ranks is None else ranks
         started = [self.threads[rank].submit(one, rank) for rank in chosen]
         return [each.result(limit) for each in started]
+
+    def settle(self) -> None:
+        """What the test has put there is there."""
+        if self.xp is not np:
+            self.xp.cuda.get_current_stream().synchronize()
 
     @contextmanager
     def on(self, rank: int, stream: Any) -> Iterator[None]:

@@ -296,7 +296,9 @@ def test_what_is_watched_goes_on_while_the_host_waits(monkeypatch: pytest.Monkey
     with device(cpu_kernels()):
         backend.use("cuda")
         x = backend.to_device(np.arange(3, dtype=np.float32))
-        monkeypatch.setattr(fake_cupy.Stream, "done", property(lambda _: Watch.looks > 4))
+        monkeypatch.setattr(
+            fake_cupy.cuda.runtime, "streamQuery", lambda _: 0 if Watch.looks > 4 else 600
+        )
         backend.watch(watch)
         assert backend.to_host(x).tolist() == [0, 1, 2]
         assert Watch.looks == 6  # once more when all is done
@@ -341,3 +343,25 @@ def test_what_a_kernel_found_ends_the_step() -> None:
         )
         with pytest.raises(ValueError, match="at or beyond the vocabulary"):
             next(trainer.steps(1))
+
+
+class Nothing:
+    def look(self) -> None:
+        pass
+
+
+def test_a_fault_of_a_kernel_ends_every_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy's Stream.done is False for ever after it."""
+    with device(cpu_kernels()):
+        backend.use("cuda")
+        watched = Nothing()  # else the stream is waited for as a whole
+        backend.watch(watched)
+        done = backend.mark()
+        with monkeypatch.context() as patch:
+            patch.setattr(fake_cupy, "fault", 700)
+            for wait in (backend.wait, backend.done, done):
+                with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress"):
+                    wait()
+            patch.setattr(fake_cupy, "fault", 600)
+            assert not done()
+        assert done()

@@ -149,13 +149,18 @@ def test_abort_ends_those_that_wait_and_names_who_gave_up() -> None:
     ranks = Ranks(2)
     window = ranks.windows[0]
     call = window.barrier()
-    waiting = ranks.threads[0].submit(window.launch, call)
+
+    def launch() -> None:
+        with ranks.on(0, ranks.streams[0]):
+            window.launch(call)
+
+    waiting = ranks.threads[0].submit(launch)
     ranks.windows[1].abort()
     waiting.result(30)
     ranks.streams[0].synchronize()
     for each in ranks.windows:
         if each is ranks.windows[1]:
-            each.launch(each.barrier())
+            ranks.run(lambda rank: ranks.windows[rank].launch(ranks.windows[rank].barrier()), [1])
         with pytest.raises(
             RuntimeError, match="rank 1 gave up a collective of this communicator; rank"
         ):

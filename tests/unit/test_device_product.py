@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -110,12 +110,12 @@ def reduce(
         bounds, leaves_in(k, leaves), merges, [ranks.offset(r, p) for r, p in enumerate(places)],
         [ranks.offset(r, o) for r, o in enumerate(outs)] if gather else [], chosen(ranks, engine),
     )  # fmt: skip
-    calls = [
-        window.matmul_reduce(
-            *(ranks.put(r, given[r], inside=False) for given in (xs, ws)), spec, gather, outs[r]
-        )
-        for r, window in enumerate(ranks.windows)
-    ]
+
+    def call(r: int) -> Any:
+        given = (ranks.put(r, each[r], inside=False) for each in (xs, ws))
+        return ranks.windows[r].matmul_reduce(*given, spec, gather, outs[r])
+
+    calls = of_each(ranks, call)
     wanted = [whole if gather else whole[bounds[r] : bounds[r + 1]] for r in range(size)]
     return calls, list(zip(outs, wanted, strict=True))
 
@@ -135,13 +135,27 @@ def gather(
         bounds, [0, k], leaves_of(size)[1], [ranks.offset(r, p) for r, p in enumerate(places)], [],
         chosen(ranks, engine),
     )  # fmt: skip
-    found, calls = [], []
-    for r, window in enumerate(ranks.windows):
-        out = ranks.empty(r, (m, n + 8 * r), dtype if r else FLOAT32, inside=False)
+    outs = [
+        ranks.empty(r, (m, n + 8 * r), dtype if r else FLOAT32, inside=False) for r in range(size)
+    ]
+
+    def call(r: int) -> Any:
         own = ranks.put(r, np.ascontiguousarray(x[bounds[r] : bounds[r + 1]]), inside=False)
-        calls.append(window.all_gather_matmul(own, ranks.put(r, ws[r], inside=False), spec, out))
-        found.append((out, multiply(ranks, x, ws[r], [0, k], out.dtype)))
-    return calls, found
+        w = ranks.put(r, ws[r], inside=False)
+        return ranks.windows[r].all_gather_matmul(own, w, spec, outs[r])
+
+    wanted = [multiply(ranks, x, w, [0, k], out.dtype) for w, out in zip(ws, outs, strict=True)]
+    return of_each(ranks, call), list(zip(outs, wanted, strict=True))
+
+
+def of_each(ranks: Ranks, call: Callable[[int], Any]) -> list[Any]:
+    """call(rank) by each rank's thread, whose stream gets the working memory: none is taken while
+    a peer's kernel waits."""
+    calls = ranks.run(call)
+    for each in calls:
+        if isinstance(each, Exception):
+            raise each
+    return calls
 
 
 def check(ranks: Ranks, found: list[tuple[Any, np.ndarray]], what: Any) -> None:

@@ -7,7 +7,9 @@ either kind.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import warnings
 import weakref
 from typing import Any, Literal, Protocol
 
@@ -136,10 +138,14 @@ def recorder() -> Recorder | None:
 
 
 def nccl() -> Any:
-    """CuPy's module of that name; None on the CPU, or where CuPy finds no NCCL."""
-    if current.cuda is None or not current.cuda.cupy.cuda.nccl.available:
+    """CuPy's module of that name, which CuPy does not load itself; None on the CPU, or where CuPy
+    finds no NCCL."""
+    if current.cuda is None:
         return None
-    return current.cuda.cupy.cuda.nccl
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a library that is missing; the transport is told
+        found = importlib.import_module("cupy.cuda.nccl")
+    return found if found.available else None
 
 
 def trim() -> None:

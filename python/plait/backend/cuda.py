@@ -49,6 +49,8 @@ def connect(local_rank: int) -> Cuda:
     missing, and what to install."""
     # Loaded at its first use, a kernel would wait behind one that waits for a peer.
     os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
+    # With fewer queues a stream that must end such a wait could queue behind it.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     try:
         kernels: Any = importlib.import_module("plait._cuda")
     except ModuleNotFoundError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from plait.backend import current
 
@@ -17,6 +17,7 @@ class Watch(Protocol):
         """Takes microseconds; raises if what the device waits for will never come."""
 
 
+_NOT_READY = 600  # cudaErrorNotReady
 _watches: weakref.WeakSet[Watch] = weakref.WeakSet()
 
 
@@ -26,8 +27,11 @@ def watch(each: Watch) -> None:
 
 
 def done() -> bool:
-    """Whether the device has done all that it was told."""
-    return current.cuda is None or bool(current.cuda.stream.done)
+    """Whether the device has done all that it was told. CuPy's error if it cannot any more."""
+    if current.cuda is None:
+        return True
+    stream = current.cuda.stream
+    return _ended(current.cuda.cupy.cuda.runtime.streamQuery(stream.ptr), stream)
 
 
 def mark() -> Callable[[], bool]:
@@ -36,7 +40,16 @@ def mark() -> Callable[[], bool]:
         return done
     event = current.cuda.cupy.cuda.Event(disable_timing=True)
     event.record(current.cuda.stream)
-    return lambda: bool(event.done)
+    query = current.cuda.cupy.cuda.runtime.eventQuery
+    return lambda: _ended(query(event.ptr), event)
+
+
+def _ended(code: int, what: Any) -> bool:
+    """CuPy's `done` is False for ever after an error, such as an illegal address in a kernel."""
+    if code not in (0, _NOT_READY):
+        what.synchronize()  # it raises what went wrong
+        raise RuntimeError(f"the device answers with CUDA error {code}")
+    return code == 0
 
 
 def synchronize() -> None:

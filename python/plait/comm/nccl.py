@@ -59,9 +59,13 @@ class Link:
     def look(self) -> None:
         """PeerFailed if a peer is gone, or the network between. While the host waits for the
         device."""
-        if self._comm is not None and self._comm.check_async_error():
+        if self._comm is None:
+            return
+        try:
+            self._comm.check_async_error()
+        except RuntimeError as error:
             self.give_up()  # or the stream would wait for ever
-            raise PeerFailed(self._lost)
+            raise PeerFailed(f"{self._lost}: {error}") from None
 
     def give_up(self) -> None:
         comm, self._comm = self._comm, None
