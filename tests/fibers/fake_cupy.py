@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 __version__ = "14.0.0"
@@ -126,6 +127,10 @@ class ndarray:
         assert isinstance(value, ndarray), "a number or a host array is assigned to a device array"
         assert value.dtype == self.dtype
         out, x = loose(self)._held, loose(value)._held
+        moved = out[where].flags.c_contiguous and x.flags.c_contiguous
+        assert moved or x.dtype != ml_dtypes.bfloat16, (
+            "CuPy has no kernel that copies bfloat16 with gaps"
+        )
         do(lambda: out.__setitem__(where, x))
 
     def __iter__(self) -> Any:

@@ -345,6 +345,18 @@ def test_what_a_kernel_found_ends_the_step() -> None:
             next(trainer.steps(1))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, backend.bfloat16, np.int64])
+def test_arrays_with_gaps_are_copied(dtype: Any) -> None:
+    x = np.arange(12).reshape(3, 4).astype(dtype)
+    with device(cpu_kernels()):
+        backend.use("cuda")
+        there, out = backend.to_device(x), backend.empty((4, 3), dtype)
+        backend.assign(out, there.transpose(1, 0))
+        assert backend.to_host(out).tobytes() == x.T.tobytes()
+        backend.assign(there.transpose(1, 0), out)
+        assert backend.to_host(there).tobytes() == x.tobytes()
+
+
 class Nothing:
     def look(self) -> None:
         pass
