@@ -1,5 +1,5 @@
-// The host's side of CUDA (cuda_memory.cpp has its memory, streams.cpp its streams); devices are as wide as a small GPU, so that grids loop. Device 0 has
-// compute capability 8.0, device 1 has 9.0.
+// The host's side of CUDA (cuda_memory.cpp has its memory, streams.cpp its streams); devices are as wide as a small
+// GPU, so that grids loop. Device 0 has compute capability 8.0, device 1 has 9.0.
 #include "cuda_runtime.h"
 
 const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "an error of the test's CUDA"; }
